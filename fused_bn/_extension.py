@@ -1,0 +1,52 @@
+"""Loads the compiled extension, which registers the `fused_bn::` operators; says so where it cannot."""
+
+import os
+import warnings
+from types import ModuleType
+
+DISABLE_VARIABLE = "FUSED_BN_DISABLE_EXTENSION"
+
+HOW_TO_BUILD = (
+    "build it with `pip install --no-build-isolation .` in a checkout of fused_bn "
+    "(it needs a C++17 compiler), with the same torch that runs it"
+)
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The extension module, or None with the reason why there is none."""
+    if os.environ.get(DISABLE_VARIABLE, "0") not in ("", "0"):
+        return None, f"{DISABLE_VARIABLE} is set"
+    try:
+        from fused_bn import _C
+    except ImportError as error:  # not built, or built for another torch: both end up here
+        return None, str(error)
+    from fused_bn import _fake  # noqa: F401  (its import registers the fake kernels)
+
+    return _C, ""
+
+
+extension, missing_reason = _load()
+
+if extension is None:
+    warnings.warn(
+        "fused_bn runs on its slow pure-PyTorch fallback, because the compiled extension could not be "
+        f"loaded ({missing_reason}); {HOW_TO_BUILD}.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _devices_with_kernels() -> frozenset[str]:
+    """The device types whose forward kernel is registered; the others use the fallback."""
+    if extension is None:
+        return frozenset()
+    import torch
+
+    keys = {"cpu": "CPU", "cuda": "CUDA", "meta": "CPU"}
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return frozenset(
+        device for device, key in keys.items() if has_kernel("fused_bn::batch_norm_forward", key)
+    )
+
+
+devices_with_kernels = _devices_with_kernels()

@@ -1,0 +1,30 @@
+"""The same contract in plain PyTorch calls: for machines without a compiler and devices without a kernel."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS = {"none": lambda z: z, "relu": torch.relu}
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float | None,
+    eps: float,
+    activation: str,
+    num_batches_tracked: Tensor | None,
+) -> Tensor:
+    """See `fused_bn.functional.batch_norm`."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}")
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+    if momentum is None:
+        momentum = 0.0 if num_batches_tracked is None else 1.0 / float(num_batches_tracked)
+    z = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return ACTIVATIONS[activation](z)

@@ -1,0 +1,76 @@
+"""Functions on tensors; the modules are thin holders of parameters around them."""
+
+import torch
+from torch import Tensor
+
+from fused_bn import _fallback
+from fused_bn._extension import devices_with_kernels
+
+if devices_with_kernels:
+    _fused = torch.ops.fused_bn.batch_norm.default
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str = "none",
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    """Batch normalisation followed by an activation, in one pass over memory.
+
+    Computes ``act(weight * (x - mean) / sqrt(var + eps) + bias)`` as `torch.nn.functional.batch_norm`
+    followed by the activation does (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167).
+
+    Args:
+        input: shape (N, C, *), floating point; contiguous and channels_last are read in place.
+        running_mean, running_var: shape (C,); in training updated in place where given, in evaluation
+            the statistics used. Either both or neither.
+        weight, bias: shape (C,), each optional. Half-precision input takes parameters and running
+            statistics of its own dtype or float32; other inputs of their own dtype.
+        training: normalise with the statistics of this batch.
+        momentum: weight of the new statistics in the running ones; None for a cumulative average over
+            `num_batches_tracked`.
+        eps: added to the variance; positive in training.
+        activation: "none" or "relu".
+        num_batches_tracked: int64 scalar, incremented in training where given.
+
+    Returns:
+        A tensor of the input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: one value a channel in training, eps out of range, only one running statistic, an
+            unknown activation.
+        RuntimeError: a shape, dtype or device that does not fit; the text holds the offending value.
+    """
+    if input.device.type not in devices_with_kernels:
+        return _fallback.batch_norm(
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            training,
+            momentum,
+            eps,
+            activation,
+            num_batches_tracked,
+        )
+    return _fused(
+        input,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        num_batches_tracked,
+        training,
+        momentum,
+        eps,
+        activation,
+    )

@@ -1,0 +1,59 @@
+"""`nn.Module`s that drop in for `nn.BatchNorm*`: same constructor, state_dict and errors, plus an activation."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from fused_bn._fallback import ACTIVATIONS
+from fused_bn.functional import batch_norm
+
+
+class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Adds `activation` to `nn.BatchNorm*`; the subclasses below only choose the input's rank."""
+
+    activation: str
+
+    def __init__(self, *args: Any, activation: str = "none", **kwargs: Any) -> None:
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}")
+        super().__init__(*args, **kwargs)
+        self.activation = activation
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        training = self.training
+        running_mean, running_var = self.running_mean, self.running_var
+        num_batches_tracked = None
+        if training:
+            if self.track_running_stats:
+                num_batches_tracked = self.num_batches_tracked
+            else:
+                running_mean = running_var = None
+        return batch_norm(
+            input,
+            running_mean,
+            running_var,
+            self.weight,
+            self.bias,
+            training or (running_mean is None and running_var is None),
+            self.momentum,
+            self.eps,
+            activation=self.activation,
+            num_batches_tracked=num_batches_tracked,
+        )
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.activation == "none" else f"{text}, activation={self.activation}"
+
+
+class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` over (N, C) or (N, C, L) input, followed by `activation` ("none" or "relu")."""
+
+
+class BatchNorm2d(_FusedBatchNorm, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over (N, C, H, W) input, followed by `activation` ("none" or "relu")."""
+
+
+class BatchNorm3d(_FusedBatchNorm, nn.BatchNorm3d):
+    """`nn.BatchNorm3d` over (N, C, D, H, W) input, followed by `activation` ("none" or "relu")."""
