@@ -1,0 +1,23 @@
+// Count, mean and sum of squared deviations of a set of values.
+#pragma once
+
+namespace fused_bn {
+
+struct Moments {
+  double count = 0;
+  double mean = 0;
+  double m2 = 0;
+};
+
+// Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
+// The mean moves by a share of the difference, so equal means stay exactly equal.
+inline Moments merge(const Moments& a, const Moments& b) {
+  if (a.count == 0) return b;
+  if (b.count == 0) return a;
+  const double count = a.count + b.count;
+  const double delta = b.mean - a.mean;
+  const double share = b.count / count;
+  return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * (a.count * share)};
+}
+
+}  // namespace fused_bn

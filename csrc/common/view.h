@@ -1,0 +1,23 @@
+// Every supported tensor seen as [N, C, S]: batch, channels, product of the spatial sizes.
+#pragma once
+
+#include <cstdint>
+
+namespace fused_bn {
+
+enum class Layout : int8_t {
+  channels_first,  // element (n, c, s) at (n * C + c) * S + s
+  channels_last,   // element (n, c, s) at (n * S + s) * C + c
+};
+
+struct View {
+  int64_t N;
+  int64_t C;
+  int64_t S;
+  Layout layout;
+
+  int64_t values_per_channel() const { return N * S; }
+  int64_t elements() const { return N * C * S; }
+};
+
+}  // namespace fused_bn

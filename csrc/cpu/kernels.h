@@ -1,0 +1,82 @@
+// What the CPU kernels take and which of them run here. Knows no torch.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "common/activation.h"
+#include "common/view.h"
+
+namespace fused_bn::cpu {
+
+enum class DType : int8_t { f32, f64, bf16, f16 };
+
+// A per-channel vector of parameters or running statistics; data is null where it is absent.
+struct ChannelVector {
+  void* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t stride = 1;
+};
+
+// Runs body(begin, end) over disjoint ranges that cover [0, tasks).
+using ParallelFor = void (*)(int64_t tasks, const std::function<void(int64_t, int64_t)>& body);
+
+struct Execution {
+  int threads;
+  ParallelFor parallel_for;
+};
+
+struct ForwardParams {
+  View view;
+  DType dtype;  // of input and output
+  const void* input;
+  void* output;
+  ChannelVector weight;
+  ChannelVector bias;
+  ChannelVector running_mean;  // read in evaluation, updated in training
+  ChannelVector running_var;
+  void* statistics;  // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float
+  bool training;
+  double momentum;
+  double eps;
+  Activation activation;
+  Execution execution;
+};
+
+struct BackwardParams {
+  View view;
+  DType dtype;  // of grad_output, input and grad_input
+  const void* grad_output;
+  const void* input;
+  ChannelVector weight;
+  ChannelVector bias;
+  const void* statistics;
+  void* grad_input;  // null where it is not wanted
+  ChannelVector grad_weight;
+  ChannelVector grad_bias;
+  bool training;
+  Activation activation;
+  Execution execution;
+};
+
+// The kernels of one instruction set.
+struct Kernels {
+  const char* capability;
+  void (*forward)(const ForwardParams&);
+  void (*backward)(const BackwardParams&);
+};
+
+// Null where the compiler's target has no such instructions.
+const Kernels* kernels_default();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avx512();
+
+// The widest kernels that this processor runs, or those that FUSED_BN_CPU_CAPABILITY names; chosen once.
+const Kernels& active_kernels();
+
+std::vector<std::string> compiled_capabilities();
+std::string active_capability();
+
+}  // namespace fused_bn::cpu
