@@ -1,0 +1,278 @@
+"""The one grid of cases: which shapes, layouts, dtypes and options are tested, and why each is there."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fused_bn._extension import devices_with_kernels, extension
+from fused_bn.functional import batch_norm
+
+HAS_EXTENSION = extension is not None
+
+SHAPES: dict[tuple[int, ...], str] = {
+    (2, 4, 2, 2): "tiny: the whole tensor is smaller than one wide vector per channel",
+    (64, 6, 28, 28): "LeNet's first normalisation: few channels that must be split over N and S",
+    (64, 16, 10, 10): "LeNet's second",
+    (2, 2048, 7, 7): "7x7 = 49 is odd, so no row of a channel is aligned; C > 1024",
+    (3, 1030, 2, 2): "C just above 1024 and not a multiple of a vector",
+    (1, 65, 100, 100): "C one above a power of two, long rows (channels >= 64 came out zero elsewhere)",
+    (3, 3, 5, 7): "C = 3, everything odd",
+    (2, 5, 9, 3): "C = 5",
+    (8, 1, 13, 17): "C = 1: channels_last and contiguous strides coincide",
+    (7, 24, 1, 1): "S = 1 in rank 4: the layout is ambiguous",
+    (2, 8, 1, 33): "H = 1",
+    (1, 4, 33, 31): "N = 1",
+    (2, 15, 3, 11): "ragged tail below a 16-wide vector in both directions",
+    (2, 17, 4, 4): "C one above a 16-wide vector, S exactly one",
+    (2, 33, 5, 13): "C one above two vectors, S = 65 one above four",
+    (1000, 1): "rank 2, tall, one channel",
+    (4099, 50): "rank 2, tall: many rows of few channels, a prime number of rows",
+    (3, 1500): "rank 2, wide: few rows of many channels",
+    (2, 1): "the smallest batch that can be normalised",
+    (2, 6, 65537): "rank 3: few channels, long rows, odd length",
+    (4, 10, 29): "rank 3",
+    (2, 3, 4, 4, 4): "rank 5 (channels_last_3d lost its layout elsewhere)",
+    (2, 16, 3, 5, 2): "rank 5 with a full vector of channels",
+}
+
+SMALL_SHAPES: tuple[tuple[int, ...], ...] = ((2, 4, 2, 2), (5, 17, 3, 5), (6, 9), (2, 3, 4, 4, 4))
+"""One of each rank that matters, for tests that multiply over options instead of sizes."""
+
+MEMORY_FORMATS = {
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+    "channels_last_3d": torch.channels_last_3d,
+}
+
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+
+DTYPES: tuple[tuple[torch.dtype, torch.dtype], ...] = (
+    (torch.float32, torch.float32),
+    (torch.float64, torch.float64),
+    (torch.bfloat16, torch.float32),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float32),
+    (torch.float16, torch.float16),
+)
+"""(input, parameters and buffers): every accepted pair."""
+
+
+def layouts(shape: tuple[int, ...]) -> tuple[str, ...]:
+    """The memory formats a tensor of this rank can have."""
+    extra = {4: ("channels_last",), 5: ("channels_last_3d",)}
+    return ("contiguous", *extra.get(len(shape), ()))
+
+
+def why_no_cuda() -> str:
+    """The reason why the suite does not run on CUDA here; empty where it does."""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if "cuda" not in devices_with_kernels:
+        return "the extension was built without CUDA kernels"
+    return ""
+
+
+DEVICES = ("cpu",) if why_no_cuda() else ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of batch normalisation; the defaults are the common one and tests vary a field at a time."""
+
+    shape: tuple[int, ...]
+    layout: str = "contiguous"
+    dtype: torch.dtype = torch.float32
+    parameter_dtype: torch.dtype = torch.float32
+    weight: bool = True
+    bias: bool = True
+    buffers: bool = True
+    training: bool = True
+    momentum: float | None = 0.1
+    activation: str = "relu"
+    eps: float = 1e-5
+
+    def __str__(self) -> str:
+        """A test id: the shape, layout and dtypes, and what differs from the defaults."""
+        dtypes = [str(self.dtype)[6:]]
+        if self.parameter_dtype != self.dtype:
+            dtypes.append(str(self.parameter_dtype)[6:])
+        named = ("shape", "layout", "dtype", "parameter_dtype")
+        changed = [
+            f"{field.name}={getattr(self, field.name)}"
+            for field in fields(self)
+            if field.name not in named and getattr(self, field.name) != field.default
+        ]
+        return "-".join(["x".join(map(str, self.shape)), self.layout, "/".join(dtypes), *changed])
+
+    @property
+    def channels(self) -> int:
+        return self.shape[1]
+
+
+def shape_grid() -> Iterator[Case]:
+    """Every shape in every layout and pair of dtypes, in training; in evaluation with fp32 parameters."""
+    for shape in SHAPES:
+        for layout, (dtype, parameter_dtype) in product(layouts(shape), DTYPES):
+            case = Case(shape, layout, dtype, parameter_dtype)
+            yield case
+            if dtype is torch.float64 or parameter_dtype is torch.float32:
+                yield replace(case, training=False)
+
+
+def option_grid() -> Iterator[Case]:
+    """Every combination of options, on small tensors in every layout."""
+    modes = (
+        {"momentum": 0.1},
+        {"momentum": None},
+        {"momentum": 1.0},
+        {"buffers": False},
+        {"training": False},
+    )
+    dtypes = (DTYPES[0], DTYPES[2], DTYPES[5])
+    for shape in ((5, 17, 3, 5), (6, 9)):
+        for layout, (dtype, parameter_dtype), mode in product(layouts(shape), dtypes, modes):
+            for weight, bias, activation in product((True, False), (True, False), ("none", "relu")):
+                case = Case(shape, layout, dtype, parameter_dtype, weight, bias, activation=activation)
+                yield replace(case, **mode)  # type: ignore[arg-type]
+
+
+def core_grid() -> Iterator[Case]:
+    """A small set that touches every code path once: repeated for each instruction set and the fallback."""
+    for shape in ((64, 6, 28, 28), (2, 33, 5, 13), (3, 1030, 2, 2), (101, 7)):
+        for layout, (dtype, parameter_dtype) in product(layouts(shape), DTYPES):
+            for training in (True, False):
+                yield Case(shape, layout, dtype, parameter_dtype, training=training)
+
+
+@dataclass
+class Tensors:
+    """The tensors of one call, `grad_output` included; None where the case leaves one out."""
+
+    input: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    grad_output: Tensor
+
+    def clone(self) -> "Tensors":
+        """Independent copies with the same strides, none of which requires a gradient."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Tensors(**{name: None if t is None else t.detach().clone() for name, t in values.items()})
+
+    def require_grad(self) -> "Tensors":
+        for tensor in (self.input, self.weight, self.bias):
+            if tensor is not None:
+                tensor.requires_grad_()
+        return self
+
+
+def in_layout(tensor: Tensor, layout: str) -> Tensor:
+    return tensor.contiguous(memory_format=MEMORY_FORMATS[layout])
+
+
+def make_tensors(case: Case, device: str = "cpu", seed: int = 0) -> Tensors:
+    """Random tensors for `case`, the same on every device.
+
+    Each channel has a mean and a spread of its own, the spread around 3 and not 1, so that a swapped
+    channel or a variance taken for a standard deviation cannot pass.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    channels = case.channels
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(channels, generator=generator)
+
+    def placed(values: Tensor, dtype: torch.dtype) -> Tensor:
+        return values.to(device=device, dtype=dtype)
+
+    view = (1, channels) + (1,) * (len(case.shape) - 2)
+    spread, centre = uniform(2.0, 4.0).view(view), uniform(-2.0, 2.0).view(view)
+    parameter = case.parameter_dtype
+    return Tensors(
+        input=in_layout(placed(normal(*case.shape) * spread + centre, case.dtype), case.layout),
+        weight=placed(uniform(-1.5, 1.5), parameter) if case.weight else None,
+        bias=placed(uniform(-1.0, 1.0), parameter) if case.bias else None,
+        running_mean=placed(uniform(-2.0, 2.0), parameter) if case.buffers else None,
+        running_var=placed(uniform(4.0, 16.0), parameter) if case.buffers else None,
+        num_batches_tracked=torch.tensor(2, device=device) if case.buffers else None,
+        grad_output=in_layout(placed(normal(*case.shape), case.dtype), case.layout),
+    )
+
+
+@dataclass
+class Result:
+    """What one forward and backward leaves behind."""
+
+    output: Tensor
+    grad_input: Tensor
+    grad_weight: Tensor | None
+    grad_bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+
+def _backward(tensors: Tensors, output: Tensor) -> Result:
+    output.backward(tensors.grad_output)
+    assert tensors.input.grad is not None
+    return Result(
+        output.detach(),
+        tensors.input.grad,
+        None if tensors.weight is None else tensors.weight.grad,
+        None if tensors.bias is None else tensors.bias.grad,
+        tensors.running_mean,
+        tensors.running_var,
+        tensors.num_batches_tracked,
+    )
+
+
+def run_fused(case: Case, tensors: Tensors) -> Result:
+    """fused_bn.functional.batch_norm forward and backward, on copies of `tensors`."""
+    own = tensors.clone().require_grad()
+    output = batch_norm(
+        own.input,
+        own.running_mean,
+        own.running_var,
+        own.weight,
+        own.bias,
+        case.training,
+        case.momentum,
+        case.eps,
+        activation=case.activation,
+        num_batches_tracked=own.num_batches_tracked if case.training else None,
+    )
+    return _backward(own, output)
+
+
+def run_torch(case: Case, tensors: Tensors) -> Result:
+    """torch.nn.functional.batch_norm, then ReLU where the case has it, on copies of `tensors`."""
+    own = tensors.clone().require_grad()
+    if case.training and own.num_batches_tracked is not None:
+        own.num_batches_tracked.add_(1)
+    output = F.batch_norm(
+        own.input,
+        own.running_mean,
+        own.running_var,
+        own.weight,
+        own.bias,
+        case.training,
+        momentum_factor(case, tensors),
+        case.eps,
+    )
+    return _backward(own, F.relu(output) if case.activation == "relu" else output)
+
+
+def momentum_factor(case: Case, before: Tensors) -> float:
+    """The weight of the new statistics: `momentum`, or 1 / batches seen including this one."""
+    if case.momentum is not None:
+        return case.momentum
+    return 0.0 if before.num_batches_tracked is None else 1.0 / (int(before.num_batches_tracked) + 1)

@@ -1,0 +1,52 @@
+"""Fixtures and markers every test may use; the suite's devices and hypothesis profiles are set here."""
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import pytest
+import torch
+
+from tests.cases import DEVICES, HAS_EXTENSION, why_no_cuda
+
+hypothesis.settings.register_profile("local", deadline=None, max_examples=40)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=40, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "core: repeated for each CPU instruction set and for the fallback")
+    config.addinivalue_line("markers", "slow: takes many seconds or gigabytes; `-m 'not slow'` leaves it out")
+    config.addinivalue_line("markers", "needs_extension: tests the compiled operators themselves")
+
+
+def pytest_report_header() -> list[str]:
+    why = why_no_cuda()
+    return [
+        f"fused_bn: {'compiled extension' if HAS_EXTENSION else 'pure-PyTorch fallback'}, "
+        f"devices {', '.join(DEVICES)}{f' (no cuda: {why})' if why else ''}"
+    ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if HAS_EXTENSION:
+        return
+    skip = pytest.mark.skip(reason="the compiled extension is not loaded")
+    for item in items:
+        if item.get_closest_marker("needs_extension"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device with kernels here; the report's header says why CUDA is missing where it is."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Restores the number of threads after a test that changes it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

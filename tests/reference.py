@@ -1,0 +1,230 @@
+"""The one fp64 reference, and how far from it an implementation may be.
+
+Notation: u = 2^-24, half the distance from 1 to the next fp32 number; the largest relative error of one
+rounding. The demands are those of the project's kernel design, each stated for fp32 arithmetic; for
+fp64 input the arithmetic is fp64 and every demand shrinks by `precision(dtype)` = 2^-29. The reference
+is then of the same precision as what it judges: it computes each value in a few roundings, and the
+demands (17 to 67 roundings) have room for those.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tests.cases import HAS_EXTENSION, Case, Result, Tensors, momentum_factor, run_fused, run_torch
+
+U = 2.0**-24
+
+DEMANDED_MEAN = 1e-6
+"""|mean_hi + mean_lo - mean| / sigma: a shift of the mean moves every output by that many sigmas."""
+
+DEMANDED_MEAN_ADVERSARIAL = 2e-5
+"""The same where the pivot of the summation is an outlier: it is then no better than any other shift."""
+
+DEMANDED_INVSTD = 1e-6
+"""Relative error of 1 / sqrt(var + eps)."""
+
+DEMANDED_OUTPUT = 2e-6
+"""|y - reference| / (|w xhat| + |w| + |b|): 1e-6 sigma of the mean (|w|) and 1e-6 of invstd (|w xhat|), as
+much again for the arithmetic of x - mean, scale and fma (4 roundings, 4u = 2.4e-7)."""
+
+DEMANDED_GRAD_INPUT = 4e-6
+"""|dx - reference| / (|w invstd| (1 + |dy| + |xhat|)), for dy of about unit size: xhat and invstd bring
+1e-6 each, the two per-channel sums and 6 roundings the rest."""
+
+DEMANDED_GRAD_PARAMETER = 2e-6
+"""|dw - reference| / sqrt(sum (dy xhat)^2), and the same for db: each of n terms of size rms carries an
+error of about 2e-6 rms, independent of each other, so that the sum carries sqrt(n) of them."""
+
+DEMANDED_RUNNING = 2.5e-6
+"""Relative to the two terms blended: twice 1e-6 from invstd, and (1 - m) r + m v with m as fp32 in 4
+roundings, 2.4e-7."""
+
+BEYOND_ROUNDING = 8 * U
+"""Below this a larger error than PyTorch's says nothing: the shortest chain of operations for an output
+(x - hi, - lo, w * invstd with invstd itself rounded, fma) has 5 roundings, for a gradient 8."""
+
+_SIGNIFICAND_BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
+
+
+def precision(dtype: torch.dtype) -> float:
+    """How much smaller than in fp32 the errors must be: half types compute in fp32."""
+    return 2.0**-29 if dtype is torch.float64 else 1.0
+
+
+def half_ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The error of rounding `values` (fp64) to `dtype`: half the distance between its neighbours there."""
+    _, exponent = torch.frexp(values.abs())
+    smallest_normal = torch.finfo(dtype).smallest_normal
+    smallest_exponent = torch.frexp(torch.tensor(smallest_normal, dtype=torch.float64))[1]
+    exponent = exponent.clamp(min=int(smallest_exponent)) - _SIGNIFICAND_BITS[dtype] - 1
+    return torch.ldexp(torch.ones_like(values), exponent)
+
+
+@dataclass
+class Reference:
+    """The truth in fp64, per channel (C,) or per element, and the scale of each quantity's error."""
+
+    mean: Tensor
+    var: Tensor
+    invstd: Tensor
+    xhat: Tensor
+    z: Tensor
+    output: Tensor
+    grad_input: Tensor
+    grad_weight: Tensor
+    grad_bias: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    scales: dict[str, Tensor]
+
+
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """(C,) as (1, C, 1, ...), to broadcast against `like`."""
+    return values.view(1, -1, *[1] * (like.dim() - 2))
+
+
+def _fp64(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().to("cpu", torch.float64)
+
+
+def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Reference:
+    """Forward, backward and running statistics of `case` in fp64 on the CPU, by the textbook formulas.
+
+    `mask` is True where ReLU let a value through in the implementation judged: an output within rounding
+    of zero may fall on either side, and its gradient follows it. By default the reference's own.
+    """
+    x, grad_output = tensors.input.detach().double().cpu(), tensors.grad_output.double().cpu()
+    over_channel = [dim for dim in range(x.dim()) if dim != 1]
+    n = x.numel() // case.channels
+    ones = torch.ones(case.channels, dtype=torch.float64)
+    weight, bias = _fp64(tensors.weight), _fp64(tensors.bias)
+    w = ones if weight is None else weight
+    b = 0 * ones if bias is None else bias
+    running_mean, running_var = _fp64(tensors.running_mean), _fp64(tensors.running_var)
+
+    if case.training:
+        mean = x.mean(over_channel)
+        residual = x - per_channel(mean, x)
+        correction = residual.mean(over_channel)  # the mean's own rounding, of no weight in exact arithmetic
+        mean = mean + correction
+        var = (residual - per_channel(correction, x)).square().mean(over_channel)
+    else:
+        assert running_mean is not None and running_var is not None
+        mean, var = running_mean, running_var
+    invstd = (var + case.eps).rsqrt()
+    xhat = (x - per_channel(mean, x)) * per_channel(invstd, x)
+    z = xhat * per_channel(w, x) + per_channel(b, x)
+
+    dy = grad_output
+    output = z
+    if case.activation == "relu":
+        output = z.clamp(min=0)
+        dy = dy * (~(z <= 0) if mask is None else mask.cpu())
+    sum_dy, sum_dy_xhat = dy.sum(over_channel), (dy * xhat).sum(over_channel)
+    grad = dy
+    if case.training:
+        grad = grad - per_channel(sum_dy / n, x) - xhat * per_channel(sum_dy_xhat / n, x)
+    scale = w * invstd
+
+    scales = {
+        "mean": (var + case.eps).sqrt(),
+        "invstd": invstd,
+        "output": per_channel(w.abs(), x) * (xhat.abs() + 1) + per_channel(b.abs(), x),
+        "grad_input": per_channel(scale.abs(), x) * (1 + dy.abs() + xhat.abs()),
+        "grad_weight": (dy * xhat).square().sum(over_channel).sqrt(),
+        "grad_bias": dy.square().sum(over_channel).sqrt(),
+    }
+    if case.training and running_mean is not None and running_var is not None:
+        momentum = momentum_factor(case, tensors)
+        kept, new = 1 - momentum, momentum
+        unbiased = n / max(n - 1, 1)
+        old_mean, old_var = running_mean, running_var
+        running_mean, running_var = kept * old_mean + new * mean, kept * old_var + new * unbiased * var
+        scales["running_mean"] = kept * old_mean.abs() + new * (mean.abs() + scales["mean"])
+        scales["running_var"] = kept * old_var.abs() + new * unbiased * (var + case.eps)
+    elif running_mean is not None and running_var is not None:  # evaluation leaves them as they are
+        scales["running_mean"], scales["running_var"] = 0 * running_mean, 0 * running_var
+    return Reference(
+        mean,
+        var,
+        invstd,
+        xhat,
+        z,
+        output,
+        per_channel(scale, x) * grad,
+        sum_dy_xhat,
+        sum_dy,
+        running_mean,
+        running_var,
+        scales,
+    )
+
+
+def error(actual: Tensor, expected: Tensor, scale: Tensor, demanded: float = 0.0) -> float:
+    """The largest |actual - expected|, less the rounding to `actual`'s dtype, in units of `scale`.
+
+    The rounding is taken where it is larger, at the far end of the demanded interval. A NaN or an
+    infinity on one side only is an infinite error.
+    """
+    if actual.numel() == 0:
+        return 0.0
+    dtype = actual.dtype
+    actual = actual.detach().double().cpu()
+    distance = (actual - expected).abs() - half_ulp(expected.abs() + demanded * scale, dtype)
+    both_nan = actual.isnan() & expected.isnan()
+    same = both_nan | (actual == expected)
+    distance = torch.where(same, 0.0, distance.clamp(min=0))
+    relative = torch.where(distance == 0, 0.0, distance / scale)
+    return float(relative.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
+
+
+DEMANDS = {
+    "output": DEMANDED_OUTPUT,
+    "grad_input": DEMANDED_GRAD_INPUT,
+    "grad_weight": DEMANDED_GRAD_PARAMETER,
+    "grad_bias": DEMANDED_GRAD_PARAMETER,
+    "running_mean": DEMANDED_RUNNING,
+    "running_var": DEMANDED_RUNNING,
+}
+
+
+def errors(case: Case, tensors: Tensors, result: Result) -> dict[str, float]:
+    """Each quantity's error against the reference, in units of its scale, for those the case has."""
+    mask = ~(result.output <= 0) if case.activation == "relu" else None
+    truth = reference(case, tensors, mask)
+    found = {}
+    for name, demanded in DEMANDS.items():
+        actual = getattr(result, name)
+        if actual is not None:
+            expected, scale = getattr(truth, name), truth.scales[name]
+            found[name] = error(actual, expected, scale, demanded * precision(case.dtype))
+    return found
+
+
+def assert_meets_demands(case: Case, tensors: Tensors, demands: dict[str, float] = DEMANDS) -> Result:
+    """Every result within its demand, of PyTorch's dtype and shape, and not further from the truth.
+
+    "Not further" compares the largest errors of the two, each less the rounding to the dtype of the
+    result: ours may be up to PyTorch's, or up to `BEYOND_ROUNDING` where both are that close. The fallback
+    is PyTorch, so it is held to the comparison alone.
+    """
+    ours, theirs = run_fused(case, tensors), run_torch(case, tensors)
+    our_errors, their_errors = errors(case, tensors, ours), errors(case, tensors, theirs)
+    wrong = []
+    for name, found in our_errors.items():
+        demanded = demands[name] * precision(case.dtype)
+        allowed = max(their_errors[name], BEYOND_ROUNDING * precision(case.dtype))
+        if HAS_EXTENSION and not found <= demanded:
+            wrong.append(f"{name}: error {found:.2e}, demanded {demanded:.2e}")
+        if not found <= allowed:
+            wrong.append(f"{name}: error {found:.2e}, PyTorch's {their_errors[name]:.2e}")
+        mine, other = getattr(ours, name), getattr(theirs, name)
+        if mine.dtype != other.dtype or mine.shape != other.shape or mine.device != other.device:
+            wrong.append(f"{name}: {mine.dtype} {mine.shape}, PyTorch's {other.dtype} {other.shape}")
+    counts = ours.num_batches_tracked, theirs.num_batches_tracked
+    if counts != (None, None) and counts[0] != counts[1]:
+        wrong.append(f"num_batches_tracked: {counts[0]}, PyTorch's {counts[1]}")
+    assert not wrong, "\n".join(wrong)
+    return ours

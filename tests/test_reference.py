@@ -1,0 +1,115 @@
+"""The fp64 reference and its error measure are themselves tested: everything else leans on them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tests.cases import HALF_DTYPES, Case, Tensors, make_tensors, run_torch
+from tests.reference import error, errors, half_ulp, reference
+
+DOUBLE = Case((5, 3, 4, 2), dtype=torch.float64, parameter_dtype=torch.float64)
+TOLERANCE = 1e-13
+"""500 roundings of fp64: both sides sum 40 numbers of size below 10 in another order."""
+
+
+def by_autograd(case: Case, tensors: Tensors) -> Tensors:
+    """Gradients from autograd through primitive operations only; no batch norm kernel of anybody."""
+    own = tensors.clone().require_grad()
+    assert own.weight is not None and own.bias is not None
+    x = own.input.movedim(1, -1).flatten(0, -2)
+    if case.training:
+        mean, var = x.mean(0), x.var(0, correction=0)
+    else:
+        assert own.running_mean is not None and own.running_var is not None
+        mean, var = own.running_mean, own.running_var
+    z = (x - mean) / (var + case.eps).sqrt() * own.weight + own.bias
+    z = z.relu() if case.activation == "relu" else z
+    z.backward(own.grad_output.movedim(1, -1).flatten(0, -2))
+    return own
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_reference_gradients_are_those_of_autograd_on_primitives(training: bool, activation: str) -> None:
+    case = replace(DOUBLE, training=training, activation=activation)
+    tensors = make_tensors(case)
+    truth, own = reference(case, tensors), by_autograd(case, tensors)
+    for name, tensor in (("grad_input", own.input), ("grad_weight", own.weight), ("grad_bias", own.bias)):
+        assert tensor is not None and tensor.grad is not None
+        torch.testing.assert_close(getattr(truth, name), tensor.grad, rtol=0, atol=TOLERANCE, msg=name)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None, 1.0])
+def test_reference_statistics_are_those_of_torch_in_fp64(momentum: float | None) -> None:
+    case = replace(DOUBLE, momentum=momentum, activation="none")
+    tensors = make_tensors(case)
+    norm = nn.BatchNorm2d(3, momentum=momentum, dtype=torch.float64)
+    norm.load_state_dict(
+        {
+            "weight": tensors.weight,
+            "bias": tensors.bias,
+            "running_mean": tensors.running_mean,
+            "running_var": tensors.running_var,
+            "num_batches_tracked": tensors.num_batches_tracked,
+        }
+    )
+    output = norm(tensors.input)
+    truth = reference(case, tensors)
+    assert truth.running_mean is not None and truth.running_var is not None
+    torch.testing.assert_close(truth.output, output.detach(), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(truth.running_mean, norm.running_mean, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(truth.running_var, norm.running_var, rtol=0, atol=TOLERANCE)
+
+
+def test_reference_keeps_its_digits_where_the_mean_is_a_million_sigmas() -> None:
+    """1e4 +- 1e-2 in exact rational numbers: two values, so mean and variance are known."""
+    x = torch.tensor([1e4 - 2**-7, 1e4 + 2**-7]).double().repeat(50).view(100, 1)
+    case = replace(DOUBLE, shape=(100, 1))
+    tensors = make_tensors(case)
+    tensors.input = x
+    truth = reference(case, tensors)
+    assert truth.mean.item() == 1e4
+    assert truth.var.item() == 2.0**-14
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_half_ulp_is_the_largest_error_of_rounding(dtype: torch.dtype) -> None:
+    """Over nine decades, subnormal fp16 numbers included: never exceeded, and nearly reached."""
+    values = torch.logspace(-7, 2, 40001, dtype=torch.float64)
+    if dtype in HALF_DTYPES:
+        values = values.float().double()  # torch converts fp64 to half by way of fp32, rounding twice
+    used = (values.to(dtype).double() - values).abs() / half_ulp(values, dtype)
+    assert used.max() <= 1
+    assert used.max() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("output", 5e-6),
+        ("grad_input", 1e-5),
+        ("grad_weight", 1e-4),
+        ("grad_bias", 1e-4),
+        ("running_mean", 1e-5),
+        ("running_var", 1e-5),
+    ],
+)
+def test_error_measure_sees_a_small_relative_fault_in_one_quantity(name: str, fault: float) -> None:
+    case = Case((64, 6, 28, 28))
+    tensors = make_tensors(case)
+    result = run_torch(case, tensors)
+    sound = errors(case, tensors, result)[name]
+    getattr(result, name).mul_(1 + fault)
+    assert errors(case, tensors, result)[name] > max(5e-7, 3 * sound)
+
+
+def test_error_measure_counts_a_lone_nan_or_infinity_as_infinite() -> None:
+    one = torch.ones(2, dtype=torch.float64)
+    for bad in (float("nan"), float("inf")):
+        assert error(torch.tensor([1.0, bad]), one, one) == float("inf")
+        assert error(torch.tensor([1.0, bad]), torch.tensor([1.0, bad]).double(), one) == 0
+    assert error(torch.tensor([1.0, float("-inf")]), torch.tensor([1, float("inf")]).double(), one) == float(
+        "inf"
+    )
