@@ -71,8 +71,8 @@ class IdxFile:
 
     def array(self, raw: bytes) -> NDArray[np.uint8]:
         """The uint8 array of shape `shape` in verified raw bytes, writable."""
-        elements: NDArray[np.uint8] = np.frombuffer(raw, np.uint8, offset=len(self.header))
-        return elements.reshape(self.shape).copy()
+        elements = np.frombuffer(raw, np.uint8, offset=len(self.header)).reshape(self.shape)
+        return np.array(elements, np.uint8)
 
 
 @dataclass(frozen=True)
