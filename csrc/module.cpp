@@ -1,0 +1,57 @@
+// The Python module fused_bn._C: facts about this build. Importing it registers the operators.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/version.h>
+
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace py = pybind11;
+
+namespace fused_bn {
+namespace {
+
+std::string compiler() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+std::vector<std::string> cuda_architectures() {
+  std::vector<std::string> names;
+  std::istringstream list(FUSED_BN_CUDA_ARCHITECTURES);
+  for (std::string name; std::getline(list, name, ';');) names.push_back(name);
+  return names;
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = compiler();
+  info["cxx_standard"] = __cplusplus;
+  info["torch"] = TORCH_VERSION;
+  info["build_type"] = FUSED_BN_BUILD_TYPE;
+  info["cpu_capabilities"] = cpu::compiled_capabilities();
+  info["cuda_version"] = FUSED_BN_CUDA_VERSION;
+  info["cuda_architectures"] = cuda_architectures();
+  info["without_cuda"] = FUSED_BN_WITHOUT_CUDA;
+  return info;
+}
+
+}  // namespace
+}  // namespace fused_bn
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "The compiled operators of fused_bn, and how they were built.";
+  module.def("build_info", &fused_bn::build_info,
+             "compiler, cxx_standard, torch, build_type, cpu_capabilities; cuda_version and "
+             "cuda_architectures, empty where CUDA was left out, and without_cuda: why it was.");
+  module.def("active_cpu_capability", &fused_bn::cpu::active_capability,
+             "The instruction set that the CPU kernels use in this process.");
+}

@@ -1,0 +1,186 @@
+"""Builds the extension `fused_bn._C`: C++ everywhere, CUDA where torch and the toolkit allow it.
+
+Environment variables:
+    FORCE_CUDA=1           build the CUDA kernels, with or without a GPU; stop where that cannot work
+    FUSED_BN_CPU_ONLY=1    leave the CUDA kernels out
+    TORCH_CUDA_ARCH_LIST   architectures to compile for, in torch's notation ("8.0;9.0+PTX")
+    MAX_JOBS               how many compilers run at once (torch reads it)
+    FUSED_BN_SANITIZE=1    build with AddressSanitizer and UndefinedBehaviorSanitizer
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent
+
+# SASS runs on every later minor version of its major one; PTX covers what is newer than the list.
+DEFAULT_ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
+
+# -ffp-contract=off: backward recomputes the ReLU mask of forward, which must agree bit for bit, so the
+# compiler may not choose between a fused and a separate multiply-add. -g0: Python's own flags may hold -g.
+COMMON_FLAGS = ["-std=c++17", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden"]
+RELEASE_FLAGS = ["-O3", "-g0"]
+SANITIZE_FLAGS = [
+    "-O1",
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+]
+
+
+class Toolkit(NamedTuple):
+    """A CUDA toolkit: where it is, its version ("13.0"), the architectures its nvcc knows ("9.0")."""
+
+    home: str
+    version: str
+    architectures: frozenset[str]
+
+
+def is_set(env: Mapping[str, str], variable: str) -> bool:
+    return env.get(variable, "0") not in ("", "0")
+
+
+def major(version: str) -> str:
+    return version.split(".")[0]
+
+
+def sources(root: Path, *, with_cuda: bool) -> list[str]:
+    """All .cpp below csrc, csrc/cuda's included (they need no toolkit), and the .cu files with CUDA."""
+    patterns = ("*.cpp", "*.cu") if with_cuda else ("*.cpp",)
+    return sorted(str(path.relative_to(root)) for each in patterns for path in root.glob(f"csrc/**/{each}"))
+
+
+def parse_toolkit(dryrun: str, listed: str) -> Toolkit | None:
+    """The toolkit as its nvcc tells it by `--dryrun` and by `--list-gpu-arch`."""
+    home = re.search(r"^#\$ TOP=(.+)$", dryrun, re.MULTILINE)
+    version = re.search(r"__CUDACC_VER_MAJOR__=(\d+).*?__CUDACC_VER_MINOR__=(\d+)", dryrun, re.DOTALL)
+    if home is None or version is None:
+        return None
+    known = frozenset(f"{a}.{b}" for a, b in re.findall(r"compute_(\d+)(\d)\b", listed))
+    return Toolkit(os.path.realpath(home[1].strip()), ".".join(version.groups()), known)
+
+
+def ask_nvcc(nvcc: str) -> Toolkit | None:
+    """What nvcc says of itself: the one on PATH may be a wrapper that lies outside its toolkit."""
+
+    def run(*arguments: str) -> str:
+        result = subprocess.run([nvcc, *arguments], capture_output=True, text=True, check=False)
+        return result.stdout + result.stderr
+
+    try:
+        return parse_toolkit(run("--dryrun", "any.cu"), run("--list-gpu-arch"))
+    except OSError:
+        return None
+
+
+def find_toolkit(env: Mapping[str, str], torch_cuda: str | None) -> Toolkit | None:
+    """Of the toolkits on PATH and in CUDA_HOME, the first that fits torch's CUDA, else the first."""
+    homes = [env[name] for name in ("CUDA_HOME", "CUDA_PATH") if env.get(name)]
+    compilers = [shutil.which("nvcc", path=env.get("PATH")), *(f"{home}/bin/nvcc" for home in homes)]
+    found = [toolkit for nvcc in compilers if nvcc and (toolkit := ask_nvcc(nvcc))]
+    fitting = [toolkit for toolkit in found if torch_cuda and major(toolkit.version) == major(torch_cuda)]
+    return next(iter(fitting + found), None)
+
+
+def obstacle_to_cuda(torch: str, torch_cuda: str | None, toolkit: Toolkit | None, has_kernels: bool) -> str:
+    """Why the CUDA kernels cannot be built here, with the remedy; empty where they can."""
+    if torch_cuda is None:
+        return f"torch {torch} is a build without CUDA: install a CUDA build of torch"
+    if toolkit is None:
+        return (
+            f"torch {torch} was built for CUDA {torch_cuda}, but no nvcc is on PATH or in CUDA_HOME: "
+            f"install the CUDA {major(torch_cuda)} toolkit, or set CUDA_HOME to it"
+        )
+    if major(toolkit.version) != major(torch_cuda):
+        return (
+            f"nvcc is of CUDA {toolkit.version}, but torch {torch} was built for CUDA {torch_cuda}: set "
+            f"CUDA_HOME to a CUDA {major(torch_cuda)} toolkit, or install a torch built for CUDA "
+            f"{major(toolkit.version)}"
+        )
+    if not has_kernels:
+        return "this source tree holds no CUDA kernels (csrc/cuda/*.cu)"
+    return ""
+
+
+def reason_without_cuda(env: Mapping[str, str], obstacle: str) -> str:
+    """Why this build leaves CUDA out, empty where it does not; exits where the caller insists in vain."""
+    if is_set(env, "FORCE_CUDA") and is_set(env, "FUSED_BN_CPU_ONLY"):
+        sys.exit("FORCE_CUDA and FUSED_BN_CPU_ONLY contradict each other: set one of them")
+    if is_set(env, "FUSED_BN_CPU_ONLY"):
+        return "FUSED_BN_CPU_ONLY was set"
+    if obstacle and is_set(env, "FORCE_CUDA"):
+        sys.exit(f"FORCE_CUDA is set, but {obstacle}")
+    return obstacle
+
+
+def architectures(env: Mapping[str, str], known: Iterable[str]) -> str:
+    """TORCH_CUDA_ARCH_LIST, else the default list as far as nvcc knows it, with PTX of the newest."""
+    if env.get("TORCH_CUDA_ARCH_LIST"):
+        return env["TORCH_CUDA_ARCH_LIST"].replace(" ", ";")
+    return ";".join(arch for arch in DEFAULT_ARCHITECTURES if arch in set(known)) + "+PTX"
+
+
+def main() -> None:
+    try:
+        import torch
+    except ImportError as error:
+        sys.exit(
+            f"fused_bn is compiled against the torch that will run it, and this build sees none ({error}): "
+            "install torch, setuptools and ninja first, then `pip install --no-build-isolation .`"
+        )
+    from setuptools import setup
+
+    toolkit = find_toolkit(os.environ, torch.version.cuda)
+    obstacle = obstacle_to_cuda(
+        torch.__version__, torch.version.cuda, toolkit, any(ROOT.glob("csrc/cuda/*.cu"))
+    )
+    without_cuda = reason_without_cuda(os.environ, obstacle)
+    with_cuda = not without_cuda
+    print("fused_bn: building", "C++ and CUDA" if with_cuda else f"C++ only ({without_cuda})", flush=True)
+    cuda_version = cuda_architectures = ""
+    if with_cuda and toolkit is not None:
+        cuda_version = toolkit.version
+        cuda_architectures = architectures(os.environ, toolkit.architectures)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_architectures
+        os.environ["CUDA_HOME"] = toolkit.home  # before the import below, which would guess it from PATH
+
+    # ninja lies beside the interpreter, which is on PATH only in an activated environment.
+    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+    from torch.utils import cpp_extension
+
+    sanitize = is_set(os.environ, "FUSED_BN_SANITIZE")
+    mode = SANITIZE_FLAGS if sanitize else RELEASE_FLAGS
+    facts = [
+        f'-DFUSED_BN_BUILD_TYPE="{"sanitize" if sanitize else "release"}"',
+        f'-DFUSED_BN_CUDA_VERSION="{cuda_version}"',
+        f'-DFUSED_BN_CUDA_ARCHITECTURES="{cuda_architectures}"',
+        f'-DFUSED_BN_WITHOUT_CUDA="{without_cuda}"',
+    ]
+    # -isystem: torch's headers do not compile cleanly under -Wextra. -fopenmp is for at::parallel_for,
+    # which is a header; it is not given to the linker, so that torch's own OpenMP threads serve both.
+    torch_headers = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
+    make_extension = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
+    extension = make_extension(
+        "fused_bn._C",
+        sources(ROOT, with_cuda=with_cuda),
+        include_dirs=[str(ROOT / "csrc")],
+        depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.*h")),
+        extra_compile_args={
+            "cxx": [*COMMON_FLAGS, *mode, "-fopenmp", *facts, *torch_headers],
+            "nvcc": ["-std=c++17", "-O3"],
+        },
+        extra_link_args=[flag for flag in mode if flag.startswith("-fsanitize")],
+    )
+    setup(ext_modules=[extension], cmdclass={"build_ext": cpp_extension.BuildExtension})
+
+
+if __name__ == "__main__":
+    main()
