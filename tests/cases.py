@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -162,7 +163,7 @@ class Tensors:
 
     def clone(self) -> "Tensors":
         """Independent copies with the same strides, none of which requires a gradient."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         return Tensors(**{name: None if t is None else t.detach().clone() for name, t in values.items()})
 
     def require_grad(self) -> "Tensors":

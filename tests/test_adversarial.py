@@ -1,0 +1,256 @@
+"""Data that breaks careless arithmetic: huge means, outliers, constants, extremes, and non-finite values."""
+
+from dataclasses import replace
+from itertools import product
+from math import prod
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cases import DTYPES, HALF_DTYPES, Case, Tensors, in_layout, make_tensors, run_fused, run_torch
+from tests.reference import (
+    BEYOND_ROUNDING,
+    DEMANDED_MEAN_ADVERSARIAL,
+    DEMANDS,
+    assert_meets_demands,
+    errors,
+)
+
+INF, NAN = float("inf"), float("nan")
+LAYOUTS = ["contiguous", "channels_last"]
+
+
+def tensors_with(case: Case, values: Tensor, device: str) -> Tensors:
+    """The case's tensors with `values` (fp64, of the case's shape) as input."""
+    tensors = make_tensors(case, device)
+    tensors.input = in_layout(values.to(device=device, dtype=case.dtype), case.layout)
+    return tensors
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def first_is_outlier(shape: tuple[int, ...]) -> Tensor:
+    values = noise(*shape)
+    values[0, :, 0, 0] = 1e6
+    return values
+
+
+def one_sample_far_away(shape: tuple[int, ...]) -> Tensor:
+    values = noise(*shape)
+    values[-1] += 1e4
+    return values
+
+
+def own_mean_each_channel(shape: tuple[int, ...]) -> Tensor:
+    """Means from -1e5 to 1e5: a pivot or mean of the neighbouring channel loses everything."""
+    return noise(*shape) + torch.linspace(-1e5, 1e5, shape[1], dtype=torch.float64).view(1, -1, 1, 1)
+
+
+HARD_DATA = {
+    "1e4 +- 1e-2": lambda shape: 1e4 + 1e-2 * noise(*shape),
+    "-1e4 +- 1e-2": lambda shape: -1e4 + 1e-2 * noise(*shape),
+    "1e6 +- 1": lambda shape: 1e6 + noise(*shape),
+    "rising from 0 to 1e4": lambda shape: torch.linspace(0, 1e4, prod(shape)).double().view(shape),
+    "one sample at 1e4": one_sample_far_away,
+    "own mean each channel": own_mean_each_channel,
+}
+SHAPES = ((64, 6, 28, 28), (8, 20, 56, 56), (4, 1030, 3, 3))
+"""Few channels split over N and S; many rows of a channel; many channels."""
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("data", HARD_DATA)
+def test_huge_means_and_drifts_cost_no_accuracy(
+    data: str, shape: tuple[int, ...], layout: str, device: str
+) -> None:
+    """The ordinary demands hold: sums of squares are wrong by 6e7, Welford by 7 % on the first of these."""
+    case = Case(shape, layout)
+    assert_meets_demands(case, tensors_with(case, HARD_DATA[data](shape), device))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_first_element_a_million_sigmas_off(shape: tuple[int, ...], layout: str, device: str) -> None:
+    """The pivot is the outlier: the mean may be off by 2e-5 sigma, and the output by as much times |w|."""
+    case = Case(shape, layout)
+    looser = {name: demand + DEMANDED_MEAN_ADVERSARIAL for name, demand in DEMANDS.items()}
+    assert_meets_demands(case, tensors_with(case, first_is_outlier(shape), device), looser)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mean", [5.0, -5.0])
+@pytest.mark.parametrize(("dtype", "parameter_dtype"), DTYPES[2:], ids=lambda dtype: str(dtype)[6:])
+def test_half_input_with_a_mean_of_fifty_sigmas(
+    dtype: torch.dtype, parameter_dtype: torch.dtype, mean: float, layout: str, device: str
+) -> None:
+    """E[x^2] - E[x]^2 in half precision is negative here, and its root NaN."""
+    case = Case((2, 64, 32, 32), layout, dtype, parameter_dtype)
+    tensors = tensors_with(case, mean + 0.1 * noise(*case.shape), device)
+    result = assert_meets_demands(case, tensors)
+    assert result.output.isfinite().all() and result.grad_input.isfinite().all()
+
+
+@pytest.mark.parametrize("gradient", ["random", "ones"])
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=lambda dtype: str(dtype)[6:])
+def test_large_half_channels_last_has_finite_accurate_gradients(
+    dtype: torch.dtype, gradient: str, device: str
+) -> None:
+    """Sums over 802,816 values in half precision overflow and gave NaN in grad_input."""
+    case = Case((16, 3, 224, 224), "channels_last", dtype)
+    generator = torch.Generator().manual_seed(3)
+    tensors = tensors_with(case, torch.rand(case.shape, generator=generator).double(), device)
+    if gradient == "random":
+        assert_meets_demands(case, tensors)
+        return
+    tensors.grad_output = torch.ones_like(tensors.input)
+    ours, theirs = run_fused(case, tensors), run_torch(case, tensors)
+    for name, found in errors(case, tensors, ours).items():
+        # The demands on dw and db hold for independent gradients; a sum of n equal ones is only compared.
+        allowed = max(errors(case, tensors, theirs)[name], BEYOND_ROUNDING)
+        assert found <= allowed, name
+    assert ours.grad_input.isfinite().all()
+
+
+CONSTANTS = [0.0, 0.1, -1.0, 12345.678, 30000.0, -3.3e7, 1e10]
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", CONSTANTS)
+@pytest.mark.parametrize(("dtype", "parameter_dtype"), DTYPES, ids=lambda dtype: str(dtype)[6:])
+def test_constant_channel_normalises_to_exactly_zero(
+    dtype: torch.dtype, parameter_dtype: torch.dtype, value: float, layout: str, device: str
+) -> None:
+    """So the output is the bias, bit for bit; with counts that are no power of two."""
+    largest = torch.finfo(dtype).max
+    value = max(-largest, min(value, largest))  # 65504 in float16
+    for shape in ((1, 1, 2, 1), (7, 3, 5, 5), (3, 2, 101, 103)):
+        case = Case(shape, layout, dtype, parameter_dtype, activation="none")
+        tensors = tensors_with(case, torch.full(shape, value, dtype=torch.float64), device)
+        result = run_fused(case, tensors)
+        assert tensors.bias is not None
+        expected = tensors.bias.to(dtype).view(1, -1, 1, 1).expand(shape)
+        assert torch.equal(result.output, expected), shape
+        assert result.grad_input.isfinite().all(), shape
+        assert result.grad_weight is not None and (result.grad_weight == 0).all(), shape
+
+
+@pytest.mark.needs_extension
+def test_a_hundred_ones_of_one_row_normalise_to_zero(device: str) -> None:
+    """100 * ones(1, 1, 2), the smallest constant batch of rank 3."""
+    case = Case((1, 1, 2), weight=False, bias=False, buffers=False, activation="none")
+    result = run_fused(case, tensors_with(case, torch.full((1, 1, 2), 100.0), device))
+    assert torch.equal(result.output, torch.zeros_like(result.output))
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda dtype: str(dtype)[6:])
+@pytest.mark.parametrize("magnitude", [1e30, -1e30, 1e25, 1e19])
+def test_values_near_1e30_are_normalised_although_their_squares_overflow(
+    magnitude: float, dtype: torch.dtype, layout: str, device: str
+) -> None:
+    """PyTorch answers zeros on the CPU and NaN on CUDA. The variance itself, 1e58, is infinite in fp32."""
+    case = Case((8, 5, 6, 7), layout, dtype)
+    tensors = tensors_with(case, magnitude * (1 + 0.1 * noise(*case.shape)), device)
+    result = run_fused(case, tensors)
+    assert result.running_var is not None
+    if magnitude**2 * 0.01 > torch.finfo(torch.float32).max:
+        assert (result.running_var == INF).all()
+    found = errors(case, tensors, result)
+    for name in ("output", "grad_input", "grad_weight", "grad_bias", "running_mean"):
+        assert found[name] <= DEMANDS[name], f"{name}: {found[name]:.2e}"
+    assert result.grad_input.isfinite().all()
+
+
+def test_fp64_values_near_1e150_are_normalised(device: str) -> None:
+    """Squares of 1e300 still fit: no shortcut through fp32 anywhere."""
+    case = Case((8, 5, 6, 7), "channels_last", torch.float64, torch.float64)
+    assert_meets_demands(case, tensors_with(case, 1e150 * (1 + 0.1 * noise(*case.shape)), device))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_tiny_values_are_governed_by_eps(training: bool, device: str) -> None:
+    """The variance underflows; eps alone sets invstd, and nothing divides by zero."""
+    case = Case((8, 5, 6, 7), training=training)
+    assert_meets_demands(case, tensors_with(case, 1e-30 * noise(*case.shape), device))
+
+
+def test_evaluation_with_eps_zero_is_allowed(device: str) -> None:
+    case = Case((8, 5, 6, 7), training=False, eps=0.0)
+    assert_meets_demands(case, make_tensors(case, device))
+
+
+def classes(tensor: Tensor | None) -> Tensor | None:
+    """0 finite, 1 NaN, 2 infinite and positive, 3 infinite and negative: an element each."""
+    if tensor is None:
+        return None
+    return tensor.isnan() * 1 + (tensor == INF) * 2 + (tensor == -INF) * 3
+
+
+POISONS = {"inf": [INF], "-inf": [-INF], "nan": [NAN], "inf and -inf": [INF, -INF]}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("poison", POISONS)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_DTYPES], ids=lambda dtype: str(dtype)[6:])
+def test_non_finite_input_spoils_what_it_spoils_in_pytorch_and_no_more(
+    dtype: torch.dtype, poison: str, training: bool, activation: str, device: str
+) -> None:
+    """Output, gradients and running statistics: NaN, inf and finite in the same places, other channels clean.
+
+    In training one inf makes its channel NaN, running_mean inf and running_var NaN. The poison stands first,
+    in the middle and last, so that pivots, vector bodies and tails are all hit.
+    """
+    for layout, place in product(LAYOUTS, (0, 200, 398)):
+        case = Case((1, 4, 20, 20), layout, dtype, training=training, activation=activation)
+        tensors = make_tensors(case, device)
+        clean = run_fused(case, tensors)
+        for offset, value in enumerate(POISONS[poison]):
+            tensors.input[0, 1, (place + offset) // 20, (place + offset) % 20] = value
+        ours, theirs = run_fused(case, tensors), run_torch(case, tensors)
+        for name in ("output", "grad_input", "grad_weight", "grad_bias", "running_mean", "running_var"):
+            mine, other, before = (getattr(result, name) for result in (ours, theirs, clean))
+            assert torch.equal(classes(mine), classes(other)), (name, layout, place)  # type: ignore[arg-type]
+            channel_dim = 1 if mine.dim() > 1 else 0
+            for channel in (0, 2, 3):
+                untouched = before.select(channel_dim, channel)
+                assert torch.equal(mine.select(channel_dim, channel), untouched), (name, layout, place)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+@pytest.mark.parametrize("value", [INF, -INF, NAN, -1.0])
+def test_non_finite_parameters_and_statistics_act_as_in_pytorch(name: str, value: float, device: str) -> None:
+    """Evaluation: a negative or NaN variance gives NaN, an infinite one the bias. Training: w and b."""
+    for training, activation, layout in product((True, False), ("none", "relu"), LAYOUTS):
+        case = Case((2, 5, 3, 7), layout, training=training, activation=activation)
+        tensors = make_tensors(case, device)
+        getattr(tensors, name)[3] = value
+        ours, theirs = run_fused(case, tensors), run_torch(case, tensors)
+        for quantity in ("output", "grad_input", "grad_weight", "grad_bias", "running_mean", "running_var"):
+            mine, other = classes(getattr(ours, quantity)), classes(getattr(theirs, quantity))
+            assert mine is not None and other is not None
+            assert torch.equal(mine, other), (quantity, training, activation, layout)
+
+
+@pytest.mark.core
+def test_nan_passes_through_relu_and_its_gradient_too(device: str) -> None:
+    """fmaxf(NaN, 0) is 0, and z > 0 is false for NaN: the mask is !(z <= 0), as PyTorch's."""
+    case = Case((2, 3, 4, 5), training=False)
+    tensors = make_tensors(case, device)
+    tensors.input[1, 2, 3, 4] = NAN
+    result = run_fused(case, tensors)
+    assert result.output[1, 2, 3, 4].isnan() and result.output.isnan().sum() == 1
+    with_nan_weight = replace(case, weight=True)
+    tensors = make_tensors(with_nan_weight, device)
+    assert tensors.bias is not None
+    tensors.bias[1] = NAN
+    result = run_fused(with_nan_weight, tensors)
+    assert result.output[:, 1].isnan().all()
+    assert (result.grad_input[:, 1] != 0).all()  # dy * w * invstd: the mask let every gradient through

@@ -1,0 +1,295 @@
+"""The contract of nn.BatchNorm: the same misuse gives the same error, and a refused call changes nothing."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fused_bn
+from fused_bn._extension import DISABLE_VARIABLE
+from tests.cases import DEVICES, HAS_EXTENSION, why_no_cuda
+
+MODULES = {
+    "1d": (fused_bn.BatchNorm1d, nn.BatchNorm1d),
+    "2d": (fused_bn.BatchNorm2d, nn.BatchNorm2d),
+    "3d": (fused_bn.BatchNorm3d, nn.BatchNorm3d),
+}
+
+
+def test_the_compiled_extension_is_what_is_tested() -> None:
+    """Else most of this suite skips: fails where the extension is missing and nobody asked for that."""
+    if os.environ.get(DISABLE_VARIABLE, "0") not in ("", "0"):
+        pytest.skip(f"{DISABLE_VARIABLE} is set")
+    assert HAS_EXTENSION
+
+
+def test_cuda_is_tested_too() -> None:
+    if why_no_cuda():
+        pytest.skip(why_no_cuda())
+    assert "cuda" in DEVICES
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of F.batch_norm, each a function of the device so that a grid can be written down."""
+
+    input: Callable[[], Tensor] = lambda: torch.randn(2, 3, 4, 4)
+    running_mean: Callable[[], Tensor | None] = lambda: torch.full((3,), 0.25)
+    running_var: Callable[[], Tensor | None] = lambda: torch.full((3,), 4.0)
+    weight: Callable[[], Tensor | None] = lambda: torch.ones(3)
+    bias: Callable[[], Tensor | None] = lambda: torch.zeros(3)
+    training: bool = True
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+    def tensors(self) -> list[Tensor | None]:
+        return [self.input(), self.running_mean(), self.running_var(), self.weight(), self.bias()]
+
+
+def ones(*shape: int, **options: Any) -> Callable[[], Tensor]:
+    return lambda: torch.ones(shape, **options)
+
+
+def nothing() -> None:
+    return None
+
+
+def raised(function: Callable[[], object]) -> tuple[type[Exception], str]:
+    """Type and first line of what `function` raises (torch appends a C++ stack where asked to)."""
+    with pytest.raises(Exception) as caught:  # noqa: B017, PT011  (any type: it is compared)
+        function()
+    return caught.type, str(caught.value).splitlines()[0]
+
+
+def refused(call: Call) -> tuple[type[Exception], str]:
+    """What our function raises for `call`, having checked that buffers and counter are as before."""
+    input, running_mean, running_var, weight, bias = call.tensors()
+    counter = torch.tensor(7)
+    buffers = [tensor for tensor in (running_mean, running_var, counter) if tensor is not None]
+    before = [(tensor.clone(), tensor._version) for tensor in buffers]
+    for activation in ("none", "relu"):
+        error = raised(
+            lambda activation=activation: fused_bn.functional.batch_norm(  # type: ignore[misc]
+                input,
+                running_mean,
+                running_var,
+                weight,
+                bias,
+                call.training,
+                call.momentum,
+                call.eps,
+                activation=activation,
+                num_batches_tracked=counter,
+            )
+        )
+    for tensor, (values, version) in zip(buffers, before, strict=True):
+        assert tensor.device.type == "meta" or torch.equal(tensor, values)
+        assert tensor._version == version
+    return error
+
+
+WRONG_ARGUMENTS = {
+    "running_mean of 4": Call(running_mean=ones(4)),
+    "running_var of 4": Call(running_var=ones(4)),
+    "weight of 4": Call(weight=ones(4)),
+    "bias of 4": Call(bias=ones(4)),
+    "weight of 2": Call(weight=ones(2)),
+    "bias of 0": Call(bias=ones(0)),
+    "running_mean of 1": Call(running_mean=ones(1)),
+    "scalar weight": Call(weight=ones()),
+    "scalar running_var": Call(running_var=ones()),
+    "running_mean alone": Call(running_var=nothing),
+    "running_var alone": Call(running_mean=nothing),
+    "eps 0 in training": Call(eps=0.0),
+    "eps -1 in training": Call(eps=-1.0),
+    "one value a channel, 4d": Call(input=ones(1, 3, 1, 1)),
+    "one value a channel, 2d": Call(input=ones(1, 3)),
+    "one value a channel, 5d": Call(input=ones(1, 3, 1, 1, 1)),
+    "one value a channel, channels_last": Call(
+        input=lambda: torch.ones(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
+    ),
+    "rank 1": Call(input=ones(3)),
+    "rank 0": Call(input=ones()),
+}
+EVALUATION_ONLY = {
+    "no running statistics": Call(running_mean=nothing, running_var=nothing),
+    "eps -1 in evaluation": Call(eps=-1.0),
+    "eps -1e-5 in evaluation": Call(eps=-1e-5),
+}
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", WRONG_ARGUMENTS)
+def test_misuse_in_training_raises_what_torch_raises(name: str) -> None:
+    """Type and text, and running statistics, counter and version counters untouched."""
+    call = WRONG_ARGUMENTS[name]
+    expected = raised(lambda: F.batch_norm(*call.tensors(), True, call.momentum, call.eps))  # type: ignore[arg-type]
+    assert refused(call) == expected
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("name", WRONG_ARGUMENTS | EVALUATION_ONLY)
+def test_misuse_in_evaluation_raises_what_torch_raises(name: str) -> None:
+    call = replace((WRONG_ARGUMENTS | EVALUATION_ONLY)[name], training=False)
+    if name.startswith("one value") or name == "eps 0 in training":  # evaluation takes these
+        fused_bn.functional.batch_norm(*call.tensors(), False, call.momentum, call.eps)  # type: ignore[arg-type]
+        return
+    expected = raised(lambda: F.batch_norm(*call.tensors(), False, call.momentum, call.eps))  # type: ignore[arg-type]
+    assert refused(call) == expected
+
+
+def test_error_texts_are_the_documented_ones() -> None:
+    """The texts users know, written out, so that a change of torch's is noticed as such."""
+    assert refused(WRONG_ARGUMENTS["running_mean of 4"]) == (
+        RuntimeError,
+        "running_mean should contain 3 elements not 4",
+    )
+    assert refused(WRONG_ARGUMENTS["one value a channel, 4d"]) == (
+        ValueError,
+        "Expected more than 1 value per channel when training, got input size torch.Size([1, 3, 1, 1])",
+    )
+    assert refused(WRONG_ARGUMENTS["running_mean alone"]) == (
+        ValueError,
+        "running_mean and running_var must either both be None or neither be None",
+    )
+    assert refused(replace(WRONG_ARGUMENTS["running_mean alone"], training=False)) == (
+        RuntimeError,
+        "running_var must be defined in evaluation mode",
+    )
+    assert refused(WRONG_ARGUMENTS["eps 0 in training"]) == (
+        ValueError,
+        "batch_norm eps must be positive during training, but got 0.0",
+    )
+    assert refused(replace(EVALUATION_ONLY["eps -1 in evaluation"], training=False)) == (
+        ValueError,
+        "batch_norm eps must be non-negative, but got -1.0",
+    )
+
+
+def half_weight(dtype: torch.dtype) -> Call:
+    return Call(weight=ones(3, dtype=dtype), bias=ones(3, dtype=dtype))
+
+
+UNSUPPORTED = {
+    "int32 input": (Call(input=ones(2, 3, 4, 4, dtype=torch.int32)), r"[Ii]nt"),
+    "int64 input": (Call(input=ones(2, 3, 4, 4, dtype=torch.int64)), r"[Ll]ong|[Ii]nt64"),
+    "bool input": (Call(input=ones(2, 3, 4, 4, dtype=torch.bool)), r"[Bb]ool"),
+    "complex64 input": (Call(input=ones(2, 3, 4, 4, dtype=torch.complex64)), r"[Cc]omplex"),
+    "double input, float parameters": (Call(input=ones(2, 3, 4, 4, dtype=torch.float64)), r"[Ff]loat|[Dd]ouble"),
+    "float input, double weight": (half_weight(torch.float64), r"[Dd]ouble|float64"),
+    "float input, bfloat16 weight": (half_weight(torch.bfloat16), r"[Bb][Ff]loat16"),
+    "float input, half weight": (half_weight(torch.float16), r"[Hh]alf|float16"),
+    "float input, integer weight": (half_weight(torch.int64), r"[Ll]ong|int64"),
+    "float input, double bias": (Call(bias=ones(3, dtype=torch.float64)), r"[Dd]ouble|float64"),
+    "float input, bfloat16 running_mean": (
+        Call(running_mean=ones(3, dtype=torch.bfloat16)),
+        r"[Bb][Ff]loat16",
+    ),
+    "float input, double running_var": (Call(running_var=ones(3, dtype=torch.float64)), r"[Dd]ouble|float64"),
+    "half input, bfloat16 weight": (
+        replace(half_weight(torch.bfloat16), input=ones(2, 3, 4, 4, dtype=torch.float16)),
+        r"[Bb][Ff]loat16",
+    ),
+    "bfloat16 input, double weight": (
+        replace(half_weight(torch.float64), input=ones(2, 3, 4, 4, dtype=torch.bfloat16)),
+        r"[Dd]ouble|float64",
+    ),
+    "meta weight": (Call(weight=ones(3, device="meta")), "meta"),
+    "meta bias": (Call(bias=ones(3, device="meta")), "meta"),
+    "meta running_mean": (Call(running_mean=ones(3, device="meta")), "meta"),
+    "meta running_var": (Call(running_var=ones(3, device="meta")), "meta"),
+    "meta input": (Call(input=ones(2, 3, 4, 4, device="meta")), "meta|cpu"),
+    "weight of rank 2": (Call(weight=ones(3, 1)), "weight"),
+    "bias of rank 2": (Call(bias=ones(1, 3)), "bias"),
+    "running_mean of rank 2": (Call(running_mean=ones(3, 1)), "running_mean"),
+    "running_var of rank 2": (Call(running_var=ones(1, 3)), "running_var"),
+}
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_dtype_device_or_rank_is_one_clear_error(name: str, training: bool) -> None:
+    """An error that names the offender; torch itself reads or refuses these one way or another."""
+    call, named = UNSUPPORTED[name]
+    kind, text = refused(replace(call, training=training))
+    assert issubclass(kind, (RuntimeError, ValueError, TypeError))
+    assert re.search(named, text), text
+
+
+def test_unknown_activation_is_refused_by_module_and_function() -> None:
+    x = torch.randn(2, 3)
+    for wrong in ("gelu", "", "ReLU"):
+        with pytest.raises(ValueError, match="activation must be one of none, relu, but got"):
+            fused_bn.BatchNorm1d(3, activation=wrong)
+        with pytest.raises((ValueError, RuntimeError), match="activation"):
+            fused_bn.functional.batch_norm(x, None, None, training=True, activation=wrong)
+    with pytest.raises(TypeError):
+        fused_bn.BatchNorm1d(3, 1e-5, 0.1, True, True, None, None, "relu")  # keyword-only
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize(
+    "counter",
+    [torch.ones(2, dtype=torch.int64), torch.ones((), dtype=torch.float32), torch.ones((), device="meta")],
+    ids=["two elements", "float32", "meta"],
+)
+def test_wrong_counter_is_refused_and_statistics_stay(counter: Tensor) -> None:
+    running_mean, running_var = torch.zeros(3), torch.ones(3)
+    with pytest.raises((RuntimeError, ValueError), match="num_batches_tracked"):
+        fused_bn.functional.batch_norm(
+            torch.randn(2, 3), running_mean, running_var, training=True, num_batches_tracked=counter
+        )
+    assert torch.equal(running_mean, torch.zeros(3)) and torch.equal(running_var, torch.ones(3))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize("kind", MODULES)
+def test_module_refuses_the_ranks_nn_batchnorm_refuses(kind: str, activation: str) -> None:
+    ours, theirs = MODULES[kind]
+    for rank in range(7):
+        x = torch.randn((2, 3, 2, 2, 2, 2)[:rank])
+        try:
+            expected = theirs(3)(x)
+        except ValueError as error:
+            module = ours(3, activation=activation)
+            assert raised(lambda m=module, x=x: m(x)) == (ValueError, str(error))  # type: ignore[misc]
+            assert module.num_batches_tracked == 0
+        else:
+            assert ours(3, activation=activation)(x).shape == expected.shape
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("tracking", [True, False], ids=["tracking", "not tracking"])
+def test_module_raises_what_nn_batchnorm_raises(tracking: bool, training: bool) -> None:
+    """Wrong number of channels, one value a channel, eps out of range; nothing counted where refused."""
+    inputs = [torch.randn(2, 4, 5, 5), torch.randn(1, 3, 1, 1), torch.randn(2, 3, 1, 1)]
+    for eps in (1e-5, 0.0, -1.0):
+        theirs = nn.BatchNorm2d(3, eps=eps, track_running_stats=tracking).train(training)
+        for x in inputs:
+            ours = fused_bn.BatchNorm2d(3, eps=eps, track_running_stats=tracking).train(training)
+            before = {name: value.clone() for name, value in ours.state_dict().items()}
+            try:
+                theirs(x)
+            except (ValueError, RuntimeError) as error:
+                assert raised(lambda m=ours, x=x: m(x)) == (type(error), str(error))  # type: ignore[misc]
+                assert all(torch.equal(before[name], value) for name, value in ours.state_dict().items())
+            else:
+                ours(x)
+
+
+def test_output_shares_no_memory_with_input_parameters_or_buffers(device: str) -> None:
+    x = torch.randn(2, 3, 4, 4, device=device)
+    for training in (True, False):
+        norm = fused_bn.BatchNorm2d(3).to(device).train(training)
+        y = norm(x)
+        owned = {t.untyped_storage().data_ptr() for t in (x, *norm.parameters(), *norm.buffers())}
+        assert y.untyped_storage().data_ptr() not in owned

@@ -1,0 +1,284 @@
+"""The raw operators: what they return, what the mask leaves out, and that they check every argument."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cases import DTYPES, Case, layouts, make_tensors, run_fused
+
+pytestmark = pytest.mark.needs_extension
+
+FORWARD_ARGUMENTS = (
+    "input",
+    "weight",
+    "bias",
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+    "training",
+    "momentum",
+    "eps",
+    "activation",
+)
+BACKWARD_ARGUMENTS = (
+    "grad_output",
+    "input",
+    "weight",
+    "bias",
+    "statistics",
+    "training",
+    "activation",
+    "output_mask",
+)
+
+
+def forward_arguments(case: Case, device: str = "cpu", **changes: Any) -> dict[str, Any]:
+    tensors = make_tensors(case, device)
+    values: dict[str, Any] = {
+        "input": tensors.input,
+        "weight": tensors.weight,
+        "bias": tensors.bias,
+        "running_mean": tensors.running_mean,
+        "running_var": tensors.running_var,
+        "num_batches_tracked": tensors.num_batches_tracked,
+        "training": case.training,
+        "momentum": case.momentum,
+        "eps": case.eps,
+        "activation": case.activation,
+    }
+    return values | changes
+
+
+def user_operator(arguments: dict[str, Any]) -> Tensor:
+    output: Tensor = torch.ops.fused_bn.batch_norm(*(arguments[name] for name in FORWARD_ARGUMENTS))
+    return output
+
+
+def forward(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    output, statistics = torch.ops.fused_bn.batch_norm_forward(
+        *(arguments[name] for name in FORWARD_ARGUMENTS)
+    )
+    return output, statistics
+
+
+def backward_arguments(case: Case, device: str = "cpu", **changes: Any) -> dict[str, Any]:
+    arguments = forward_arguments(case, device)
+    _, statistics = forward(arguments)
+    values = {name: arguments.get(name) for name in BACKWARD_ARGUMENTS}
+    values |= {
+        "grad_output": make_tensors(case, device).grad_output,
+        "statistics": statistics,
+        "output_mask": [True, True, True],
+    }
+    return values | changes
+
+
+def backward(arguments: dict[str, Any]) -> list[Tensor]:
+    return list(torch.ops.fused_bn.batch_norm_backward(*(arguments[name] for name in BACKWARD_ARGUMENTS)))
+
+
+CASES = [
+    Case(shape, layout, dtype, parameter_dtype, training=training, activation=activation)
+    for shape in ((3, 17, 4, 5), (6, 9))
+    for layout in layouts(shape)
+    for (dtype, parameter_dtype), training, activation in product(DTYPES, (True, False), ("none", "relu"))
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_three_operators_agree_bit_for_bit(case: Case, device: str) -> None:
+    """The user-level one is forward and backward put together; it adds autograd and nothing else."""
+    together = run_fused(case, make_tensors(case, device))
+    output, statistics = forward(forward_arguments(case, device))
+    grad_input, grad_weight, grad_bias = backward(backward_arguments(case, device))
+    assert torch.equal(output, together.output)
+    assert torch.equal(user_operator(forward_arguments(case, device)), together.output)
+    assert statistics.shape == (3, case.channels) and not statistics.requires_grad
+    assert torch.equal(grad_input, together.grad_input)
+    assert together.grad_weight is not None and torch.equal(grad_weight, together.grad_weight)
+    assert together.grad_bias is not None and torch.equal(grad_bias, together.grad_bias)
+    assert grad_weight.dtype == grad_bias.dtype == case.parameter_dtype
+
+
+@pytest.mark.parametrize("mask", list(product((True, False), repeat=3)), ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_masked_gradients_are_empty_and_the_others_unchanged(
+    mask: tuple[bool, bool, bool], layout: str, device: str
+) -> None:
+    for training, activation in product((True, False), ("none", "relu")):
+        case = Case((3, 17, 4, 5), layout, training=training, activation=activation)
+        everything = backward(backward_arguments(case, device))
+        asked = backward(backward_arguments(case, device, output_mask=list(mask)))
+        for wanted, full, found in zip(mask, everything, asked, strict=True):
+            if wanted:
+                assert torch.equal(full, found)
+            else:
+                assert found.shape == (0,)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_gradients_without_weight_or_bias(layout: str, device: str) -> None:
+    """affine off: grad_input is that of weight 1 and bias 0, bit for bit."""
+    for training, activation in product((True, False), ("none", "relu")):
+        case = Case((3, 17, 4, 5), layout, training=training, activation=activation)
+        bare = Case((3, 17, 4, 5), layout, training=training, activation=activation, weight=False, bias=False)
+        absent = backward(backward_arguments(bare, device, output_mask=[True, False, False]))[0]
+        arguments = backward_arguments(bare, device)
+        arguments |= {
+            "weight": torch.ones(case.channels, device=device),
+            "bias": torch.zeros(case.channels, device=device),
+        }
+        assert torch.equal(backward(arguments)[0], absent)
+
+
+@pytest.mark.parametrize("shape", [(3, 17, 4, 5), (2, 3, 4, 4, 4)], ids=str)
+def test_output_and_grad_input_take_the_layout_of_the_input(shape: tuple[int, ...], device: str) -> None:
+    """Whatever grad_output's layout is; the values do not depend on it."""
+    for of_input, of_grad, activation in product(layouts(shape), layouts(shape), ("none", "relu")):
+        case = Case(shape, of_input, activation=activation)
+        arguments = backward_arguments(case, device)
+        expected = backward(arguments)[0]
+        arguments["grad_output"] = make_tensors(Case(shape, of_grad), device).grad_output
+        grad_input = backward(arguments)[0]
+        assert grad_input.stride() == arguments["input"].stride()
+        assert torch.equal(grad_input, expected)
+        assert forward(forward_arguments(case, device))[0].stride() == arguments["input"].stride()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_momentum_none_is_a_cumulative_average(training: bool, device: str) -> None:
+    """The counter is read after its increment; without one, nothing is blended (as nn.BatchNorm does)."""
+    case = Case((4, 3, 5, 5), momentum=None, training=training)
+    with_counter = forward_arguments(case, device)
+    as_third = forward_arguments(case, device, momentum=1 / 3, num_batches_tracked=None)
+    without = forward_arguments(case, device, num_batches_tracked=None)
+    before = without["running_mean"].clone()
+    for arguments in (with_counter, as_third, without):
+        forward(arguments)
+    assert with_counter["num_batches_tracked"].item() == (3 if training else 2)
+    assert torch.equal(without["running_mean"], before)
+    assert torch.equal(with_counter["running_mean"], as_third["running_mean"])
+    assert torch.equal(with_counter["running_var"], as_third["running_var"])
+    assert torch.equal(with_counter["running_mean"], before) is not training
+
+
+def test_version_counters_of_written_buffers_move(device: str) -> None:
+    """So that autograd notices a buffer changed after it was saved; in evaluation nothing is written."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    for operator, training in product((user_operator, forward), (True, False)):
+        arguments = forward_arguments(Case((4, 3, 5, 5), training=training), device)
+        before = [arguments[name]._version for name in names]
+        operator(arguments)
+        moved = [arguments[name]._version > version for name, version in zip(names, before, strict=True)]
+        assert moved == [training] * 3
+
+
+OTHER = torch.ones(2, 3, 4, 4)
+WRONG_FORWARD: dict[str, dict[str, Any]] = {
+    "input of rank 1": {"input": torch.ones(3)},
+    "input of rank 0": {"input": torch.ones(())},
+    "integer input": {"input": torch.ones(2, 3, 4, 4, dtype=torch.int32)},
+    "sparse input": {"input": OTHER.to_sparse()},
+    "weight too long": {"weight": torch.ones(4)},
+    "weight too short": {"weight": torch.ones(2)},
+    "weight of rank 2": {"weight": torch.ones(3, 1)},
+    "weight in double": {"weight": torch.ones(3).double()},
+    "weight on meta": {"weight": torch.ones(3, device="meta")},
+    "bias too long": {"bias": torch.ones(4)},
+    "bias of rank 2": {"bias": torch.ones(1, 3)},
+    "bias in bfloat16": {"bias": torch.ones(3).bfloat16()},
+    "running_mean too short": {"running_mean": torch.ones(2)},
+    "running_mean in half": {"running_mean": torch.ones(3).half()},
+    "running_mean missing": {"running_mean": None},
+    "running_var too short": {"running_var": torch.ones(2)},
+    "running_var of rank 2": {"running_var": torch.ones(3, 1)},
+    "running_var missing": {"running_var": None},
+    "counter of two": {"num_batches_tracked": torch.ones(2, dtype=torch.int64)},
+    "counter in float": {"num_batches_tracked": torch.ones(())},
+    "counter on meta": {"num_batches_tracked": torch.ones((), dtype=torch.int64, device="meta")},
+    "eps 0": {"eps": 0.0},
+    "eps -1": {"eps": -1.0},
+    "unknown activation": {"activation": "gelu"},
+    "empty activation": {"activation": ""},
+    "one value a channel": {"input": torch.ones(1, 3, 1, 1)},
+}
+
+
+@pytest.mark.parametrize("operator", [user_operator, forward], ids=["batch_norm", "batch_norm_forward"])
+@pytest.mark.parametrize("name", WRONG_FORWARD)
+def test_forward_operators_refuse_wrong_arguments_and_change_nothing(name: str, operator: Any) -> None:
+    buffers = {
+        "running_mean": torch.full((3,), 0.5),
+        "running_var": torch.full((3,), 2.0),
+        "num_batches_tracked": torch.tensor(4),
+    }
+    arguments = forward_arguments(Case((2, 3, 4, 4)), **buffers) | WRONG_FORWARD[name]
+    before = {key: value.clone() for key, value in buffers.items()}
+    with pytest.raises((RuntimeError, ValueError, TypeError, NotImplementedError)):
+        operator(arguments)
+    for key, value in buffers.items():
+        assert torch.equal(value, before[key]), key
+
+
+WRONG_BACKWARD: dict[str, dict[str, Any]] = {
+    "grad_output of fewer channels": {"grad_output": torch.ones(2, 2, 4, 4)},
+    "grad_output of fewer samples": {"grad_output": torch.ones(1, 3, 4, 4)},
+    "grad_output of smaller images": {"grad_output": torch.ones(2, 3, 4, 3)},
+    "grad_output of another rank": {"grad_output": torch.ones(2, 3, 16)},
+    "grad_output that would broadcast": {"grad_output": torch.ones(1, 1, 1, 1)},
+    "grad_output in double": {"grad_output": torch.ones(2, 3, 4, 4).double()},
+    "grad_output in half": {"grad_output": torch.ones(2, 3, 4, 4).half()},
+    "grad_output on meta": {"grad_output": torch.ones(2, 3, 4, 4, device="meta")},
+    "input of rank 1": {"input": torch.ones(3), "grad_output": torch.ones(3)},
+    "integer input": {"input": torch.ones(2, 3, 4, 4, dtype=torch.int64)},
+    "weight too short": {"weight": torch.ones(2)},
+    "weight of rank 2": {"weight": torch.ones(3, 1)},
+    "weight in double": {"weight": torch.ones(3).double()},
+    "weight on meta": {"weight": torch.ones(3, device="meta")},
+    "bias too short": {"bias": torch.ones(1)},
+    "bias in double": {"bias": torch.ones(3).double()},
+    "statistics of two rows": {"statistics": torch.ones(2, 3)},
+    "statistics of one row": {"statistics": torch.ones(3)},
+    "statistics transposed": {"statistics": torch.ones(4, 3).t()},
+    "statistics of fewer channels": {"statistics": torch.ones(3, 2)},
+    "statistics in double": {"statistics": torch.ones(3, 3).double()},
+    "statistics in half": {"statistics": torch.ones(3, 3).half()},
+    "statistics on meta": {"statistics": torch.ones(3, 3, device="meta")},
+    "unknown activation": {"activation": "tanh"},
+    "mask of two": {"output_mask": [True, True]},
+}
+
+
+@pytest.mark.parametrize("name", WRONG_BACKWARD)
+def test_backward_operator_refuses_wrong_arguments(name: str) -> None:
+    """Each of these would read out of bounds, or misread, were it passed on to a kernel."""
+    arguments = backward_arguments(Case((2, 3, 4, 4)))
+    with pytest.raises((RuntimeError, ValueError, TypeError, NotImplementedError)):
+        backward(arguments | WRONG_BACKWARD[name])
+
+
+def test_strided_statistics_parameters_and_buffers_are_read_and_written_in_place(device: str) -> None:
+    """Every second element of a longer vector: correct values, and the elements between are untouched."""
+
+    def strided(values: Tensor) -> Tensor:
+        view = torch.full((2 * values.numel(),), 7.0, device=device)[::2]
+        return view.copy_(values)
+
+    for training, layout in product((True, False), ("contiguous", "channels_last")):
+        case = Case((4, 5, 3, 3), layout, training=training)
+        dense = forward_arguments(case, device)
+        spread = forward_arguments(case, device)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            spread[name] = strided(spread[name])
+        assert torch.equal(forward(spread)[0], forward(dense)[0])
+        for name in ("running_mean", "running_var"):
+            assert torch.equal(spread[name], dense[name])
+            assert (spread[name]._base[1::2] == 7).all()
+        arguments = backward_arguments(case, device)
+        expected = backward(arguments)
+        arguments["statistics"] = arguments["statistics"].t().contiguous().t()
+        arguments["weight"], arguments["bias"] = strided(arguments["weight"]), strided(arguments["bias"])
+        assert all(map(torch.equal, backward(arguments), expected))
