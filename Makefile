@@ -1,0 +1,104 @@
+# From a clean clone, `make lenet` and `make test` set up all they need; a second call sets up nothing.
+#
+#   TORCH=2.11.0                   another torch in .venv
+#   PYTHON=/path/to/python VENV=   that interpreter as it is, with the torch it has: nothing is installed
+#   ARGS="..."                     passed on to what the target runs
+#
+# setup.py lists the variables that steer the build (FORCE_CUDA, FUSED_BN_CPU_ONLY, ...).
+
+TORCH ?= 2.13.0
+PYTHON ?= python3
+VENV ?= .venv
+EPOCHS ?=
+ARGS ?=
+
+# The interpreter that everything runs in, what must be there before it can, and how to demand a package
+# of it: its own .venv has all of them.
+ifeq ($(VENV),)
+run := $(PYTHON)
+ready := given-interpreter
+lint-ready := given-interpreter
+require = $(run) .ci/require.py
+else
+run := $(VENV)/bin/python
+ready := $(VENV)/ready-torch-$(TORCH)
+lint-ready := $(VENV)/ready-lint
+require = @:
+endif
+
+.PHONY: help
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
+
+.PHONY: lenet
+lenet: build/extension ## the main job, LeNet-5 on MNIST (EPOCHS=1 for a quick look)
+	@$(require) numpy matplotlib tqdm
+	$(run) -m benchmarks.lenet $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
+
+.PHONY: test
+test: build/extension ## the test suite
+	@$(require) pytest hypothesis numpy matplotlib tqdm
+	$(run) -m pytest $(ARGS)
+
+.PHONY: bench
+bench: build/extension ## speed beside eager PyTorch and torch.compile
+	@$(require) numpy matplotlib
+	$(run) -m benchmarks.speed $(ARGS)
+
+.PHONY: bench-quick
+bench-quick: build/extension ## proves that every benchmark runs, measures nothing
+	@$(require) pytest numpy matplotlib tqdm
+	$(run) -m pytest benchmarks -m quick $(ARGS)
+
+.PHONY: build
+build: build/extension ## the extension, in place
+
+.PHONY: sanitize
+sanitize: $(ready) ## the operator tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(require) pytest hypothesis numpy
+	.ci/sanitize $(run)
+
+.PHONY: lint
+lint: $(ready) $(lint-ready) ## ruff, mypy and clang-format
+	@$(require) ruff mypy clang_format
+	$(run) -m ruff check .
+	$(run) -m ruff format --check .
+	$(run) -m mypy
+	find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' | \
+	    xargs $(run) -c 'from clang_format import clang_format as main; main()' --dry-run -Werror
+
+.PHONY: clean
+clean: ## removes what was built; .venv stays
+	rm -rf build dist fused_bn.egg-info fused_bn/_C*.so
+
+$(VENV)/ready-torch-$(TORCH): .ci/requirements.txt
+	@$(PYTHON) .ci/require.py venv
+	$(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/ready-torch-*
+	$(run) -m pip install --quiet --disable-pip-version-check torch==$(TORCH) -r .ci/requirements.txt
+	touch $@
+
+$(VENV)/ready-lint: .ci/requirements-lint.txt | $(ready)
+	$(run) -m pip install --quiet --disable-pip-version-check -r .ci/requirements-lint.txt
+	touch $@
+
+.PHONY: given-interpreter
+given-interpreter:
+	@$(require) torch setuptools
+
+# Built anew when the sources or the settings below change, or where the file itself is gone.
+build/extension: setup.py $(shell find csrc) build/settings $(if $(wildcard fused_bn/_C*.so),,FORCE)
+	$(run) setup.py build_ext --inplace
+	touch $@
+
+# Touched only where its text changes: the interpreter, its torch, and the variables that setup.py reads.
+build/settings: FORCE | $(ready)
+	@mkdir -p build
+	@{ echo "$(run)"; \
+	   $(run) -c 'import sys, importlib.metadata as m; print(sys.version, m.version("torch"))'; \
+	   echo "$$FORCE_CUDA,$$FUSED_BN_CPU_ONLY,$$TORCH_CUDA_ARCH_LIST,$$CUDA_HOME,$$CUDA_PATH,$$CXX"; \
+	   command -v nvcc || true; } > $@.new
+	@cmp -s $@.new $@ || cp $@.new $@
+
+.PHONY: FORCE
+FORCE:
