@@ -6,8 +6,11 @@
 #include <string>
 #include <vector>
 
-#include "common/activation.h"
 #include "common/view.h"
+
+namespace fused_bn {
+enum class Activation : int8_t;
+}
 
 namespace fused_bn::cpu {
 

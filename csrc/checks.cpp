@@ -1,0 +1,116 @@
+// Argument checks of the operators: the texts are those of nn.BatchNorm for the same misuse.
+#include <ATen/ATen.h>
+
+#include "batch_norm.h"
+
+namespace fused_bn {
+namespace {
+
+struct Named {
+  const char* name;
+  const OptionalTensor& tensor;
+};
+
+void check_input(const at::Tensor& input) {
+  const auto type = input.scalar_type();
+  TORCH_CHECK(input.layout() == at::kStrided, "fused_bn: expected a strided input, but got layout ",
+              input.layout());
+  TORCH_CHECK_NOT_IMPLEMENTED(type == at::kFloat || type == at::kDouble || at::isReducedFloatingType(type),
+                              "\"batch_norm\" not implemented for '", toString(type), "'");
+  TORCH_CHECK(input.dim() >= 2, "fused_bn: expected an input of shape (N, C, *), but got ", input.dim(),
+              " dimension(s)");
+}
+
+void check_channel_vector(const at::Tensor& input, const Named& vector) {
+  if (!present(vector.tensor)) return;
+  const at::Tensor& tensor = *vector.tensor;
+  const auto C = input.size(1);
+  TORCH_CHECK(tensor.numel() == C, vector.name, " should contain ", C, " elements not ", tensor.numel());
+  TORCH_CHECK(tensor.dim() == 1, "fused_bn: expected ", vector.name, " of shape (", C, "), but got ",
+              tensor.sizes());
+  TORCH_CHECK(tensor.device() == input.device(), "fused_bn: ", vector.name, " is on ", tensor.device(),
+              ", but the input is on ", input.device());
+  const auto type = tensor.scalar_type();
+  TORCH_CHECK(type == input.scalar_type() || type == statistics_type(input),
+              "fused_bn: mixed dtype: an input of ", toString(input.scalar_type()), " takes ", vector.name,
+              " of ", toString(statistics_type(input)),
+              at::isReducedFloatingType(input.scalar_type()) ? " or of its own dtype" : "", ", but got ",
+              toString(type));
+}
+
+void check_scalars(const ForwardArguments& a) {
+  const auto& input = a.input;
+  if (a.training) {
+    const auto values = input.size(1) == 0 ? 0 : input.numel() / input.size(1);
+    TORCH_CHECK_VALUE(values != 1, "Expected more than 1 value per channel when training, got input size torch.Size(",
+                      input.sizes(), ")");
+    TORCH_CHECK_VALUE(a.eps > 0, "batch_norm eps must be positive during training, but got ", a.eps);
+  } else {
+    TORCH_CHECK_VALUE(a.eps >= 0, "batch_norm eps must be non-negative, but got ", a.eps);
+  }
+}
+
+}  // namespace
+
+at::ScalarType statistics_type(const at::Tensor& input) {
+  return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+Activation activation_from_name(std::string_view name) {
+  if (name == "none") return Activation::none;
+  if (name == "relu") return Activation::relu;
+  TORCH_CHECK_VALUE(false, "activation must be one of none, relu, but got '", name, "'");
+}
+
+void check(const ForwardArguments& a) {
+  activation_from_name(a.activation);
+  check_input(a.input);
+  check_scalars(a);
+  TORCH_CHECK_VALUE(present(a.running_mean) == present(a.running_var) || !a.training,
+                    "running_mean and running_var must either both be None or neither be None");
+  TORCH_CHECK(a.training || present(a.running_mean), "running_mean must be defined in evaluation mode");
+  TORCH_CHECK(a.training || present(a.running_var), "running_var must be defined in evaluation mode");
+  for (const Named& vector : {Named{"running_mean", a.running_mean}, Named{"running_var", a.running_var},
+                              Named{"weight", a.weight}, Named{"bias", a.bias}}) {
+    check_channel_vector(a.input, vector);
+  }
+  if (present(a.num_batches_tracked)) {
+    const at::Tensor& counter = *a.num_batches_tracked;
+    TORCH_CHECK(counter.scalar_type() == at::kLong && counter.numel() == 1,
+                "fused_bn: num_batches_tracked should be one int64, but got ", counter.numel(),
+                " element(s) of ", toString(counter.scalar_type()));
+    TORCH_CHECK(counter.device() == a.input.device(), "fused_bn: num_batches_tracked is on ",
+                counter.device(), ", but the input is on ", a.input.device());
+  }
+}
+
+void check(const BackwardArguments& a) {
+  activation_from_name(a.activation);
+  check_input(a.input);
+  check_channel_vector(a.input, {"weight", a.weight});
+  check_channel_vector(a.input, {"bias", a.bias});
+  TORCH_CHECK(a.grad_output.sizes() == a.input.sizes(), "fused_bn: grad_output has shape ",
+              a.grad_output.sizes(), ", but the input has ", a.input.sizes());
+  TORCH_CHECK(a.grad_output.scalar_type() == a.input.scalar_type(), "fused_bn: grad_output is of ",
+              toString(a.grad_output.scalar_type()), ", but the input is of ",
+              toString(a.input.scalar_type()));
+  const std::array<int64_t, 2> expected{3, a.input.size(1)};
+  TORCH_CHECK(a.statistics.sizes() == at::IntArrayRef(expected), "fused_bn: statistics should have shape ",
+              at::IntArrayRef(expected), ", but have ", a.statistics.sizes());
+  TORCH_CHECK(a.statistics.scalar_type() == statistics_type(a.input), "fused_bn: statistics should be of ",
+              toString(statistics_type(a.input)), ", but are of ", toString(a.statistics.scalar_type()));
+  for (const at::Tensor* tensor : {&a.grad_output, &a.statistics}) {
+    TORCH_CHECK(tensor->device() == a.input.device(), "fused_bn: grad_output and statistics should be on ",
+                a.input.device(), ", but one is on ", tensor->device());
+  }
+}
+
+View view_of(const at::Tensor& input) {
+  const auto N = input.size(0), C = input.size(1);
+  const auto S = input.numel() == 0 ? 0 : input.numel() / (N * C);
+  // Where both layouts describe the same memory, rows of channels are the longer rows.
+  const bool first = input.is_contiguous() && S > 1;
+  return {N, C, S, first ? Layout::channels_first : Layout::channels_last};
+}
+
+}  // namespace fused_bn

@@ -1,0 +1,285 @@
+// Vectors of the instruction set that the including file is compiled for: loads, stores and conversions.
+//
+// Everything here and in the kernel headers has internal linkage, because kernels_*.cpp each compile it for
+// another instruction set: a shared inline function would run one processor's instructions on another.
+// The including file defines FUSED_BN_VECTOR_BYTES: 64 (AVX-512), 32 (AVX2) or 16 (SSE2, NEON, any other).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if FUSED_BN_VECTOR_BYTES >= 32
+#pragma GCC diagnostic push
+// GCC bug 105593: false alarms in these headers up to GCC 12.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define FUSED_BN_INLINE inline __attribute__((always_inline))
+
+namespace fused_bn::cpu {
+namespace {
+
+constexpr int kVectorBytes = FUSED_BN_VECTOR_BYTES;
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// The type that T is computed in.
+template <class T>
+struct ComputeType {
+  using type = float;
+};
+template <>
+struct ComputeType<double> {
+  using type = double;
+};
+template <class T>
+using Compute = typename ComputeType<T>::type;
+
+template <class A>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
+
+template <class E, int lanes>
+struct VectorOf {
+  typedef E type __attribute__((vector_size(lanes * sizeof(E))));
+};
+template <class A>
+using Vec = typename VectorOf<A, kLanes<A>>::type;
+
+// How many lanes of a vector take part: all of them, or the first few of the last vector of a row.
+struct Whole {};
+struct First {
+  int count;
+};
+
+template <class A>
+FUSED_BN_INLINE Vec<A> broadcast(A value) {
+  return Vec<A>{} + value;
+}
+
+FUSED_BN_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if FUSED_BN_VECTOR_BYTES == 64
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif FUSED_BN_VECTOR_BYTES == 32
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Vec<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+FUSED_BN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if FUSED_BN_VECTOR_BYTES == 64
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif FUSED_BN_VECTOR_BYTES == 32
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__aarch64__)
+  return (Vec<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+template <class A>
+FUSED_BN_INLINE Vec<A> keep(Vec<A> v, Whole) {
+  return v;
+}
+
+// Zero in the lanes that take no part.
+template <class A>
+FUSED_BN_INLINE Vec<A> keep(Vec<A> v, First first) {
+  using Index = typename VectorOf<int32_t, kLanes<A>>::type;
+  using Wide = decltype(v < v);
+  Index lane;
+  for (int i = 0; i < kLanes<A>; ++i) lane[i] = i;
+  const auto taken = __builtin_convertvector(lane < first.count, Wide);
+  return taken ? v : Vec<A>{};
+}
+
+// ---- 16-bit types: kLanes<float> of them make one Vec<float> ------------------------------------------
+
+using Bits16 = typename VectorOf<uint16_t, kLanes<float>>::type;
+using Bits32 = typename VectorOf<uint32_t, kLanes<float>>::type;
+
+FUSED_BN_INLINE Vec<float> widen(Bits16 bits, BFloat16*) {
+  return (Vec<float>)(__builtin_convertvector(bits, Bits32) << 16);
+}
+
+// Round to nearest even; a NaN stays a quiet NaN.
+FUSED_BN_INLINE Bits16 narrow(Vec<float> v, BFloat16*) {
+  const Bits32 bits = (Bits32)v;
+  const Bits32 rounded = bits + (0x7fffu + ((bits >> 16) & 1u));
+  return __builtin_convertvector((v == v ? rounded : bits | 0x400000u) >> 16, Bits16);
+}
+
+#if FUSED_BN_VECTOR_BYTES == 64
+FUSED_BN_INLINE Vec<float> widen(Bits16 bits, Float16*) { return (Vec<float>)_mm512_cvtph_ps((__m256i)bits); }
+FUSED_BN_INLINE Bits16 narrow(Vec<float> v, Float16*) {
+  return (Bits16)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT);
+}
+#elif FUSED_BN_VECTOR_BYTES == 32
+FUSED_BN_INLINE Vec<float> widen(Bits16 bits, Float16*) { return (Vec<float>)_mm256_cvtph_ps((__m128i)bits); }
+FUSED_BN_INLINE Bits16 narrow(Vec<float> v, Float16*) {
+  return (Bits16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+}
+#elif defined(__aarch64__)
+FUSED_BN_INLINE Vec<float> widen(Bits16 bits, Float16*) { return (Vec<float>)vcvt_f32_f16((float16x4_t)bits); }
+FUSED_BN_INLINE Bits16 narrow(Vec<float> v, Float16*) { return (Bits16)vcvt_f16_f32((float32x4_t)v); }
+#else
+// Without conversion instructions: shift the exponent and mantissa into place and let one multiplication
+// by a power of two correct the exponent bias, subnormals included.
+FUSED_BN_INLINE Vec<float> widen(Bits16 bits, Float16*) {
+  const Bits32 wide = __builtin_convertvector(bits, Bits32);
+  const Bits32 magnitude = (wide & 0x7fffu) << 13;
+  const Bits32 finite = (Bits32)((Vec<float>)magnitude * 0x1p112f);
+  return (Vec<float>)((wide & 0x8000u) << 16 | (magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : finite));
+}
+FUSED_BN_INLINE Bits16 narrow(Vec<float> v, Float16*) {
+  const Bits32 bits = (Bits32)v;
+  const Bits32 sign = (bits >> 16) & 0x8000u;
+  const Bits32 magnitude = bits & 0x7fffffffu;
+  // Normal results: re-bias the exponent by -112 and round to nearest even at bit 13; from 65520 on, infinity.
+  const Bits32 normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Subnormal results (below 2^-14): adding 1/2 puts the units of 2^-24 into the last mantissa bits.
+  const Bits32 subnormal = (Bits32)((Vec<float>)magnitude + 0.5f) - 0x3f000000u;
+  Bits32 half = magnitude < 0x38800000u ? subnormal : normal;
+  half = magnitude >= 0x477ff000u ? Bits32{} + 0x7c00u : half;
+  half = magnitude > 0x7f800000u ? Bits32{} + 0x7e00u : half;
+  return __builtin_convertvector(half | sign, Bits16);
+}
+#endif
+
+// ---- loads and stores; addresses need no alignment beyond T's -----------------------------------------
+
+template <class T>
+FUSED_BN_INLINE Vec<Compute<T>> load(const T* p, Whole) {
+  if constexpr (sizeof(T) == sizeof(Compute<T>)) {
+    Vec<T> v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  } else {
+    Bits16 bits;
+    std::memcpy(&bits, p, sizeof bits);
+    return widen(bits, static_cast<T*>(nullptr));
+  }
+}
+
+template <class T>
+FUSED_BN_INLINE void store(T* p, Vec<Compute<T>> v, Whole) {
+  if constexpr (sizeof(T) == sizeof(Compute<T>)) {
+    std::memcpy(p, &v, sizeof v);
+  } else {
+    const Bits16 bits = narrow(v, static_cast<T*>(nullptr));
+    std::memcpy(p, &bits, sizeof bits);
+  }
+}
+
+// Lanes that take no part load as zero; memory behind them is not touched.
+template <class T>
+FUSED_BN_INLINE Vec<Compute<T>> load(const T* p, First first) {
+#if FUSED_BN_VECTOR_BYTES == 64
+  const uint32_t mask = (1u << first.count) - 1;
+  if constexpr (sizeof(T) == 8) return (Vec<double>)_mm512_maskz_loadu_pd(mask, p);
+  if constexpr (sizeof(T) == 4) return (Vec<float>)_mm512_maskz_loadu_ps(mask, p);
+  if constexpr (sizeof(T) == 2) {
+    return widen((Bits16)_mm256_maskz_loadu_epi16(mask, p), static_cast<T*>(nullptr));
+  }
+#else
+  T row[kLanes<Compute<T>>] = {};
+  for (int i = 0; i < first.count; ++i) row[i] = p[i];
+  return load(row, Whole{});
+#endif
+}
+
+template <class T>
+FUSED_BN_INLINE void store(T* p, Vec<Compute<T>> v, First first) {
+#if FUSED_BN_VECTOR_BYTES == 64
+  const uint32_t mask = (1u << first.count) - 1;
+  if constexpr (sizeof(T) == 8) _mm512_mask_storeu_pd(p, mask, (__m512d)v);
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, mask, (__m512)v);
+  if constexpr (sizeof(T) == 2) {
+    _mm256_mask_storeu_epi16(p, mask, (__m256i)narrow(v, static_cast<T*>(nullptr)));
+  }
+#else
+  T row[kLanes<Compute<T>>];
+  store(row, v, Whole{});
+  for (int i = 0; i < first.count; ++i) p[i] = row[i];
+#endif
+}
+
+// Past the caches: spares the read of the line that an ordinary store begins with.
+// p is aligned to the stored vector's size.
+template <class T>
+FUSED_BN_INLINE void stream(T* p, Vec<Compute<T>> v) {
+#if FUSED_BN_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 8) _mm512_stream_pd(p, (__m512d)v);
+  if constexpr (sizeof(T) == 4) _mm512_stream_ps(p, (__m512)v);
+  if constexpr (sizeof(T) == 2) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)narrow(v, static_cast<T*>(nullptr)));
+  }
+#elif FUSED_BN_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 8) _mm256_stream_pd(p, (__m256d)v);
+  if constexpr (sizeof(T) == 4) _mm256_stream_ps(p, (__m256)v);
+  if constexpr (sizeof(T) == 2) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), (__m128i)narrow(v, static_cast<T*>(nullptr)));
+  }
+#else
+  store(p, v, Whole{});
+#endif
+}
+
+// Orders streamed stores before what follows.
+FUSED_BN_INLINE void stream_fence() {
+#if FUSED_BN_VECTOR_BYTES >= 32 || defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+// The sum of all lanes of count vectors, in double, in a fixed order.
+template <int count, class A>
+FUSED_BN_INLINE double sum_lanes(const Vec<A> (&v)[count]) {
+  double lanes[kLanes<A>] = {};
+  for (int k = 0; k < count; ++k) {
+    for (int i = 0; i < kLanes<A>; ++i) lanes[i] += static_cast<double>(v[k][i]);
+  }
+  for (int width = kLanes<A> / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
+// Runs body(offset, slot, lanes) over [0, length) by vectors; slot is a compile-time number below slots, for
+// that many independent accumulators (an addition takes 3-4 cycles, and two can start in each).
+template <class A, int slots, class Body>
+FUSED_BN_INLINE void for_each_vector(int64_t length, Body body) {
+  static_assert(slots == 1 || slots == 4);
+  constexpr int64_t L = kLanes<A>;
+  using std::integral_constant;
+  int64_t i = 0;
+  if constexpr (slots == 4) {
+    for (; i + 4 * L <= length; i += 4 * L) {
+      body(i, integral_constant<int, 0>{}, Whole{});
+      body(i + L, integral_constant<int, 1>{}, Whole{});
+      body(i + 2 * L, integral_constant<int, 2>{}, Whole{});
+      body(i + 3 * L, integral_constant<int, 3>{}, Whole{});
+    }
+  }
+  for (; i + L <= length; i += L) body(i, integral_constant<int, 0>{}, Whole{});
+  if (i < length) body(i, integral_constant<int, slots - 1>{}, First{static_cast<int>(length - i)});
+}
+
+}  // namespace
+}  // namespace fused_bn::cpu
