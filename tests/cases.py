@@ -149,6 +149,19 @@ def core_grid() -> Iterator[Case]:
                 yield Case(shape, layout, dtype, parameter_dtype, training=training)
 
 
+def present(tensor: Tensor | None) -> Tensor:
+    """`tensor`, which must not be None here."""
+    assert tensor is not None
+    return tensor
+
+
+def same_bits(left: Tensor | None, right: Tensor | None) -> bool:
+    """Both absent, or equal in dtype, shape and every value (no NaN)."""
+    if left is None or right is None:
+        return left is right
+    return left.dtype == right.dtype and torch.equal(left, right)
+
+
 @dataclass
 class Tensors:
     """The tensors of one call, `grad_output` included; None where the case leaves one out."""
@@ -163,8 +176,11 @@ class Tensors:
 
     def clone(self) -> "Tensors":
         """Independent copies with the same strides, none of which requires a gradient."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Tensors(**{name: None if t is None else t.detach().clone() for name, t in values.items()})
+        values: dict[str, Any] = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            values[field.name] = None if tensor is None else tensor.detach().clone()
+        return Tensors(**values)
 
     def require_grad(self) -> "Tensors":
         for tensor in (self.input, self.weight, self.bias):
@@ -224,10 +240,9 @@ class Result:
 
 def _backward(tensors: Tensors, output: Tensor) -> Result:
     output.backward(tensors.grad_output)
-    assert tensors.input.grad is not None
     return Result(
         output.detach(),
-        tensors.input.grad,
+        present(tensors.input.grad),
         None if tensors.weight is None else tensors.weight.grad,
         None if tensors.bias is None else tensors.bias.grad,
         tensors.running_mean,

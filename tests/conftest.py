@@ -16,7 +16,6 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "core: repeated for each CPU instruction set and for the fallback")
-    config.addinivalue_line("markers", "slow: takes many seconds or gigabytes; `-m 'not slow'` leaves it out")
     config.addinivalue_line("markers", "needs_extension: tests the compiled operators themselves")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.cases import HALF_DTYPES, Case, Tensors, make_tensors, run_torch
+from tests.cases import HALF_DTYPES, Case, Tensors, make_tensors, present, run_torch
 from tests.reference import error, errors, half_ulp, reference
 
 DOUBLE = Case((5, 3, 4, 2), dtype=torch.float64, parameter_dtype=torch.float64)
@@ -17,14 +17,12 @@ TOLERANCE = 1e-13
 def by_autograd(case: Case, tensors: Tensors) -> Tensors:
     """Gradients from autograd through primitive operations only; no batch norm kernel of anybody."""
     own = tensors.clone().require_grad()
-    assert own.weight is not None and own.bias is not None
     x = own.input.movedim(1, -1).flatten(0, -2)
     if case.training:
         mean, var = x.mean(0), x.var(0, correction=0)
     else:
-        assert own.running_mean is not None and own.running_var is not None
-        mean, var = own.running_mean, own.running_var
-    z = (x - mean) / (var + case.eps).sqrt() * own.weight + own.bias
+        mean, var = present(own.running_mean), present(own.running_var)
+    z = (x - mean) / (var + case.eps).sqrt() * present(own.weight) + present(own.bias)
     z = z.relu() if case.activation == "relu" else z
     z.backward(own.grad_output.movedim(1, -1).flatten(0, -2))
     return own
@@ -37,8 +35,9 @@ def test_reference_gradients_are_those_of_autograd_on_primitives(training: bool,
     tensors = make_tensors(case)
     truth, own = reference(case, tensors), by_autograd(case, tensors)
     for name, tensor in (("grad_input", own.input), ("grad_weight", own.weight), ("grad_bias", own.bias)):
-        assert tensor is not None and tensor.grad is not None
-        torch.testing.assert_close(getattr(truth, name), tensor.grad, rtol=0, atol=TOLERANCE, msg=name)
+        torch.testing.assert_close(
+            getattr(truth, name), present(present(tensor).grad), rtol=0, atol=TOLERANCE, msg=name
+        )
 
 
 @pytest.mark.parametrize("momentum", [0.1, None, 1.0])
@@ -57,10 +56,9 @@ def test_reference_statistics_are_those_of_torch_in_fp64(momentum: float | None)
     )
     output = norm(tensors.input)
     truth = reference(case, tensors)
-    assert truth.running_mean is not None and truth.running_var is not None
     torch.testing.assert_close(truth.output, output.detach(), rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(truth.running_mean, norm.running_mean, rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(truth.running_var, norm.running_var, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(present(truth.running_mean), norm.running_mean, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(present(truth.running_var), norm.running_var, rtol=0, atol=TOLERANCE)
 
 
 def test_reference_keeps_its_digits_where_the_mean_is_a_million_sigmas() -> None:
