@@ -164,8 +164,12 @@ def main() -> None:
         f'-DFUSED_BN_CUDA_ARCHITECTURES="{cuda_architectures}"',
         f'-DFUSED_BN_WITHOUT_CUDA="{without_cuda}"',
     ]
-    # -isystem: torch's headers do not compile cleanly under -Wextra. -fopenmp is for at::parallel_for,
-    # which is a header; it is not given to the linker, so that torch's own OpenMP threads serve both.
+    # at::parallel_for is a header, so that our compiler makes its OpenMP calls; the linker gets no -fopenmp,
+    # so that torch's own runtime serves them. That is GNU's, which clang's calls do not fit.
+    has_openmp = cpp_extension.check_compiler_is_gcc(cpp_extension.get_cxx_compiler().split()[-1])
+    if not has_openmp:
+        print("fused_bn: the CPU kernels will use one thread only; g++ (CXX=g++) builds them for all cores")
+    # -isystem: torch's headers do not compile cleanly under -Wextra.
     torch_headers = [flag for path in cpp_extension.include_paths() for flag in ("-isystem", path)]
     make_extension = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     extension = make_extension(
@@ -174,7 +178,7 @@ def main() -> None:
         include_dirs=[str(ROOT / "csrc")],
         depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.*h")),
         extra_compile_args={
-            "cxx": [*COMMON_FLAGS, *mode, "-fopenmp", *facts, *torch_headers],
+            "cxx": [*COMMON_FLAGS, *mode, *["-fopenmp"] * has_openmp, *facts, *torch_headers],
             "nvcc": ["-std=c++17", "-O3"],
         },
         extra_link_args=[flag for flag in mode if flag.startswith("-fsanitize")],
