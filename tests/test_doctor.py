@@ -1,0 +1,130 @@
+"""`python -m fused_bn` and the one warning of the fallback, as a user meets them: in their own process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fused_bn
+from fused_bn import _doctor
+from fused_bn._extension import DISABLE_VARIABLE
+
+FALLBACK = "RuntimeWarning: fused_bn runs on its slow pure-PyTorch fallback"
+
+
+def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=Path(fused_bn.__file__).parent.parent,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.needs_extension
+def test_doctor_reports_versions_builds_and_a_working_cpu_path() -> None:
+    result = python("-m", "fused_bn")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert FALLBACK not in result.stderr
+    report = result.stdout
+    assert f"fused_bn  {fused_bn.__version__}" in report
+    assert f"torch     {torch.__version__}" in report
+    assert f"active: {_doctor.active_cpu_capability()}" in report
+    assert "CUDA kernels: " in report
+    assert "\ncpu       ok, compiled kernels\n" in report
+    assert "\ncuda      " in report
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("capability", ["default", "unheard-of"])
+def test_doctor_knows_the_chosen_instruction_set(capability: str) -> None:
+    result = python("-m", "fused_bn", "doctor", FUSED_BN_CPU_CAPABILITY=capability)
+    if capability == "default":
+        assert result.returncode == 0
+        assert "active: default" in result.stdout
+    else:
+        assert result.returncode == 1
+        assert "cpu       failed: FUSED_BN_CPU_CAPABILITY is 'unheard-of'" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+def test_doctor_on_the_fallback_says_what_to_do() -> None:
+    result = python("-m", "fused_bn", **{DISABLE_VARIABLE: "1"})
+    assert result.returncode == 1
+    assert "cpu       ok, but only the slow pure-PyTorch fallback" in result.stdout
+    assert f"-> {DISABLE_VARIABLE} is set: unset it" in result.stdout
+    assert result.stderr.count(FALLBACK) == 1
+
+
+def test_fallback_warns_exactly_once_and_says_how_to_build() -> None:
+    code = (
+        "import torch, fused_bn, fused_bn.functional, fused_bn.modules\n"
+        "for _ in range(3): fused_bn.BatchNorm2d(3)(torch.randn(2, 3, 4, 4)).sum().backward()\n"
+    )
+    result = python("-W", "always", "-c", code, **{DISABLE_VARIABLE: "1"})
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count(FALLBACK) == 1
+    assert "pip install --no-build-isolation ." in result.stderr
+
+
+@pytest.mark.needs_extension
+def test_compiled_extension_warns_of_nothing() -> None:
+    result = python("-W", "always", "-c", "import fused_bn")
+    assert result.returncode == 0, result.stderr
+    assert FALLBACK not in result.stderr
+
+
+def test_doctor_sees_wrong_results(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Wrong(fused_bn.BatchNorm2d):
+        def forward(self, input: torch.Tensor, *args: object) -> torch.Tensor:
+            return super().forward(input, *args) * 1.01
+
+    monkeypatch.setattr(fused_bn, "BatchNorm2d", Wrong)
+    assert _doctor.main() == 1
+    report = capsys.readouterr().out
+    assert "cpu       failed: output differs from nn.BatchNorm2d's by up to " in report
+    assert DISABLE_VARIABLE in report
+
+
+def test_doctor_sees_an_extension_built_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Extension:
+        @staticmethod
+        def build_info() -> dict[str, str]:
+            return {"torch": "1.0.0"}
+
+    monkeypatch.setattr(_doctor, "extension", Extension)
+    remedy = _doctor.remedy_for_extension()
+    assert remedy.startswith(f"built for torch 1.0.0, not {torch.__version__.split('+')[0]}: build it with")
+
+
+def test_doctor_explains_an_extension_that_is_absent_or_does_not_load(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_doctor, "extension", None)
+    monkeypatch.setattr(_doctor, "missing_reason", "undefined symbol: _ZN5torch")
+    monkeypatch.setattr(fused_bn, "__file__", str(tmp_path / "__init__.py"))
+    assert _doctor.remedy_for_extension().startswith("the extension is not built: build it with")
+    (tmp_path / "_C.cpython-311.so").touch()
+    assert "_C.cpython-311.so does not load (undefined symbol: _ZN5torch)" in _doctor.remedy_for_extension()
+
+
+def test_doctor_explains_a_gpu_without_kernels_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Extension:
+        @staticmethod
+        def build_info() -> dict[str, str | list[str]]:
+            return {"without_cuda": "no nvcc is on PATH", "cuda_architectures": []}
+
+    monkeypatch.setattr(_doctor, "extension", Extension)
+    assert "built without CUDA, because no nvcc is on PATH" in _doctor.remedy_for_cuda()
+    monkeypatch.setattr(
+        Extension, "build_info", lambda: {"without_cuda": "", "cuda_architectures": ["8.0", "9.0+PTX"]}
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert "built for 8.0, 9.0+PTX, this GPU is 7.5" in _doctor.remedy_for_cuda()
