@@ -1,11 +1,9 @@
 """Fixtures and markers every test may use; the suite's devices and hypothesis profiles are set here."""
 
 import os
-from collections.abc import Iterator
 
 import hypothesis
 import pytest
-import torch
 
 from tests.cases import DEVICES, HAS_EXTENSION, why_no_cuda
 
@@ -41,11 +39,3 @@ def device(request: pytest.FixtureRequest) -> str:
     """Each device with kernels here; the report's header says why CUDA is missing where it is."""
     name: str = request.param
     return name
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Restores the number of threads after a test that changes it."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)

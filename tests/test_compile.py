@@ -1,0 +1,271 @@
+"""torch.compile, torch.export, opcheck and the fake kernels: the operators as the compiler sees them."""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import fused_bn
+from tests.cases import DTYPES, Case, in_layout, layouts, make_tensors, present, same_bits
+from tests.test_operator import (
+    BACKWARD_ARGUMENTS,
+    FORWARD_ARGUMENTS,
+    backward,
+    backward_arguments,
+    forward,
+    forward_arguments,
+    user_operator,
+)
+
+pytestmark = pytest.mark.needs_extension
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    """Each test compiles for itself; the limit on recompilations counts per function."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+OPCHECK_CASES = [
+    Case(shape, layout, training=training, activation=activation)
+    for shape in ((3, 5, 4, 2), (4, 6), (2, 3, 2, 3, 2))
+    for layout in layouts(shape)
+    for training, activation in ((True, "relu"), (False, "none"))
+]
+OPCHECK_CASES += [
+    replace(OPCHECK_CASES[0], momentum=None),
+    replace(OPCHECK_CASES[0], weight=False),
+    replace(OPCHECK_CASES[0], bias=False),
+    replace(OPCHECK_CASES[0], weight=False, bias=False, buffers=False),
+    replace(OPCHECK_CASES[0], dtype=torch.bfloat16),
+    replace(OPCHECK_CASES[0], dtype=torch.float64, parameter_dtype=torch.float64),
+]
+
+
+@pytest.mark.parametrize("case", OPCHECK_CASES, ids=str)
+def test_opcheck_passes_on_the_user_operator(case: Case, device: str) -> None:
+    """Schema, autograd registration, fake kernel and AOT dispatch with dynamic shapes, gradients included."""
+    tensors = make_tensors(case, device).require_grad()
+    arguments = forward_arguments(case, device)
+    arguments |= {"input": tensors.input, "weight": tensors.weight, "bias": tensors.bias}
+    torch.library.opcheck(
+        torch.ops.fused_bn.batch_norm.default, tuple(arguments[name] for name in FORWARD_ARGUMENTS)
+    )
+
+
+@pytest.mark.parametrize("case", OPCHECK_CASES, ids=str)
+def test_opcheck_passes_on_the_forward_operator(case: Case, device: str) -> None:
+    arguments = forward_arguments(case, device)
+    torch.library.opcheck(
+        torch.ops.fused_bn.batch_norm_forward.default, tuple(arguments[name] for name in FORWARD_ARGUMENTS)
+    )
+
+
+@pytest.mark.parametrize("case", OPCHECK_CASES, ids=str)
+def test_opcheck_passes_on_the_backward_operator(case: Case, device: str) -> None:
+    masks = ([True, True, True], [True, False, False], [False, True, True])
+    for mask in masks if case == OPCHECK_CASES[0] else masks[:1]:
+        arguments = backward_arguments(case, device, output_mask=mask)
+        torch.library.opcheck(
+            torch.ops.fused_bn.batch_norm_backward.default,
+            tuple(arguments[name] for name in BACKWARD_ARGUMENTS),
+        )
+
+
+def strange_layouts(shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """Every memory format, and strides that are none: sliced, transposed, expanded."""
+    x = torch.randn(shape)
+    for layout in layouts(shape):
+        yield in_layout(x, layout)
+        yield in_layout(torch.randn((shape[0], 2 * shape[1], *shape[2:])), layout)[:, ::2]
+        yield in_layout(torch.randn((*shape[:-1], shape[-1] + 3)), layout)[..., : shape[-1]]
+    yield x.transpose(0, 1).contiguous().transpose(0, 1)
+    if len(shape) > 2:
+        yield x.transpose(1, -1).contiguous().transpose(1, -1)
+        yield x[..., :1].expand(shape)
+
+
+FAKE_SHAPES = [
+    (3, 5, 4, 2),
+    (3, 1, 4, 2),
+    (3, 5, 1, 1),
+    (1, 5, 4, 2),
+    (1, 1, 4, 1),
+    (0, 5, 4, 2),
+    (3, 5, 0, 2),
+    (4, 6),
+    (4, 1),
+    (0, 6),
+    (3, 5, 7),
+    (3, 1, 7),
+    (2, 3, 2, 3, 2),
+    (2, 1, 2, 3, 2),
+    (0, 3, 2, 3, 2),
+]
+
+
+def shapes_and_strides(tensors: Any) -> list[Any]:
+    listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    return [(tuple(t.shape), t.stride(), t.dtype, t.device) for t in listed]
+
+
+@pytest.mark.parametrize("shape", FAKE_SHAPES, ids=str)
+def test_fake_kernels_give_the_strides_of_the_real_ones(shape: tuple[int, ...]) -> None:
+    """Shape, strides, dtype and device, over layouts, empty tensors and C = 1, forward and backward."""
+    for x in strange_layouts(shape):
+        for (dtype, parameter_dtype), mask in product(DTYPES, ([True] * 3, [False, True, False])):
+            case = Case(shape, "contiguous", dtype, parameter_dtype)
+            arguments = forward_arguments(case)
+            arguments["input"] = torch.empty_strided(x.size(), x.stride(), dtype=dtype)
+            of_backward = {name: arguments.get(name) for name in BACKWARD_ARGUMENTS}
+            of_backward |= {"grad_output": torch.ones_like(x, dtype=dtype), "output_mask": mask}
+            for operator in (user_operator, forward, backward):
+                if operator is backward:
+                    of_backward["statistics"] = forward(arguments)[1]
+                given = of_backward if operator is backward else arguments
+                assert fake(operator, given) == shapes_and_strides(operator(given)), (x.stride(), dtype)
+
+
+def fake(operator: Callable[[dict[str, Any]], Any], arguments: dict[str, Any]) -> list[Any]:
+    with FakeTensorMode() as mode:
+        imagined = {
+            name: mode.from_tensor(value) if isinstance(value, Tensor) else value
+            for name, value in arguments.items()
+        }
+        return shapes_and_strides(operator(imagined))
+
+
+def net(activation: str, **options: Any) -> fused_bn.BatchNorm2d:
+    norm = fused_bn.BatchNorm2d(6, activation=activation, **options)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter, -1.5, 1.5, generator=generator)
+    return norm
+
+
+def trained(function: Callable[[Tensor], Tensor], norm: nn.Module, layout: str, device: str) -> list[Any]:
+    """Two steps and an evaluation: outputs, gradients and buffers."""
+    generator = torch.Generator().manual_seed(2)
+    found: list[Any] = []
+    for training in (True, True, False):
+        norm.train(training)
+        x = in_layout(torch.randn(4, 6, 5, 3, generator=generator).to(device), layout).requires_grad_()
+        y = function(x)
+        y.backward(in_layout(torch.randn(4, 6, 5, 3, generator=generator).to(device), layout))
+        found += [y.detach(), present(x.grad), *(parameter.grad for parameter in norm.parameters())]
+        found += [buffer.clone() for buffer in norm.buffers()]
+        found += [y.stride(), present(x.grad).stride()]
+    return found
+
+
+def assert_same(left: list[Any], right: list[Any]) -> None:
+    for mine, other in zip(left, right, strict=True):
+        assert same_bits(mine, other) if isinstance(mine, Tensor) else mine == other
+
+
+COMPILED_OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "momentum None": {"momentum": None},
+    "affine off": {"affine": False},
+    "tracking off": {"track_running_stats": False},
+}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize("options", COMPILED_OPTIONS)
+def test_full_graph_compilation_is_bit_equal_to_eager(
+    options: str, activation: str, layout: str, device: str
+) -> None:
+    """No graph break, also with momentum=None [194504], and the running buffers end up the same."""
+    eager = net(activation, **COMPILED_OPTIONS[options]).to(device)
+    compiled = copy.deepcopy(eager)
+    function = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    assert_same(trained(function, compiled, layout, device), trained(eager, eager, layout, device))
+
+
+def test_inductor_is_bit_equal_to_eager(device: str) -> None:
+    """The default backend, which plans memory and reorders: it must not touch the operators' buffers."""
+    eager = net("relu", momentum=None).to(device)
+    compiled = copy.deepcopy(eager)
+    function = torch.compile(compiled, fullgraph=True)
+    assert_same(
+        trained(function, compiled, "channels_last", device), trained(eager, eager, "channels_last", device)
+    )
+
+
+def test_dynamic_batch_sizes_compile_once(device: str) -> None:
+    """A last, smaller batch must not recompile for each size, and must be right."""
+    eager = net("relu").to(device)
+    compiled = copy.deepcopy(eager)
+    counter = CompileCounterWithBackend("aot_eager")
+    function = torch.compile(compiled, fullgraph=True, backend=counter, dynamic=True)
+    counts = []
+    for size in (8, 5, 3, 2):
+        x = torch.randn(size, 6, 4 + size, 3, device=device)
+        assert torch.equal(function(x), eager(x))
+        counts.append(counter.frame_count)
+    assert len(set(counts)) == 1
+    assert_same(list(compiled.buffers()), list(eager.buffers()))
+
+
+def test_compiled_functional_mutates_the_buffers_it_was_given(device: str) -> None:
+    case = Case((4, 6, 5, 3), momentum=None)
+
+    def call(tensors: Any) -> Tensor:
+        return fused_bn.functional.batch_norm(
+            tensors.input,
+            tensors.running_mean,
+            tensors.running_var,
+            tensors.weight,
+            tensors.bias,
+            True,
+            None,
+            activation="relu",
+            num_batches_tracked=tensors.num_batches_tracked,
+        )
+
+    eager, compiled = make_tensors(case, device), make_tensors(case, device)
+    expected = call(eager)
+    assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(compiled), expected)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert same_bits(getattr(compiled, name), getattr(eager, name))
+    assert present(compiled.num_batches_tracked) == 3
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_export_gives_one_node_and_the_same_values(training: bool) -> None:
+    norm = net("relu").train(training)
+    x = torch.randn(4, 6, 5, 3)
+    program = torch.export.export(copy.deepcopy(norm), (x,))
+    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert called.count(torch.ops.fused_bn.batch_norm.default) == 1
+    assert len([target for target in called if "getitem" not in str(target)]) == 1
+    assert torch.equal(program.module()(x), norm(x))
+
+
+def test_fake_tensors_and_meta_modules_propagate_shapes() -> None:
+    """A model built on the meta device, as large ones are, runs for its shapes; nothing is computed."""
+    for training in (True, False):
+        norm = fused_bn.BatchNorm2d(6, device="meta", activation="relu").train(training)
+        y = norm(torch.empty(4, 6, 5, 3, device="meta").to(memory_format=torch.channels_last))
+        assert y.device.type == "meta"
+        assert y.shape == (4, 6, 5, 3)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_compiled_misuse_raises_and_does_not_return() -> None:
+    """The fake kernels check too: a wrong shape must not compile into a call that reads out of bounds."""
+    for wrong in ({"weight": torch.ones(7)}, {"running_mean": torch.ones(5)}, {"activation": "gelu"}):
+        arguments = forward_arguments(Case((4, 6, 5, 3)), "cpu", **wrong)
+        with pytest.raises(Exception):  # noqa: B017, PT011  (the compiler wraps it in a type of its own)
+            torch.compile(user_operator, backend="aot_eager")(arguments)

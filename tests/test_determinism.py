@@ -1,0 +1,98 @@
+"""The same input gives the same bits: on every run, with any number of threads, in any process."""
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+
+import pytest
+import torch
+
+from tests.cases import DTYPES, Case, Result, layouts, make_tensors, run_fused, same_bits
+
+pytestmark = pytest.mark.needs_extension
+
+SHAPES = (
+    (64, 6, 28, 28),  # LeNet: split over N and S because there are fewer channels than work
+    (64, 16, 10, 10),
+    (2, 6, 65537),  # one long row a channel: split inside a row
+    (4099, 50),  # tall: split over rows
+    (1, 65, 100, 100),  # N = 1
+    (2, 2048, 7, 7),  # more channels than threads
+    (5, 17, 3, 5),  # too small to split
+    (1, 1, 300, 301),  # one channel, one sample
+)
+CASES = [
+    Case(shape, layout, dtype, parameter_dtype, training=training)
+    for shape in SHAPES
+    for layout in layouts(shape)
+    for (dtype, parameter_dtype), training in product((DTYPES[0], DTYPES[1], DTYPES[2]), (True, False))
+]
+NAMES = ("output", "grad_input", "grad_weight", "grad_bias", "running_mean", "running_var")
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Restores the number of threads after a test that changes it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def assert_same(left: Result, right: Result, when: str) -> None:
+    for name in NAMES:
+        assert same_bits(getattr(left, name), getattr(right, name)), f"{name}, {when}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_bits_do_not_depend_on_the_number_of_threads(case: Case) -> None:
+    """1, 2, 3 and 7 threads: outputs, gradients and buffers; the split of the work is fixed by the sizes."""
+    tensors = make_tensors(case)
+    torch.set_num_threads(1)
+    expected = run_fused(case, tensors)
+    for threads in (2, 3, 7):
+        torch.set_num_threads(threads)
+        assert_same(run_fused(case, tensors), expected, f"{threads} threads")
+
+
+@pytest.mark.parametrize("case", CASES[::3], ids=str)
+def test_repeated_runs_give_the_same_bits(case: Case, device: str) -> None:
+    """On fresh memory each time, with other allocations between, so that addresses differ."""
+    tensors = make_tensors(case, device)
+    expected = run_fused(case, tensors)
+    kept = []
+    for repeat in range(5):
+        kept.append(torch.empty(1000 * repeat + 1, device=device))
+        assert_same(run_fused(case, tensors), expected, f"run {repeat}")
+
+
+def test_bits_do_not_depend_on_what_else_runs_in_the_process() -> None:
+    """The same call from inside a pool of two Python threads at once."""
+    case = Case((64, 6, 28, 28))
+    tensors = make_tensors(case)
+    expected = run_fused(case, tensors)
+    with ThreadPoolExecutor(2) as pool:
+        for result in pool.map(lambda _: run_fused(case, tensors), range(8)):
+            assert_same(result, expected, "concurrently")
+
+
+def digest() -> str:
+    """Of everything a forward and backward computes, over a few cases."""
+    found = hashlib.sha256()
+    for case in CASES[::5]:
+        result = run_fused(case, make_tensors(case))
+        for name in NAMES:
+            value: torch.Tensor = getattr(result, name)
+            found.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def test_bits_do_not_depend_on_the_process() -> None:
+    """A new process, with one thread, computes the same: no address, seed or timing enters."""
+    code = (
+        "import torch; torch.set_num_threads(1); from tests.test_determinism import digest; print(digest())"
+    )
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == digest()
