@@ -16,6 +16,9 @@ struct View {
   int64_t S;
   Layout layout;
 
+  int64_t offset(int64_t n, int64_t c, int64_t s) const {
+    return layout == Layout::channels_first ? (n * C + c) * S + s : (n * S + s) * C + c;
+  }
   int64_t values_per_channel() const { return N * S; }
   int64_t elements() const { return N * C * S; }
 };

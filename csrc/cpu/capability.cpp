@@ -24,6 +24,14 @@ bool supports_avx512() {
 #endif
 }
 
+bool supports_avx512_bf16() {
+#if defined(__x86_64__)
+  return supports_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 struct Candidate {
   const Kernels* kernels;
   bool runs_here;
@@ -32,7 +40,8 @@ struct Candidate {
 // Widest first.
 std::vector<Candidate> candidates() {
   std::vector<Candidate> compiled;
-  for (const Candidate& candidate : {Candidate{kernels_avx512(), supports_avx512()},
+  for (const Candidate& candidate : {Candidate{kernels_avx512_bf16(), supports_avx512_bf16()},
+                                     Candidate{kernels_avx512(), supports_avx512()},
                                      Candidate{kernels_avx2(), supports_avx2()},
                                      Candidate{kernels_default(), true}}) {
     if (candidate.kernels != nullptr) compiled.push_back(candidate);

@@ -11,12 +11,6 @@
 namespace fused_bn::cpu {
 namespace {
 
-constexpr int64_t kSerialElements = 32768;  // below it a parallel region (about 3 us) costs more than it saves
-
-inline bool runs_serially(const View& view, const Execution& execution) {
-  return execution.threads == 1 || view.elements() <= kSerialElements;
-}
-
 template <class T>
 double read_element(const void* data, int64_t i) {
   const T element = static_cast<const T*>(data)[i];
@@ -68,28 +62,23 @@ inline void write(const ChannelVector& v, int64_t c, double value) {
   });
 }
 
-// z = fma((x - mean_hi) - mean_lo, scale, shift). The mean in two parts keeps the digits of x - mean where
-// the mean is much larger than the deviation; folding shift - mean * scale would lose them all.
-template <class A>
+// z = fma(x - mean, scale, shift). The mean is subtracted first, because shift - mean * scale would lose all
+// digits where the mean is much larger than the deviation; what the mean's rounding left over, mean_lo, is
+// small enough to be folded into the shift.
+template <class V>
 struct Affine {
-  A mean_hi, mean_lo, scale, shift;
+  V mean, scale, shift;
+
+  FUSED_BN_INLINE V centre(V x) const { return x - mean; }
+  FUSED_BN_INLINE V transform(V centred) const { return fma(centred, scale, shift); }
 };
 
-template <class A>
-struct AffineVec {
-  Vec<A> mean_hi, mean_lo, scale, shift;
+// xhat = fma(x - mean, invstd, shift), with the same fold.
+template <class V>
+struct Standardise {
+  V invstd, shift;
 
-  explicit FUSED_BN_INLINE AffineVec(const Affine<A>& a)
-      : mean_hi(broadcast(a.mean_hi)),
-        mean_lo(broadcast(a.mean_lo)),
-        scale(broadcast(a.scale)),
-        shift(broadcast(a.shift)) {}
-
-  FUSED_BN_INLINE AffineVec(Vec<A> hi, Vec<A> lo, Vec<A> scale_, Vec<A> shift_)
-      : mean_hi(hi), mean_lo(lo), scale(scale_), shift(shift_) {}
-
-  FUSED_BN_INLINE Vec<A> centre(Vec<A> x) const { return (x - mean_hi) - mean_lo; }
-  FUSED_BN_INLINE Vec<A> transform(Vec<A> centred) const { return fma(centred, scale, shift); }
+  FUSED_BN_INLINE V xhat(V centred) const { return fma(centred, invstd, shift); }
 };
 
 // The saved statistics, [3, C].
@@ -103,28 +92,29 @@ struct Statistics {
       : mean_hi(static_cast<A*>(data)), mean_lo(mean_hi + C), invstd(mean_lo + C) {}
 
   Affine<A> affine(int64_t c, const ChannelVector& weight, const ChannelVector& bias) const {
-    return {mean_hi[c], mean_lo[c], static_cast<A>(read(weight, c, 1.0)) * invstd[c],
-            static_cast<A>(read(bias, c, 0.0))};
+    const A scale = static_cast<A>(read(weight, c, 1.0)) * invstd[c];
+    const double shift = read(bias, c, 0.0) - static_cast<double>(mean_lo[c]) * static_cast<double>(scale);
+    return {mean_hi[c], scale, static_cast<A>(shift)};
   }
+
+  Standardise<A> standardise(int64_t c) const { return {invstd[c], -mean_lo[c] * invstd[c]}; }
 };
+
+template <class A>
+FUSED_BN_INLINE Affine<Vec<A>> spread(const Affine<A>& a) {
+  return {broadcast(a.mean), broadcast(a.scale), broadcast(a.shift)};
+}
+
+template <class A>
+FUSED_BN_INLINE Standardise<Vec<A>> spread(const Standardise<A>& s) {
+  return {broadcast(s.invstd), broadcast(s.shift)};
+}
 
 template <class A>
 void save(const Statistics<A>& statistics, int64_t c, double mean, double variance, double eps) {
   statistics.mean_hi[c] = static_cast<A>(mean);
-  // An infinite mean would make its low part NaN; the centred values are NaN either way.
   statistics.mean_lo[c] = static_cast<A>(mean - static_cast<double>(statistics.mean_hi[c]));
   statistics.invstd[c] = static_cast<A>(1.0 / std::sqrt(variance + eps));
-}
-
-// Saves a channel's batch statistics and blends them into the running ones.
-template <class A>
-void finish_channel(const ForwardParams& p, int64_t c, const Moments& moments) {
-  const Statistics<A> statistics(p.statistics, p.view.C);
-  save(statistics, c, moments.mean, moments.m2 / moments.count, p.eps);
-  const double unbiased = moments.m2 / (moments.count - 1);
-  const double keep = 1 - p.momentum;
-  write(p.running_mean, c, keep * read(p.running_mean, c, 0) + p.momentum * moments.mean);
-  write(p.running_var, c, keep * read(p.running_var, c, 0) + p.momentum * unbiased);
 }
 
 // Evaluation: the running statistics are the statistics.
@@ -139,17 +129,29 @@ void save_running_statistics(const ForwardParams& p) {
 // Exact to double rounding whatever the values: for channels in which float sums overflowed or met inf or
 // NaN. An infinite value makes the mean infinite and the variance NaN, as in PyTorch.
 template <class T>
-Moments exact_moments(const T* x, int64_t rows, int64_t row_stride, int64_t length, int64_t stride) {
+Moments exact_moments(const ForwardParams& p, int64_t c) {
+  const View& v = p.view;
   const auto sum = [&](auto term) {
     double total = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t i = 0; i < length; ++i) total += term(read_element<T>(x, r * row_stride + i * stride));
+    for (int64_t n = 0; n < v.N; ++n) {
+      for (int64_t s = 0; s < v.S; ++s) total += term(read_element<T>(p.input, v.offset(n, c, s)));
     }
     return total;
   };
-  const double count = static_cast<double>(rows * length);
-  const double mean = sum([](double v) { return v; }) / count;
-  return {count, mean, sum([=](double v) { return (v - mean) * (v - mean); })};
+  const double count = static_cast<double>(v.values_per_channel());
+  const double mean = sum([](double value) { return value; }) / count;
+  return {count, mean, sum([=](double value) { return (value - mean) * (value - mean); })};
+}
+
+// Saves a channel's batch statistics and blends them into the running ones.
+template <class T>
+void finish_channel(const ForwardParams& p, int64_t c, Moments moments) {
+  if (!std::isfinite(moments.m2)) moments = exact_moments<T>(p, c);
+  save(Statistics<Compute<T>>(p.statistics, p.view.C), c, moments.mean, moments.m2 / moments.count, p.eps);
+  const double unbiased = moments.m2 / (moments.count - 1);
+  const double keep = 1 - p.momentum;
+  write(p.running_mean, c, keep * read(p.running_mean, c, 0) + p.momentum * moments.mean);
+  write(p.running_var, c, keep * read(p.running_var, c, 0) + p.momentum * unbiased);
 }
 
 struct GradSums {
@@ -162,11 +164,11 @@ struct GradSums {
   }
 };
 
-// dx = fma(g, scale, fma(xhat, along_xhat, constant)) with xhat = centred * invstd: Ioffe and Szegedy 2015,
-// section 3, with the sums over the batch folded into two factors a channel.
-template <class A>
+// dx = fma(g, scale, fma(xhat, along_xhat, constant)): Ioffe and Szegedy 2015, section 3, with the sums over
+// the batch folded into two factors a channel.
+template <class V>
 struct GradFactors {
-  A along_xhat, constant;
+  V along_xhat, constant;
 };
 
 template <class A>
@@ -176,17 +178,28 @@ GradFactors<A> grad_factors(const BackwardParams& p, A scale, const GradSums& su
   return {static_cast<A>(each * sums.grad_xhat), static_cast<A>(each * sums.grad)};
 }
 
-template <class A, Activation activation>
-struct GradVec {
-  AffineVec<A> affine;
-  Vec<A> invstd, along_xhat, constant;
+template <class A>
+FUSED_BN_INLINE GradFactors<Vec<A>> spread(const GradFactors<A>& f) {
+  return {broadcast(f.along_xhat), broadcast(f.constant)};
+}
 
-  FUSED_BN_INLINE Vec<A> dx(Vec<A> dy, Vec<A> x) const {
-    const Vec<A> centred = affine.centre(x);
-    const Vec<A> g = activate_backward<activation>(affine.transform(centred), dy);
-    return fma(g, affine.scale, fma(centred * invstd, along_xhat, constant));
-  }
-};
+// The two sums of backward, over the values that a vector's lanes have seen.
+template <class V, Activation activation>
+FUSED_BN_INLINE void add_grad(V dy, V x, const Affine<V>& affine, const Standardise<V>& standardise, V& sum,
+                              V& sum_xhat) {
+  const V centred = affine.centre(x);
+  const V g = activate_backward<activation>(affine.transform(centred), dy);
+  sum += g;
+  sum_xhat = fma(g, standardise.xhat(centred), sum_xhat);
+}
+
+template <class V, Activation activation>
+FUSED_BN_INLINE V grad_input(V dy, V x, const Affine<V>& affine, const Standardise<V>& standardise,
+                             const GradFactors<V>& factors) {
+  const V centred = affine.centre(x);
+  const V g = activate_backward<activation>(affine.transform(centred), dy);
+  return fma(g, affine.scale, fma(standardise.xhat(centred), factors.along_xhat, factors.constant));
+}
 
 inline bool needs_sums(const BackwardParams& p) {
   return p.grad_weight.data != nullptr || p.grad_bias.data != nullptr ||

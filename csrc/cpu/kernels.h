@@ -75,6 +75,7 @@ struct Kernels {
 const Kernels* kernels_default();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
+const Kernels* kernels_avx512_bf16();
 
 // The widest kernels that this processor runs, or those that FUSED_BN_CPU_CAPABILITY names; chosen once.
 const Kernels& active_kernels();

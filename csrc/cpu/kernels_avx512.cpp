@@ -19,7 +19,7 @@
 namespace fused_bn::cpu {
 
 const Kernels* kernels_avx512() {
-  static const Kernels kernels{"avx512", forward, backward};
+  static const Kernels kernels{"avx512", run_any<ForwardParams>, run_any<BackwardParams>};
   return &kernels;
 }
 

@@ -2,7 +2,8 @@
 //
 // Everything here and in the kernel headers has internal linkage, because kernels_*.cpp each compile it for
 // another instruction set: a shared inline function would run one processor's instructions on another.
-// The including file defines FUSED_BN_VECTOR_BYTES: 64 (AVX-512), 32 (AVX2) or 16 (SSE2, NEON, any other).
+// The including file defines FUSED_BN_VECTOR_BYTES: 64 (AVX-512), 32 (AVX2) or 16 (SSE2, NEON, any other), and
+// FUSED_BN_NATIVE_BF16 where AVX-512 can round to bfloat16 itself.
 #pragma once
 
 #include <cstdint>
@@ -115,14 +116,29 @@ using Bits16 = typename VectorOf<uint16_t, kLanes<float>>::type;
 using Bits32 = typename VectorOf<uint32_t, kLanes<float>>::type;
 
 FUSED_BN_INLINE Vec<float> widen(Bits16 bits, BFloat16*) {
+#if FUSED_BN_VECTOR_BYTES == 64
+  return (Vec<float>)((Bits32)_mm512_cvtepu16_epi32((__m256i)bits) << 16);
+#elif FUSED_BN_VECTOR_BYTES == 32
+  return (Vec<float>)((Bits32)_mm256_cvtepu16_epi32((__m128i)bits) << 16);
+#else
   return (Vec<float>)(__builtin_convertvector(bits, Bits32) << 16);
+#endif
 }
 
 // Round to nearest even; a NaN stays a quiet NaN.
 FUSED_BN_INLINE Bits16 narrow(Vec<float> v, BFloat16*) {
+#if FUSED_BN_NATIVE_BF16
+  return (Bits16)_mm512_cvtneps_pbh((__m512)v);
+#else
   const Bits32 bits = (Bits32)v;
   const Bits32 rounded = bits + (0x7fffu + ((bits >> 16) & 1u));
-  return __builtin_convertvector((v == v ? rounded : bits | 0x400000u) >> 16, Bits16);
+  const Bits32 result = (v == v ? rounded : bits | 0x400000u) >> 16;
+#if FUSED_BN_VECTOR_BYTES == 64
+  return (Bits16)_mm512_cvtepi32_epi16((__m512i)result);
+#else
+  return __builtin_convertvector(result, Bits16);
+#endif
+#endif
 }
 
 #if FUSED_BN_VECTOR_BYTES == 64
@@ -241,6 +257,20 @@ FUSED_BN_INLINE void stream(T* p, Vec<Compute<T>> v) {
 #endif
 }
 
+template <bool streaming, class T>
+FUSED_BN_INLINE void put(T* p, Vec<Compute<T>> v, Whole) {
+  if constexpr (streaming) {
+    stream(p, v);
+  } else {
+    store(p, v, Whole{});
+  }
+}
+
+template <bool streaming, class T>
+FUSED_BN_INLINE void put(T* p, Vec<Compute<T>> v, First first) {
+  store(p, v, first);
+}
+
 // Orders streamed stores before what follows.
 FUSED_BN_INLINE void stream_fence() {
 #if FUSED_BN_VECTOR_BYTES >= 32 || defined(__SSE2__)
@@ -248,17 +278,15 @@ FUSED_BN_INLINE void stream_fence() {
 #endif
 }
 
-// The sum of all lanes of count vectors, in double, in a fixed order.
-template <int count, class A>
-FUSED_BN_INLINE double sum_lanes(const Vec<A> (&v)[count]) {
-  double lanes[kLanes<A>] = {};
-  for (int k = 0; k < count; ++k) {
-    for (int i = 0; i < kLanes<A>; ++i) lanes[i] += static_cast<double>(v[k][i]);
-  }
-  for (int width = kLanes<A> / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
+// The sum of all lanes of four vectors, in double, in a fixed order.
+template <class A>
+FUSED_BN_INLINE double sum_lanes(const Vec<A> (&v)[4]) {
+  using Doubles = typename VectorOf<double, kLanes<A>>::type;
+  const Doubles lanes = (__builtin_convertvector(v[0], Doubles) + __builtin_convertvector(v[1], Doubles)) +
+                        (__builtin_convertvector(v[2], Doubles) + __builtin_convertvector(v[3], Doubles));
+  double total = 0;
+  for (int i = 0; i < kLanes<A>; ++i) total += lanes[i];
+  return total;
 }
 
 // Runs body(offset, slot, lanes) over [0, length) by vectors; slot is a compile-time number below slots, for

@@ -1,0 +1,99 @@
+// The input as a matrix whose columns each belong to one channel; vectors run along the columns.
+//
+// channels_last: a row is a pixel's C channels. Where C is small, several pixels make one row, so that every
+// vector is full: LeNet's 6 channels become rows of 48 columns.
+// channels_first with short rows (S = 49, say, is no multiple of a vector): a row is one n, and C * S columns
+// lie side by side.
+//
+// Tiles of whole channels are cut from the columns where a tile's second read then comes from cache. The rows
+// of a tile are cut into parts that depend on the shape alone.
+#pragma once
+
+#include <numeric>
+
+#include "cpu/execution.h"
+#include "cpu/simd.h"
+
+namespace fused_bn::cpu {
+namespace {
+
+constexpr int64_t kFlushRows = 64;           // float sums this short keep full accuracy
+constexpr int64_t kTileBytes = 512 * 1024;   // half of a common second-level cache
+constexpr int64_t kShortRow = 64;            // rows of fewer values leave too much of their last vector empty
+
+// A rectangle of the matrix: rows of neighbouring columns, stride apart.
+struct Block {
+  int64_t offset, rows, columns, stride;
+};
+
+// The columns of one channel within a block.
+struct ChannelColumns {
+  int64_t first, step, count;
+};
+
+class Matrix {
+ public:
+  // lanes: how many columns make a vector.
+  Matrix(const View& view, int64_t element_size, int64_t lanes) : view_(view) {
+    if (view.layout == Layout::channels_first) {
+      per_channel_ = view.S;
+      rows_ = view.N;
+      stride_ = view.C * view.S;
+      tile_channels_ = std::clamp<int64_t>(1024 / view.S, 1, view.C);
+    } else {
+      rows_ = view.values_per_channel();
+      tile_channels_ = tile_of_pixels(element_size);
+      pixels_ = tile_channels_ == view.C ? pixels_in_one_row(lanes) : 1;
+      stride_ = view.C * pixels_;
+      short_row_ = view.elements() % stride_;
+      rows_ /= pixels_;
+    }
+    const int64_t values = view.elements() / tiles();
+    const int64_t most = std::min({values / 16384, rows_ / kFlushRows, int64_t{128}});
+    while (2 * full_parts_ <= most) full_parts_ *= 2;
+  }
+
+  int64_t tiles() const { return divide_up(view_.C, tile_channels_); }
+  int64_t parts() const { return full_parts_ + (short_row_ > 0); }
+  int64_t tile_channels() const { return tile_channels_; }
+  int64_t first_channel(int64_t tile) const { return tile * tile_channels_; }
+  int64_t channels(int64_t tile) const { return std::min(tile_channels_, view_.C - first_channel(tile)); }
+  int64_t columns(int64_t tile) const { return channels(tile) * per_channel_ * pixels_; }
+  int64_t stride() const { return stride_; }
+
+  // The short row is a part of its own, behind the others.
+  Block block(int64_t tile, int64_t part) const {
+    const int64_t origin = first_channel(tile) * per_channel_;
+    if (part == full_parts_) return {rows_ * stride_, 1, short_row_, stride_};
+    const int64_t first = rows_ * part / full_parts_;
+    return {origin + first * stride_, rows_ * (part + 1) / full_parts_ - first, columns(tile), stride_};
+  }
+
+  // Channel c of the tile, in a block of so many columns.
+  ChannelColumns channel(int64_t tile, int64_t c, int64_t columns) const {
+    if (view_.layout == Layout::channels_first) return {c * per_channel_, 1, per_channel_};
+    return {c, channels(tile), columns / channels(tile)};
+  }
+
+ private:
+  // All channels, unless a tile of at least 256 bytes a pixel stays in cache.
+  int64_t tile_of_pixels(int64_t element_size) const {
+    const int64_t channels = 256 / element_size;
+    const bool fits = view_.values_per_channel() * 256 <= kTileBytes;
+    return fits && view_.C >= 2 * channels ? channels : view_.C;
+  }
+
+  // So many that a row is a multiple of a vector, and of four where that is cheap.
+  int64_t pixels_in_one_row(int64_t lanes) const {
+    const int64_t full = lanes / std::gcd(view_.C, lanes);
+    if (view_.C * full > 1024) return 1;
+    return full * std::max<int64_t>(1, 4 * lanes / (view_.C * full));
+  }
+
+  View view_;
+  int64_t per_channel_ = 1, pixels_ = 1;
+  int64_t rows_ = 0, stride_ = 0, short_row_ = 0, tile_channels_ = 1, full_parts_ = 1;
+};
+
+}  // namespace
+}  // namespace fused_bn::cpu

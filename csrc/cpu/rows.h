@@ -1,0 +1,198 @@
+// Channels first, long rows: a channel is N rows of S neighbouring values, and vectors run along a row.
+//
+// A channel is read in chunks of about 4096 values. Chunks and parts depend on the shape alone and are merged
+// in one order, so the bits do not depend on the number of threads.
+#pragma once
+
+#include "cpu/channel.h"
+#include "cpu/execution.h"
+
+namespace fused_bn::cpu {
+namespace {
+
+constexpr int64_t kChunkValues = 4096;  // float sums this short keep full accuracy; two tensors of them fit L1
+constexpr int64_t kGuessValues = 256;   // enough that an outlier among them is no bad pivot
+
+// Rows of one channel's memory.
+struct Rows {
+  int64_t offset, count, length, stride;
+};
+
+// How the values of a channel are cut into chunks, and chunks into parts.
+class Chunks {
+ public:
+  explicit Chunks(const View& view)
+      : view_(view),
+        rows_(std::clamp<int64_t>(kChunkValues / view.S, 1, view.N)),
+        splits_(divide_up(view.S, kChunkValues)),
+        length_(divide_up(view.S, splits_)),
+        chunks_(divide_up(view.N, rows_) * splits_),
+        parts_(std::clamp<int64_t>(chunks_ / 4, 1, 64)) {}
+
+  int64_t parts() const { return parts_; }
+  int64_t first_chunk(int64_t part) const { return chunks_ * part / parts_; }
+
+  Rows rows(int64_t c, int64_t chunk) const {
+    const int64_t n = chunk / splits_ * rows_;
+    const int64_t s = chunk % splits_ * length_;
+    return {(n * view_.C + c) * view_.S + s, std::min(rows_, view_.N - n), std::min(length_, view_.S - s),
+            view_.C * view_.S};
+  }
+
+ private:
+  View view_;
+  int64_t rows_, splits_, length_, chunks_, parts_;
+};
+
+template <class T>
+Moments rows_moments(const T* x, const Rows& rows, double pivot) {
+  using A = Compute<T>;
+  Vec<A> sum[4] = {}, squares[4] = {};
+  const Vec<A> k = broadcast(static_cast<A>(pivot));
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const T* row = x + rows.offset + r * rows.stride;
+    for_each_vector<A, 4>(rows.length, [&](int64_t i, auto slot, auto lanes) {
+      const Vec<A> d = keep<A>(load(row + i, lanes) - k, lanes);
+      sum[slot] += d;
+      squares[slot] = fma(d, d, squares[slot]);
+    });
+  }
+  const double count = static_cast<double>(rows.count * rows.length);
+  const double s = sum_lanes<A>(sum);
+  const double m2 = sum_lanes<A>(squares) - s * (s / count);
+  return {count, static_cast<double>(static_cast<A>(pivot)) + s / count, m2 < 0 ? 0 : m2};
+}
+
+// Shifted by the mean so far, which bounds the error by that of the deviations themselves; the first chunk
+// is shifted by the mean of its first values.
+template <class T>
+Moments part_moments(const T* x, const Chunks& chunks, int64_t c, int64_t part) {
+  const int64_t first = chunks.first_chunk(part);
+  const Rows rows = chunks.rows(c, first);
+  const Rows sample{rows.offset, 1, std::min(rows.length, kGuessValues), 0};
+  double pivot = rows_moments(x, sample, read_element<T>(x, rows.offset)).mean;
+  Moments moments;
+  for (int64_t chunk = first; chunk < chunks.first_chunk(part + 1); ++chunk) {
+    moments = merge(moments, rows_moments(x, chunks.rows(c, chunk), pivot));
+    pivot = moments.mean;
+  }
+  return moments;
+}
+
+// Writes value(at, lanes) to every element of the rows, where asked past the caches: those stores take whole
+// aligned vectors, so that the values before the first one go the ordinary way.
+template <class T, bool streaming, class Value>
+FUSED_BN_INLINE void write_rows(T* y, const Rows& rows, Value value) {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const int64_t start = rows.offset + r * rows.stride;
+    int64_t head = 0;
+    if constexpr (streaming) {
+      constexpr uintptr_t bytes = kLanes<Compute<T>> * sizeof(T);
+      const uintptr_t missing = (bytes - reinterpret_cast<uintptr_t>(y + start) % bytes) % bytes;
+      head = std::min(static_cast<int64_t>(missing / sizeof(T)), rows.length);
+      if (head > 0) {
+        const First lanes{static_cast<int>(head)};
+        store(y + start, value(start, lanes), lanes);
+      }
+    }
+    for_each_vector<Compute<T>, 1>(rows.length - head, [&](int64_t i, auto, auto lanes) {
+      const int64_t at = start + head + i;
+      put<streaming>(y + at, value(at, lanes), lanes);
+    });
+  }
+}
+
+template <class T, Activation activation>
+GradSums rows_grad_sums(const T* dy, const T* x, const Rows& rows, const Affine<Compute<T>>& affine,
+                        const Standardise<Compute<T>>& standardise) {
+  using V = Vec<Compute<T>>;
+  const auto a = spread(affine);
+  const auto s = spread(standardise);
+  V sum[4] = {}, sum_xhat[4] = {};
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const int64_t start = rows.offset + r * rows.stride;
+    for_each_vector<Compute<T>, 4>(rows.length, [&](int64_t i, auto slot, auto lanes) {
+      // Lanes that take no part load a zero gradient.
+      add_grad<V, activation>(load(dy + start + i, lanes), load(x + start + i, lanes), a, s, sum[slot],
+                              sum_xhat[slot]);
+    });
+  }
+  return {sum_lanes<Compute<T>>(sum), sum_lanes<Compute<T>>(sum_xhat)};
+}
+
+template <class T, Activation activation, bool streaming>
+struct RowKernels {
+  using A = Compute<T>;
+
+  static void forward(const ForwardParams& p) {
+    const Chunks chunks(p.view);
+    const T* x = static_cast<const T*>(p.input);
+    T* y = static_cast<T*>(p.output);
+    const Statistics<A> statistics(p.statistics, p.view.C);
+    if (!p.training) save_running_statistics<A>(p);
+    run_units<Moments>(
+        p.view.C, chunks.parts(), p.view.elements(), p.execution,
+        [&](int64_t c, int64_t part) {
+          return p.training ? part_moments(x, chunks, c, part) : Moments{};
+        },
+        [&](int64_t c, const Moments* parts) {
+          if (!p.training) return;
+          Moments moments;
+          for (int64_t part = 0; part < chunks.parts(); ++part) moments = merge(moments, parts[part]);
+          finish_channel<T>(p, c, moments);
+        },
+        [&](int64_t c, int64_t part) {
+          const auto a = spread(statistics.affine(c, p.weight, p.bias));
+          for (int64_t chunk = chunks.first_chunk(part + 1) - 1; chunk >= chunks.first_chunk(part); --chunk) {
+            write_rows<T, streaming>(y, chunks.rows(c, chunk), [&](int64_t at, auto lanes) {
+              return activate<activation>(a.transform(a.centre(load(x + at, lanes))));
+            });
+          }
+          if constexpr (streaming) stream_fence();
+        });
+  }
+
+  static void backward(const BackwardParams& p) {
+    const Chunks chunks(p.view);
+    const T* dy = static_cast<const T*>(p.grad_output);
+    const T* x = static_cast<const T*>(p.input);
+    T* dx = static_cast<T*>(p.grad_input);
+    const Statistics<A> statistics(const_cast<void*>(p.statistics), p.view.C);
+    const bool reduces = needs_sums(p);
+    std::vector<GradFactors<A>> factors(p.view.C);
+    run_units<GradSums>(
+        p.view.C, chunks.parts(), p.view.elements(), p.execution,
+        [&](int64_t c, int64_t part) {
+          GradSums sums;
+          if (!reduces) return sums;
+          const Affine<A> affine = statistics.affine(c, p.weight, p.bias);
+          const Standardise<A> standardise = statistics.standardise(c);
+          for (int64_t chunk = chunks.first_chunk(part); chunk < chunks.first_chunk(part + 1); ++chunk) {
+            sums.add(rows_grad_sums<T, activation>(dy, x, chunks.rows(c, chunk), affine, standardise));
+          }
+          return sums;
+        },
+        [&](int64_t c, const GradSums* parts) {
+          GradSums sums;
+          for (int64_t part = 0; part < chunks.parts(); ++part) sums.add(parts[part]);
+          write(p.grad_weight, c, sums.grad_xhat);
+          write(p.grad_bias, c, sums.grad);
+          factors[c] = grad_factors(p, statistics.affine(c, p.weight, p.bias).scale, sums);
+        },
+        [&](int64_t c, int64_t part) {
+          if (dx == nullptr) return;
+          const auto a = spread(statistics.affine(c, p.weight, p.bias));
+          const auto s = spread(statistics.standardise(c));
+          const auto f = spread(factors[c]);
+          for (int64_t chunk = chunks.first_chunk(part + 1) - 1; chunk >= chunks.first_chunk(part); --chunk) {
+            write_rows<T, streaming>(dx, chunks.rows(c, chunk), [&](int64_t at, auto lanes) {
+              return grad_input<Vec<A>, activation>(load(dy + at, lanes), load(x + at, lanes), a, s, f);
+            });
+          }
+          if constexpr (streaming) stream_fence();
+        });
+  }
+};
+
+}  // namespace
+}  // namespace fused_bn::cpu
