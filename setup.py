@@ -136,6 +136,8 @@ def main() -> None:
             f"fused_bn is compiled against the torch that will run it, and this build sees none ({error}): "
             "install torch, setuptools and ninja first, then `pip install --no-build-isolation .`"
         )
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        sys.exit(f"the headers of {sys.executable} (Python.h) are missing: install python3-dev or its like")
     from setuptools import setup
 
     toolkit = find_toolkit(os.environ, torch.version.cuda)
