@@ -1,0 +1,35 @@
+"""A small stand-in for MNIST that a LeNet learns in a few steps, for tests of the main job."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.lenet.training import Data
+from benchmarks.mnist import Mnist
+
+
+def small_mnist(train: int = 320, test: int = 100) -> Mnist:
+    """Images of noise with a bright row that tells the label."""
+    generator = np.random.default_rng(0)
+    arrays = []
+    for count in (train, test):
+        labels = generator.integers(0, 10, count, np.uint8)
+        images = generator.integers(0, 100, (count, 28, 28), np.uint8)
+        images[np.arange(count), 4 + 2 * labels] += 150
+        arrays += [images, labels]
+    return Mnist("stand-in", *arrays)
+
+
+def small_data() -> Data:
+    return Data.of(small_mnist(), torch.device("cpu"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny layers on a busy machine: two threads that wait for each other take many times longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
