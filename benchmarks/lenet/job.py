@@ -1,0 +1,166 @@
+"""The job behind `python -m benchmarks.lenet`: arguments, the order of work, and what is left at its end."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from benchmarks import mnist
+from benchmarks.lenet import agreement, measure, plots
+from benchmarks.lenet.model import RECIPES, VARIANTS
+from benchmarks.lenet.results import Result, Results, environment
+from benchmarks.lenet.training import Data, Progress, Settings, Trainer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The parsed command line; exits with a message and status 2 where it is wrong."""
+    variants = "; ".join(f"{v.id}: {v.description}" for v in VARIANTS.values())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.lenet",
+        description="Trains LeNet-5 on MNIST with and without batch norm, by PyTorch and by fused_bn, checks "
+        "that both follow the same losses, and writes a table, results.json and plots.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--epochs", type=_positive, default=10, help="how often the training images are seen")
+    parser.add_argument(
+        "--steps", type=_positive, help="at most this many training steps an epoch, for a short look"
+    )
+    parser.add_argument("--batch-size", type=_positive, default=64, help="images a step")
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="bfloat16: autocast, with float32 parameters"
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="ID", help=variants
+    )
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default="article",
+        help="article: softmax output into CrossEntropyLoss, as published; modern: logits",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the parameters and the order of the images")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="directory with the four IDX files of MNIST, plain or .gz; without it FUSED_BN_DATA, then the "
+        "user cache, then a download",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/lenet"), help="directory for JSON and plots"
+    )
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, but got {value}")
+    return value
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, but got {text!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text} is not there: torch sees {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the job; returns 0, 1 (no data, or losses apart beyond rounding) or 130 (interrupted)."""
+    args = arguments(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        images = mnist.load(args.data)
+    except mnist.MnistError as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+    settings = Settings(args.recipe, args.batch_size, args.device, DTYPES[args.dtype], args.seed)
+    results = Results(_plain(args), environment(args.device, images.source))
+    try:
+        _work(args, Data.of(images, args.device), settings, results)
+    except KeyboardInterrupt:
+        results.interrupted = True
+    _leave(results, args.out)
+    if results.interrupted:
+        return EXIT_INTERRUPTED
+    return 0 if all(a.passed for a in results.agreements) else EXIT_FAILED
+
+
+def _plain(args: argparse.Namespace) -> dict[str, object]:
+    """The arguments as JSON has them."""
+    plain = (bool, int, float, str, list, type(None))
+    return {name: value if isinstance(value, plain) else str(value) for name, value in vars(args).items()}
+
+
+def _work(args: argparse.Namespace, data: Data, settings: Settings, results: Results) -> None:
+    """Fills `results` as far as it gets."""
+    variants = [VARIANTS[id] for id in dict.fromkeys(args.variants)]
+    for variant in variants:
+        if variant.id in agreement.PAIRS:
+            print(f"Comparing the losses of {variant.id} with those of {agreement.PAIRS[variant.id]} ...")
+            results.agreements.append(agreement.follow(variant, data, settings))
+    print("Measuring norm layers and memory ...")
+    norm_ms = measure.norm_times(variants, data, settings)
+    trainers = []
+    for variant in variants:
+        peak = measure.peak_memory(variant, data, settings)
+        trainer = Trainer(variant.norm, variant.tanh, data, settings)
+        trainers.append(trainer)
+        results.results.append(Result(variant, trainer.epochs, norm_ms.get(variant.id), peak))
+    _train(args, trainers, results)
+
+
+def _train(args: argparse.Namespace, trainers: list[Trainer], results: Results) -> None:
+    """Trains epoch by epoch, the variants in turn, so that a slow spell of the machine meets them all."""
+    steps = min(trainers[0].steps_per_epoch, args.steps or trainers[0].steps_per_epoch)
+    turns = [(n, t, r) for n in range(args.epochs) for t, r in zip(trainers, results.results, strict=True)]
+    # Where no terminal redraws the bar, a line of it every ten seconds is enough.
+    interval = 0.1 if sys.stderr.isatty() else 10
+    with tqdm(total=len(turns) * steps, unit="step", mininterval=interval, dynamic_ncols=True) as bar:
+        for turn, (number, trainer, result) in enumerate(turns):
+            name = f"epoch {number + 1}/{args.epochs} {result.variant.id}"
+            bar.set_description(name, refresh=False)
+            epoch = trainer.train_epoch(args.steps, partial(_show, bar, turn * steps))
+            bar.update((turn + 1) * steps - bar.n)
+            bar.write(
+                f"{name:<24} loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.2%}, "
+                f"test accuracy {epoch.test_accuracy:.2%}, {epoch.images_per_second:,.0f} images/s"
+            )
+
+
+def _show(bar: tqdm, done_before: int, progress: Progress) -> None:
+    loss, accuracy, rate = progress.loss, progress.accuracy, progress.images_per_second
+    bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.2%}, {rate:,.0f} images/s", refresh=False)
+    bar.update(done_before + progress.steps - bar.n)
+
+
+def _leave(results: Results, directory: Path) -> None:
+    """Writes and prints what was finished; without a finished epoch, leaves earlier files alone."""
+    results.results = [result for result in results.results if result.epochs]
+    if not results.results:
+        print("Interrupted before an epoch was finished: nothing is written.", file=sys.stderr)
+        return
+    if results.interrupted:
+        print("Interrupted: only what was finished before is written.", file=sys.stderr)
+    results.write(directory / "results.json")
+    plots.write(results, directory)
+    Console().print(results.table())
+    for checked in results.agreements:
+        print(checked)
+    print(f"results.json and plots are in {directory}")

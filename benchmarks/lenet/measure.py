@@ -1,0 +1,112 @@
+"""What a training step costs: milliseconds in the norm layers alone, and peak memory, of each variant."""
+
+import gc
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.lenet.model import NORM_LAYERS, Variant
+from benchmarks.lenet.training import Data, Settings, Trainer, synchronize
+
+ROUNDS = 100
+WARM_UP = 10
+
+
+def norm_times(variants: Iterable[Variant], data: Data, settings: Settings) -> dict[str, float]:
+    """Milliseconds a step in each variant's norm layers, forward and backward, by variant id.
+
+    In the ReLU placement a norm layer is norm and ReLU. The layers run alone, on the activations that they
+    get in a model's first step: timing them inside the training would slow it down. The variants take turns
+    in every round, so that a disturbance of the machine meets them all; the result is the sum over a
+    variant's layers of the median over ROUNDS rounds. Variants without norm are left out.
+    """
+    layers = {v.id: _layers_and_inputs(v, data, settings) for v in variants if v.norm is not None}
+    samples: dict[tuple[str, int], list[float]] = {}
+    for number in range(WARM_UP + ROUNDS):
+        for id, pairs in layers.items():
+            for position, (layer, input) in enumerate(pairs):
+                seconds = _seconds(layer, input, settings)
+                if number >= WARM_UP:
+                    samples.setdefault((id, position), []).append(seconds)
+    return {
+        id: 1e3 * sum(statistics.median(samples[id, position]) for position in range(len(pairs)))
+        for id, pairs in layers.items()
+    }
+
+
+def _layers_and_inputs(variant: Variant, data: Data, settings: Settings) -> list[tuple[nn.Module, Tensor]]:
+    trainer = Trainer(variant.norm, variant.tanh, data, settings)
+    layers = [trainer.model.get_submodule(name) for name in NORM_LAYERS]
+    inputs: list[Tensor] = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().requires_grad_()))
+        for layer in layers
+    ]
+    trainer.loss(*next(trainer.batches()))
+    for hook in hooks:
+        hook.remove()
+    return list(zip(layers, inputs, strict=True))
+
+
+def _seconds(layer: nn.Module, input: Tensor, settings: Settings) -> float:
+    wanted = [input, *layer.parameters()]
+    gradient = torch.randn_like(input)
+    synchronize(settings.device)
+    start = time.perf_counter()
+    with settings.autocast():
+        output = layer(input)
+    torch.autograd.grad(output, wanted, gradient)
+    synchronize(settings.device)
+    return time.perf_counter() - start
+
+
+def peak_memory(variant: Variant, data: Data, settings: Settings) -> int:
+    """The most bytes of tensors alive at once in a training step: parameters, gradients, Adam, activations.
+
+    The data set and the batch, the same for every variant, are not counted, nor is what libraries
+    allocate for themselves on the CPU.
+    """
+    batch = next(Trainer(variant.norm, variant.tanh, data, settings).batches())
+
+    def two_steps() -> None:  # the first makes Adam's state, the second has it from its start
+        trainer = Trainer(variant.norm, variant.tanh, data, settings)
+        for _ in range(2):
+            trainer.step(*batch)
+
+    gc.collect()
+    if settings.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(settings.device)
+        before = torch.cuda.memory_allocated(settings.device)
+        two_steps()
+        return torch.cuda.max_memory_allocated(settings.device) - before
+    with tempfile.TemporaryDirectory() as directory:
+        trace = Path(directory) / "trace.json"
+        with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            two_steps()
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = sorted((e["args"]["Ev Idx"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    return max(accumulate(change for _, change in changes))
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Silences file descriptor 2: torch's profiler logs its start and stop there, past sys.stderr."""
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)

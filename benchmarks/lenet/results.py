@@ -1,0 +1,145 @@
+"""The numbers of one job: as a table for the terminal and as a JSON file."""
+
+import json
+import platform
+import statistics
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+import fused_bn
+from benchmarks.lenet.agreement import Agreement
+from benchmarks.lenet.model import Variant
+from benchmarks.lenet.training import Epoch
+from fused_bn._extension import devices_with_kernels
+
+FORMAT = 1
+"""Goes up when a field of the JSON file changes its meaning or its name."""
+
+
+@dataclass
+class Result:
+    """One variant: the epochs that are finished, and what a step costs it."""
+
+    variant: Variant
+    epochs: list[Epoch]
+    norm_ms: float | None  # None without norm
+    peak_bytes: int
+
+    @property
+    def step_ms(self) -> float:
+        """Milliseconds of a training step; the median over the epochs."""
+        return 1e3 * statistics.median(epoch.seconds / epoch.steps for epoch in self.epochs)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second in training; the median over the epochs."""
+        return statistics.median(epoch.images_per_second for epoch in self.epochs)
+
+
+@dataclass
+class Results:
+    """Everything a job found out; `results` has only variants with a finished epoch."""
+
+    arguments: dict[str, Any]
+    environment: dict[str, Any]
+    agreements: list[Agreement] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    interrupted: bool = False
+
+    @property
+    def conditions(self) -> str:
+        """In one line, what the numbers were measured with."""
+        a, e = self.arguments, self.environment
+        return (
+            f"recipe {a['recipe']}, batch {a['batch_size']}, {a['dtype']}, {e['device']}, "
+            f"{e['threads']} threads, torch {e['torch']}, fused_bn {e['fused_bn']} ({e['fused_bn_kernels']})"
+        )
+
+    def write(self, path: Path) -> None:
+        """Writes the JSON file: times in ms or s, memory in bytes, accuracies in [0, 1]."""
+        variants = {
+            result.variant.id: {
+                "description": result.variant.description,
+                "published_accuracy_percent": result.variant.published,
+                "images_per_second": result.images_per_second,
+                "step_ms": result.step_ms,
+                "norm_ms": result.norm_ms,
+                "peak_bytes": result.peak_bytes,
+                "epochs": [asdict(epoch) for epoch in result.epochs],
+            }
+            for result in self.results
+        }
+        content = {
+            "format": FORMAT,
+            "interrupted": self.interrupted,
+            "arguments": self.arguments,
+            "environment": self.environment,
+            "variants": variants,
+            "agreements": [asdict(agreement) for agreement in self.agreements],
+        }
+        path.write_text(json.dumps(content, indent=1) + "\n")
+
+    def table(self) -> Table:
+        """One row a variant, with the published accuracies beside ours."""
+        last = max(len(result.epochs) for result in self.results)
+        table = Table(title=self.conditions, caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("variant", no_wrap=True)
+        headings = ("epoch 1, %\n(published)", f"epoch {last}, %\n(published)")
+        for heading in (*headings, "images\n/s", "step\nms", "norm\nms", "peak\nMiB"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for result in self.results:
+            first_and_last = (
+                f"{100 * epoch.test_accuracy:.2f} ({published})"
+                for epoch, published in zip(
+                    (result.epochs[0], result.epochs[-1]), result.variant.published, strict=True
+                )
+            )
+            table.add_row(
+                result.variant.id,
+                *first_and_last,
+                f"{result.images_per_second:,.0f}",
+                f"{result.step_ms:.2f}",
+                "-" if result.norm_ms is None else f"{result.norm_ms:.3f}",
+                f"{result.peak_bytes / 2**20:.2f}",
+            )
+        return table
+
+
+CAPTION = """\
+accuracy: on the 10,000 test images; published: with recipe article, after epochs 1 and 10
+images/s, step: training, median over the epochs
+norm: the norm layers alone (in *-relu with their ReLU), forward and backward
+peak: tensors alive at once in a step; data set and batch not counted"""
+
+
+def environment(device: torch.device, source: str) -> dict[str, Any]:
+    """What the numbers depend on: versions, device, threads, where MNIST came from, and the date (UTC)."""
+    compiled = device.type in devices_with_kernels
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "fused_bn": fused_bn.__version__,
+        "fused_bn_kernels": "compiled" if compiled else "pure-PyTorch fallback",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "mnist": source,
+    }
+
+
+def _processor() -> str:
+    """The processor's name, from where Linux keeps it or from what the platform says."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
