@@ -42,13 +42,17 @@ DEMANDED_RUNNING = 2.5e-6
 roundings, 2.4e-7."""
 
 
-def beyond_rounding(dtype: torch.dtype) -> float:
-    """Below this a larger error than PyTorch's says nothing.
+def beyond_rounding(name: str, dtype: torch.dtype) -> float:
+    """Below this a larger error than PyTorch's in the quantity `name` says nothing.
 
     The shortest chain of operations for an output (x - hi, - lo, w * invstd with invstd itself rounded,
-    fma) has 5 roundings, for a gradient 8: 8u. For fp64 the reference, no better, adds as many again.
+    fma) has 5 roundings, for grad_input 8: 8u. In a sum of m terms one after the other the partial sums
+    grow as a random walk, and so do their roundings: u sqrt(m / 6) of the terms' sqrt(m) rms on average.
+    A vectorised loop adds up to 128 in a row, which gives 4.6u, and the worst of some hundred channels
+    3.5 times that: 16u. For fp64 the reference, no better, adds as many again.
     """
-    return 16 * 2.0**-53 if dtype is torch.float64 else 8 * U
+    roundings = 16 if name in ("grad_weight", "grad_bias") else 8
+    return 2 * roundings * 2.0**-53 if dtype is torch.float64 else roundings * U
 
 
 _SIGNIFICAND_BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
@@ -220,7 +224,7 @@ def assert_meets_demands(case: Case, tensors: Tensors, demands: dict[str, float]
     wrong = []
     for name, found in our_errors.items():
         demanded = demands[name] * precision(case.dtype)
-        allowed = max(their_errors[name], beyond_rounding(case.dtype))
+        allowed = max(their_errors[name], beyond_rounding(name, case.dtype))
         if HAS_EXTENSION and not found <= demanded:
             wrong.append(f"{name}: error {found:.2e}, demanded {demanded:.2e}")
         if not found <= allowed:

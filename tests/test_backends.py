@@ -1,0 +1,105 @@
+"""The core tests again for each CPU instruction set and for the fallback, each in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fused_bn._extension import DISABLE_VARIABLE, extension
+
+ROOT = Path(__file__).parent.parent
+CAPABILITIES = ("default", "avx2", "avx512", "avx512_bf16")
+
+
+def run_core_tests(**variables: str) -> str:
+    """The report of `pytest -m core` in a new process, which must succeed."""
+    command = [sys.executable, "-m", "pytest", "tests", "-q", "-m", "core", "-p", "no:cacheprovider"]
+    result = subprocess.run(
+        [*command, "-W", "ignore::RuntimeWarning"],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+    return result.stdout
+
+
+def why_not(capability: str) -> str:
+    """Why the core tests for `capability` are not run; empty where they are."""
+    if extension is None:
+        return "the compiled extension is not loaded"
+    if capability not in extension.build_info()["cpu_capabilities"]:
+        return f"the extension was built without {capability} kernels"
+    if capability != "default" and not getattr(torch.cpu, f"_is_{capability}_supported")():
+        return f"this processor has no {capability}"
+    if capability == extension.active_cpu_capability():
+        return "these kernels are what the rest of this run tests"
+    return ""
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_core_tests_pass_with_the_kernels_for(capability: str) -> None:
+    """FUSED_BN_CPU_CAPABILITY picks the kernels when the process starts."""
+    if why_not(capability):
+        pytest.skip(why_not(capability))
+    assert " passed" in run_core_tests(FUSED_BN_CPU_CAPABILITY=capability)
+
+
+@pytest.mark.skipif(extension is None, reason="the rest of this run tests the fallback")
+def test_core_tests_pass_on_the_fallback() -> None:
+    """FUSED_BN_DISABLE_EXTENSION=1: the same contract from plain PyTorch calls."""
+    report = run_core_tests(**{DISABLE_VARIABLE: "1"})
+    assert "pure-PyTorch fallback" in report
+    assert " passed" in report
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_the_variable_is_obeyed(capability: str) -> None:
+    """Else the tests above would all run the same kernels."""
+    assert extension is not None
+    if why_not(capability) and capability != extension.active_cpu_capability():
+        pytest.skip(why_not(capability))
+    code = "from fused_bn import _C; print(_C.active_cpu_capability())"
+    shown = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"FUSED_BN_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert shown.stdout.strip() == capability
+
+
+@pytest.mark.needs_extension
+def test_instruction_sets_agree_up_to_rounding() -> None:
+    """One digest a process is of no use here: the same case's output, printed as numbers and compared."""
+    assert extension is not None
+    code = (
+        "import torch; from tests.cases import *; case = Case((64, 6, 28, 28)); "
+        "print(run_fused(case, make_tensors(case)).output[::16, :, ::9, ::9].flatten().tolist())"
+    )
+    outputs = []
+    for capability in CAPABILITIES:
+        if why_not(capability) and capability != extension.active_cpu_capability():
+            continue
+        shown = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"FUSED_BN_CPU_CAPABILITY": capability},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        outputs.append(torch.tensor([float(value) for value in shown.stdout.strip()[1:-1].split(",")]))
+    for output in outputs[1:]:
+        # |w xhat| + |w| + |b| is below 10 here, and each side may use the demanded 2e-6 of it.
+        torch.testing.assert_close(output, outputs[0], rtol=0, atol=4e-5)
