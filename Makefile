@@ -58,14 +58,26 @@ sanitize: $(ready) ## the operator tests under AddressSanitizer and UndefinedBeh
 	@$(require) pytest hypothesis numpy
 	.ci/sanitize $(run)
 
+cxx-files := find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'
+clang-format := from clang_format import clang_format as main; main()
+
 .PHONY: lint
 lint: $(ready) $(lint-ready) ## ruff, mypy and clang-format
 	@$(require) ruff mypy clang_format
 	$(run) -m ruff check .
 	$(run) -m ruff format --check .
 	$(run) -m mypy
-	find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' | \
-	    xargs $(run) -c 'from clang_format import clang_format as main; main()' --dry-run -Werror
+	$(cxx-files) | xargs $(run) -c '$(clang-format)' --dry-run -Werror
+
+.PHONY: format
+format: $(ready) $(lint-ready) ## rewrites the sources as `make lint` wants them
+	$(run) -m ruff check --fix .
+	$(run) -m ruff format .
+	$(cxx-files) | xargs $(run) -c '$(clang-format)' -i
+
+.PHONY: doctor
+doctor: build/extension ## what is built, what works here, and what to do where something does not
+	$(run) -m fused_bn
 
 .PHONY: clean
 clean: ## removes what was built; .venv stays
