@@ -18,6 +18,8 @@ from benchmarks.lenet.training import Data, Progress, Settings, Trainer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
+BAR = "{desc} {percentage:3.0f}% {bar} {remaining} left{postfix}"  # all of it fits 80 columns
+
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
 
@@ -132,14 +134,14 @@ def _train(args: argparse.Namespace, trainers: list[Trainer], results: Results) 
     turns = [(n, t, r) for n in range(args.epochs) for t, r in zip(trainers, results.results, strict=True)]
     # Where no terminal redraws the bar, a line of it every ten seconds is enough.
     interval = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(total=len(turns) * steps, unit="step", mininterval=interval, dynamic_ncols=True) as bar:
+    with tqdm(total=len(turns) * steps, mininterval=interval, dynamic_ncols=True, bar_format=BAR) as bar:
         for turn, (number, trainer, result) in enumerate(turns):
-            name = f"epoch {number + 1}/{args.epochs} {result.variant.id}"
-            bar.set_description(name, refresh=False)
+            name = f"{number + 1}/{args.epochs} {result.variant.id}"
+            bar.set_description_str(name, refresh=False)
             epoch = trainer.train_epoch(args.steps, partial(_show, bar, turn * steps))
             bar.update((turn + 1) * steps - bar.n)
             bar.write(
-                f"{name:<24} loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.2%}, "
+                f"epoch {name:<18} loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.2%}, "
                 f"test accuracy {epoch.test_accuracy:.2%}, {epoch.images_per_second:,.0f} images/s"
             )
 

@@ -55,7 +55,8 @@ def _by_epoch(axes: Axes, result: Result, values: list[float]) -> None:
     label = f"{result.variant.id}: {result.variant.description}"
     axes.plot(numbers, values, label=label, **STYLES[result.variant.id])
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(0.5, max(numbers[-1] + 0.5, axes.get_xlim()[1]))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(axis="y", alpha=0.3)
 
 
