@@ -32,22 +32,22 @@ help: ## this list
 
 .PHONY: lenet
 lenet: build/extension ## the main job, LeNet-5 on MNIST (EPOCHS=1 for a quick look)
-	@$(require) numpy matplotlib tqdm
+	@$(require) numpy matplotlib rich tqdm
 	$(run) -m benchmarks.lenet $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 .PHONY: test
 test: build/extension ## the test suite
-	@$(require) pytest hypothesis numpy matplotlib tqdm
+	@$(require) pytest hypothesis numpy matplotlib rich tqdm
 	$(run) -m pytest $(ARGS)
 
 .PHONY: bench
 bench: build/extension ## speed beside eager PyTorch and torch.compile
-	@$(require) numpy matplotlib
+	@$(require) numpy matplotlib rich
 	$(run) -m benchmarks.speed $(ARGS)
 
 .PHONY: bench-quick
 bench-quick: build/extension ## proves that every benchmark runs, measures nothing
-	@$(require) pytest numpy matplotlib tqdm
+	@$(require) pytest numpy matplotlib rich tqdm
 	$(run) -m pytest benchmarks -m quick $(ARGS)
 
 .PHONY: build
