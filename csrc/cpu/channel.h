@@ -48,8 +48,10 @@ auto with_type(DType dtype, Body body) {
   }
 }
 
+// float first, without a call: there may be thousands of channels, and one thread reads them.
 inline double read(const ChannelVector& v, int64_t c, double absent) {
   if (v.data == nullptr) return absent;
+  if (v.dtype == DType::f32) return static_cast<const float*>(v.data)[c * v.stride];
   return with_type(v.dtype, [&](auto* type) {
     return read_element<std::remove_pointer_t<decltype(type)>>(v.data, c * v.stride);
   });
@@ -57,6 +59,10 @@ inline double read(const ChannelVector& v, int64_t c, double absent) {
 
 inline void write(const ChannelVector& v, int64_t c, double value) {
   if (v.data == nullptr) return;
+  if (v.dtype == DType::f32) {
+    static_cast<float*>(v.data)[c * v.stride] = static_cast<float>(value);
+    return;
+  }
   with_type(v.dtype, [&](auto* type) {
     write_element<std::remove_pointer_t<decltype(type)>>(v.data, c * v.stride, value);
   });
@@ -71,14 +77,6 @@ struct Affine {
 
   FUSED_BN_INLINE V centre(V x) const { return x - mean; }
   FUSED_BN_INLINE V transform(V centred) const { return fma(centred, scale, shift); }
-};
-
-// xhat = fma(x - mean, invstd, shift), with the same fold.
-template <class V>
-struct Standardise {
-  V invstd, shift;
-
-  FUSED_BN_INLINE V xhat(V centred) const { return fma(centred, invstd, shift); }
 };
 
 // The saved statistics, [3, C].
@@ -96,18 +94,11 @@ struct Statistics {
     const double shift = read(bias, c, 0.0) - static_cast<double>(mean_lo[c]) * static_cast<double>(scale);
     return {mean_hi[c], scale, static_cast<A>(shift)};
   }
-
-  Standardise<A> standardise(int64_t c) const { return {invstd[c], -mean_lo[c] * invstd[c]}; }
 };
 
 template <class A>
 FUSED_BN_INLINE Affine<Vec<A>> spread(const Affine<A>& a) {
   return {broadcast(a.mean), broadcast(a.scale), broadcast(a.shift)};
-}
-
-template <class A>
-FUSED_BN_INLINE Standardise<Vec<A>> spread(const Standardise<A>& s) {
-  return {broadcast(s.invstd), broadcast(s.shift)};
 }
 
 template <class A>
@@ -154,51 +145,83 @@ void finish_channel(const ForwardParams& p, int64_t c, Moments moments) {
   write(p.running_var, c, keep * read(p.running_var, c, 0) + p.momentum * unbiased);
 }
 
+// The two sums of backward: of g, the gradient behind the activation, and of g * (x - mean_hi).
 struct GradSums {
   double grad = 0;
-  double grad_xhat = 0;
+  double grad_centred = 0;
 
   void add(const GradSums& other) {
     grad += other.grad;
-    grad_xhat += other.grad_xhat;
+    grad_centred += other.grad_centred;
   }
 };
 
-// dx = fma(g, scale, fma(xhat, along_xhat, constant)): Ioffe and Szegedy 2015, section 3, with the sums over
-// the batch folded into two factors a channel.
+template <class V, Activation activation>
+FUSED_BN_INLINE void add_grad(V dy, V x, const Affine<V>& affine, V& sum, V& sum_centred) {
+  const V centred = affine.centre(x);
+  const V g = activate_backward<activation>(affine.transform(centred), dy);
+  sum += g;
+  sum_centred = fma(g, centred, sum_centred);
+}
+
+// In training dx = scale * (g - mean(g) - xhat * mean(g * xhat)): Ioffe and Szegedy 2015, section 3. What
+// follows g is fma(x - mean_hi, slope, constant), with the means over the batch folded into two numbers.
 template <class V>
 struct GradFactors {
-  V along_xhat, constant;
+  V slope, constant;
 };
 
-template <class A>
-GradFactors<A> grad_factors(const BackwardParams& p, A scale, const GradSums& sums) {
-  if (!p.training) return {0, 0};
-  const double each = -static_cast<double>(scale) / static_cast<double>(p.view.values_per_channel());
-  return {static_cast<A>(each * sums.grad_xhat), static_cast<A>(each * sums.grad)};
+// For channels in which float sums overflowed or met inf or NaN.
+template <class T, Activation activation>
+GradSums exact_grad_sums(const BackwardParams& p, int64_t c, const Affine<Compute<T>>& affine) {
+  using V = Vec<Compute<T>>;
+  const auto a = spread(affine);
+  GradSums sums;
+  for (int64_t n = 0; n < p.view.N; ++n) {
+    for (int64_t s = 0; s < p.view.S; ++s) {
+      const int64_t at = p.view.offset(n, c, s);
+      const V x = broadcast(static_cast<Compute<T>>(read_element<T>(p.input, at)));
+      const V dy = broadcast(static_cast<Compute<T>>(read_element<T>(p.grad_output, at)));
+      const double g = activate_backward<activation>(a.transform(a.centre(x)), dy)[0];
+      sums.add({g, g * (static_cast<double>(x[0]) - static_cast<double>(affine.mean))});
+    }
+  }
+  return sums;
+}
+
+// Writes a channel's parameter gradients and returns what its input gradient needs.
+template <class T, Activation activation>
+GradFactors<Compute<T>> finish_grad_channel(const BackwardParams& p, int64_t c, GradSums sums) {
+  using A = Compute<T>;
+  const Statistics<A> statistics(const_cast<void*>(p.statistics), p.view.C);
+  if (!std::isfinite(sums.grad + sums.grad_centred)) {
+    sums = exact_grad_sums<T, activation>(p, c, statistics.affine(c, p.weight, p.bias));
+  }
+  const double invstd = statistics.invstd[c], mean_lo = statistics.mean_lo[c];
+  const double grad_xhat = (sums.grad_centred - mean_lo * sums.grad) * invstd;
+  write(p.grad_weight, c, grad_xhat);
+  write(p.grad_bias, c, sums.grad);
+  const double count = static_cast<double>(p.view.values_per_channel());
+  const double slope = -grad_xhat / count * invstd;
+  return {static_cast<A>(slope), static_cast<A>(-mean_lo * slope - sums.grad / count)};
 }
 
 template <class A>
 FUSED_BN_INLINE GradFactors<Vec<A>> spread(const GradFactors<A>& f) {
-  return {broadcast(f.along_xhat), broadcast(f.constant)};
-}
-
-// The two sums of backward, over the values that a vector's lanes have seen.
-template <class V, Activation activation>
-FUSED_BN_INLINE void add_grad(V dy, V x, const Affine<V>& affine, const Standardise<V>& standardise, V& sum,
-                              V& sum_xhat) {
-  const V centred = affine.centre(x);
-  const V g = activate_backward<activation>(affine.transform(centred), dy);
-  sum += g;
-  sum_xhat = fma(g, standardise.xhat(centred), sum_xhat);
+  return {broadcast(f.slope), broadcast(f.constant)};
 }
 
 template <class V, Activation activation>
-FUSED_BN_INLINE V grad_input(V dy, V x, const Affine<V>& affine, const Standardise<V>& standardise,
-                             const GradFactors<V>& factors) {
+FUSED_BN_INLINE V grad_in_training(V dy, V x, const Affine<V>& affine, const GradFactors<V>& factors) {
   const V centred = affine.centre(x);
   const V g = activate_backward<activation>(affine.transform(centred), dy);
-  return fma(g, affine.scale, fma(standardise.xhat(centred), factors.along_xhat, factors.constant));
+  return affine.scale * (g + fma(centred, factors.slope, factors.constant));
+}
+
+// The statistics are constants.
+template <class V, Activation activation>
+FUSED_BN_INLINE V grad_in_evaluation(V dy, V x, const Affine<V>& affine) {
+  return affine.scale * activate_backward<activation>(affine.transform(affine.centre(x)), dy);
 }
 
 inline bool needs_sums(const BackwardParams& p) {

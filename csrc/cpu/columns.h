@@ -7,114 +7,161 @@
 namespace fused_bn::cpu {
 namespace {
 
-constexpr int kRowsAtOnce = 8;  // as many share one load of a column's numbers
+constexpr int kRowsAtOnce = 8;  // read side by side, as streams that the prefetchers can follow
 
-// Calls body(first_row, count) for groups of rows; count is a compile-time constant but for the last group.
-template <class Body>
-FUSED_BN_INLINE void for_each_group(int64_t rows, Body body) {
-  int64_t r = 0;
-  for (; r + kRowsAtOnce <= rows; r += kRowsAtOnce) body(r, std::integral_constant<int, kRowsAtOnce>{});
-  if (r < rows) body(r, static_cast<int>(rows - r));
+// Calls body(j, vectors, lanes) over [0, columns): `vectors` neighbouring vectors at a time, a compile-time
+// number, so that their sums stay in registers while a few rows pass by; then what is left.
+template <class A, int vectors, class Body>
+FUSED_BN_INLINE void for_each_group(int64_t columns, Body body) {
+  constexpr int64_t width = vectors * kLanes<A>;
+  const int64_t grouped = columns / width * width;
+  for (int64_t j = 0; j < grouped; j += width) body(j, std::integral_constant<int, vectors>{}, Whole{});
+  for_each_vector<A, 1>(columns - grouped, [&](int64_t j, auto, auto lanes) {
+    body(grouped + j, std::integral_constant<int, 1>{}, lanes);
+  });
 }
 
-// Runs body(i) for i in [0, count), unrolled where count is a compile-time constant.
+// Two float sums a column, over few rows. add(row, v, lanes, sums...) takes vector v of a row.
+template <class A>
+class ColumnSums {
+ public:
+  explicit ColumnSums(int64_t columns) : first_(columns), second_(columns) {}
+
+  template <class Prepare, class Add>
+  FUSED_BN_INLINE void gather(const Block& block, Prepare prepare, Add add) {
+    std::fill(first_.begin(), first_.end(), A{0});
+    std::fill(second_.begin(), second_.end(), A{0});
+    for (int64_t r = 0; r < block.rows; r += kRowsAtOnce) {
+      const int64_t end = std::min<int64_t>(r + kRowsAtOnce, block.rows);
+      for_each_group<A, 4>(block.columns, [&](int64_t j, auto vectors, auto lanes) {
+        constexpr int n = decltype(vectors)::value;
+        Vec<A> first[n], second[n];
+        decltype(prepare(j, lanes)) column[n];
+        for (int v = 0; v < n; ++v) {
+          column[v] = prepare(j + v * kLanes<A>, lanes);
+          first[v] = load(first_.data() + j + v * kLanes<A>, lanes);
+          second[v] = load(second_.data() + j + v * kLanes<A>, lanes);
+        }
+        for (int64_t row = r; row < end; ++row) {
+          for (int v = 0; v < n; ++v) {
+            add(column[v], block.offset + row * block.stride + j + v * kLanes<A>, lanes, first[v], second[v]);
+          }
+        }
+        for (int v = 0; v < n; ++v) {
+          store(first_.data() + j + v * kLanes<A>, first[v], lanes);
+          store(second_.data() + j + v * kLanes<A>, second[v], lanes);
+        }
+      });
+    }
+  }
+
+  A first(int64_t j) const { return first_[j]; }
+  A second(int64_t j) const { return second_[j]; }
+
+ private:
+  std::vector<A> first_, second_;
+};
+
+// Calls body(block) for stretches of the block's rows short enough for float sums.
 template <class Body>
-FUSED_BN_INLINE void repeat(std::integral_constant<int, kRowsAtOnce>, Body body) {
-  static_assert(kRowsAtOnce == 8);
-  body(0), body(1), body(2), body(3), body(4), body(5), body(6), body(7);
-}
-template <class Body>
-FUSED_BN_INLINE void repeat(int count, Body body) {
-  for (int i = 0; i < count; ++i) body(i);
+void for_each_stretch(const Block& block, Body body) {
+  const int64_t stretches = divide_up(block.rows, kFlushRows);
+  for (int64_t i = 0; i < stretches; ++i) {
+    const int64_t first = block.rows * i / stretches, end = block.rows * (i + 1) / stretches;
+    body(Block{block.offset + first * block.stride, end - first, block.columns, block.stride});
+  }
 }
 
-// Gathered in float over a few rows, then kept as mean and m2 in double.
+// The moments of a tile's channels; all hold equally many values.
+struct TileMoments {
+  double count = 0;
+  std::vector<double> mean, m2;
+
+  TileMoments() = default;
+  explicit TileMoments(int64_t channels) : mean(channels), m2(channels) {}
+  TileMoments(double count_, std::vector<double> mean_, std::vector<double> m2_)
+      : count(count_), mean(std::move(mean_)), m2(std::move(m2_)) {}
+};
+
+// Mean and m2 of every column, gathered in float over a few rows, then kept in double.
 template <class T>
 class ColumnMoments {
   using A = Compute<T>;
 
  public:
-  explicit ColumnMoments(int64_t columns)
-      : pivot_(columns), sum_(columns), squares_(columns), mean_(columns), m2_(columns) {}
+  explicit ColumnMoments(int64_t columns) : pivot_(columns), sums_(columns), mean_(columns), m2_(columns) {}
 
+  // The pivot is the mean so far, which bounds the error by that of the deviations themselves; at first that
+  // of a few rows, so that an outlying first value is no bad pivot.
   void add(const T* x, const Block& block) {
-    x += block.offset;
-    // The pivot is the mean so far, which bounds the error by that of the deviations themselves; at first that
-    // of a few rows, so that an outlying first value is no bad pivot.
-    const int64_t sample = std::min<int64_t>(kRowsAtOnce, block.rows);
-    for (int64_t j = 0; j < block.columns; ++j) pivot_[j] = static_cast<A>(read_element<T>(x, j));
-    accumulate(x, {0, sample, block.columns, block.stride});
-    for (int64_t j = 0; j < block.columns; ++j) pivot_[j] += sum_[j] / static_cast<A>(sample);
-    for (int64_t r = 0; r < block.rows; r += kFlushRows) {
-      const int64_t rows = std::min(kFlushRows, block.rows - r);
-      accumulate(x + r * block.stride, {0, rows, block.columns, block.stride});
-      flush(rows);
-    }
-  }
-
-  // Of one channel: its columns hold equally many values each.
-  Moments channel(const ChannelColumns& c) const {
-    const double base = mean_[c.first];
-    double shift = 0;
-    for (int64_t i = 1; i < c.count; ++i) shift += mean_[c.first + i * c.step] - base;
-    const double mean = base + shift / static_cast<double>(c.count);
-    double m2 = 0, between = 0;
-    for (int64_t i = 0; i < c.count; ++i) {
-      const int64_t j = c.first + i * c.step;
-      m2 += m2_[j];
-      between += (mean_[j] - mean) * (mean_[j] - mean);
-    }
-    return {count_ * static_cast<double>(c.count), mean, m2 + count_ * between};
-  }
-
- private:
-  void accumulate(const T* x, const Block& block) {
-    std::fill_n(sum_.begin(), block.columns, A{0});
-    std::fill_n(squares_.begin(), block.columns, A{0});
-    for_each_group(block.rows, [&](int64_t first, auto count) {
-      const T* rows = x + first * block.stride;
-      for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) {
-        const Vec<A> pivot = load(pivot_.data() + j, lanes);
-        Vec<A> sum = load(sum_.data() + j, lanes), squares = load(squares_.data() + j, lanes);
-        repeat(count, [&](int i) {
-          const Vec<A> d = load(rows + i * block.stride + j, lanes) - pivot;
-          sum += d;
-          squares = fma(d, d, squares);
-        });
-        store(sum_.data() + j, sum, lanes);
-        store(squares_.data() + j, squares, lanes);
-      });
+    const Block sample{block.offset, std::min<int64_t>(kRowsAtOnce, block.rows), block.columns, block.stride};
+    for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) {
+      store(pivot_.data() + j, load(x + block.offset + j, lanes), lanes);
+    });
+    gather(x, sample);
+    const A each = A{1} / static_cast<A>(sample.rows);
+    for (int64_t j = 0; j < block.columns; ++j) pivot_[j] += sums_.first(j) * each;
+    for_each_stretch(block, [&](const Block& stretch) {
+      gather(x, stretch);
+      flush(static_cast<double>(stretch.rows));
     });
   }
 
+  // Of the tile's channels; the columns hold equally many values each.
+  TileMoments channels(const Matrix& m, int64_t tile, const Block& block) && {
+    const ChannelColumns first = m.channel(tile, 0, block.columns);
+    if (first.count == 1) return {count_, std::move(mean_), std::move(m2_)};
+    TileMoments result(m.channels(tile));
+    result.count = count_ * static_cast<double>(first.count);
+    for (int64_t c = 0; c < m.channels(tile); ++c) {
+      const ChannelColumns columns = m.channel(tile, c, block.columns);
+      const double base = mean_[columns.first];
+      double shift = 0, m2 = 0, between = 0;
+      for (int64_t i = 0; i < columns.count; ++i) shift += mean_[columns.at(i)] - base;
+      const double mean = base + shift / static_cast<double>(columns.count);
+      for (int64_t i = 0; i < columns.count; ++i) {
+        const double delta = mean_[columns.at(i)] - mean;
+        m2 += m2_[columns.at(i)];
+        between += delta * delta;
+      }
+      result.mean[c] = mean;
+      result.m2[c] = m2 + count_ * between;
+    }
+    return result;
+  }
+
+ private:
+  void gather(const T* x, const Block& block) {
+    sums_.gather(
+        block, [&](int64_t j, auto lanes) { return load(pivot_.data() + j, lanes); },
+        [&](Vec<A> pivot, int64_t at, auto lanes, Vec<A>& sum, Vec<A>& squares) {
+          const Vec<A> d = load(x + at, lanes) - pivot;
+          sum += d;
+          squares = fma(d, d, squares);
+        });
+  }
+
   // Chan's merge, see moments.h, for all columns at once.
-  void flush(int64_t rows) {
-    const double n = static_cast<double>(rows), inverse = 1 / n;
-    const double share = n / (count_ + n);
+  void flush(double rows) {
+    const double inverse = 1 / rows, share = rows / (count_ + rows), between = count_ * share;
     const bool first = count_ == 0;
     for (size_t j = 0; j < mean_.size(); ++j) {
-      const double sum = sum_[j];
+      const double sum = sums_.first(j);
       const double mean = static_cast<double>(pivot_[j]) + sum * inverse;
-      const double m2 = std::max(static_cast<double>(squares_[j]) - sum * (sum * inverse), 0.0);
+      const double m2 = std::max(static_cast<double>(sums_.second(j)) - sum * (sum * inverse), 0.0);
       const double before = first ? mean : mean_[j];
       const double delta = mean - before;
       mean_[j] = before + delta * share;
-      m2_[j] += m2 + delta * delta * (count_ * share);
+      m2_[j] += m2 + delta * delta * between;
       pivot_[j] = static_cast<A>(mean_[j]);
     }
-    count_ += n;
+    count_ += rows;
   }
 
-  std::vector<A> pivot_, sum_, squares_;
+  std::vector<A> pivot_;
+  ColumnSums<A> sums_;
   std::vector<double> mean_, m2_;
   double count_ = 0;
-};
-
-template <class V>
-struct GradColumn {
-  Affine<V> affine;
-  Standardise<V> standardise;
-  GradFactors<V> factors;
 };
 
 // What the columns of a tile need of their channels, a row of numbers each.
@@ -125,19 +172,15 @@ class ColumnNumbers {
                 const ChannelVector& bias)
       : matrix_(m), tile_(tile), columns_(m.columns(tile)), numbers_(kFields * columns_) {
     for (int64_t c = 0; c < m.channels(tile); ++c) {
-      const int64_t channel = m.first_channel(tile) + c;
-      const Affine<A> affine = statistics.affine(channel, weight, bias);
+      const Affine<A> affine = statistics.affine(m.first_channel(tile) + c, weight, bias);
       set(kMean, c, affine.mean);
       set(kScale, c, affine.scale);
       set(kShift, c, affine.shift);
-      const Standardise<A> standardise = statistics.standardise(channel);
-      set(kInvstd, c, standardise.invstd);
-      set(kXhatShift, c, standardise.shift);
     }
   }
 
   void set_factors(int64_t c, const GradFactors<A>& factors) {
-    set(kAlongXhat, c, factors.along_xhat);
+    set(kSlope, c, factors.slope);
     set(kConstant, c, factors.constant);
   }
 
@@ -146,16 +189,12 @@ class ColumnNumbers {
     return {get(kMean, j, lanes), get(kScale, j, lanes), get(kShift, j, lanes)};
   }
   template <class Lanes>
-  FUSED_BN_INLINE Standardise<Vec<A>> standardise(int64_t j, Lanes lanes) const {
-    return {get(kInvstd, j, lanes), get(kXhatShift, j, lanes)};
-  }
-  template <class Lanes>
-  FUSED_BN_INLINE GradColumn<Vec<A>> grad(int64_t j, Lanes lanes) const {
-    return {affine(j, lanes), standardise(j, lanes), {get(kAlongXhat, j, lanes), get(kConstant, j, lanes)}};
+  FUSED_BN_INLINE GradFactors<Vec<A>> factors(int64_t j, Lanes lanes) const {
+    return {get(kSlope, j, lanes), get(kConstant, j, lanes)};
   }
 
  private:
-  enum Field { kMean, kScale, kShift, kInvstd, kXhatShift, kAlongXhat, kConstant, kFields };
+  enum Field { kMean, kScale, kShift, kSlope, kConstant, kFields };
 
   void set(Field field, int64_t c, A value) {
     const ChannelColumns columns = matrix_.channel(tile_, c, columns_);
@@ -172,59 +211,37 @@ class ColumnNumbers {
   std::vector<A> numbers_;
 };
 
-// The two sums of backward, gathered in float over a few rows, then kept in double.
+// The two sums of backward of every column, gathered in float over a few rows, then kept in double.
 template <class T, Activation activation>
 class ColumnGradSums {
   using A = Compute<T>;
 
  public:
-  explicit ColumnGradSums(int64_t columns)
-      : sum_(columns), sum_xhat_(columns), total_(columns), total_xhat_(columns) {}
+  explicit ColumnGradSums(int64_t columns) : sums_(columns), grad_(columns), grad_centred_(columns) {}
 
   void add(const T* dy, const T* x, const Block& block, const ColumnNumbers<A>& numbers) {
-    for (int64_t r = 0; r < block.rows; r += kFlushRows) {
-      const int64_t rows = std::min(kFlushRows, block.rows - r);
-      const int64_t offset = block.offset + r * block.stride;
-      std::fill(sum_.begin(), sum_.end(), A{0});
-      std::fill(sum_xhat_.begin(), sum_xhat_.end(), A{0});
-      accumulate(dy + offset, x + offset, {0, rows, block.columns, block.stride}, numbers);
-      for (size_t j = 0; j < total_.size(); ++j) {
-        total_[j] += static_cast<double>(sum_[j]);
-        total_xhat_[j] += static_cast<double>(sum_xhat_[j]);
+    for_each_stretch(block, [&](const Block& stretch) {
+      sums_.gather(
+          stretch, [&](int64_t j, auto lanes) { return numbers.affine(j, lanes); },
+          [&](const Affine<Vec<A>>& a, int64_t at, auto lanes, Vec<A>& sum, Vec<A>& sum_centred) {
+            add_grad<Vec<A>, activation>(load(dy + at, lanes), load(x + at, lanes), a, sum, sum_centred);
+          });
+      for (size_t j = 0; j < grad_.size(); ++j) {
+        grad_[j] += static_cast<double>(sums_.first(j));
+        grad_centred_[j] += static_cast<double>(sums_.second(j));
       }
-    }
+    });
   }
 
   GradSums channel(const ChannelColumns& c) const {
     GradSums sums;
-    for (int64_t i = 0; i < c.count; ++i) {
-      const int64_t j = c.first + i * c.step;
-      sums.add({total_[j], total_xhat_[j]});
-    }
+    for (int64_t i = 0; i < c.count; ++i) sums.add({grad_[c.at(i)], grad_centred_[c.at(i)]});
     return sums;
   }
 
  private:
-  void accumulate(const T* dy, const T* x, const Block& block, const ColumnNumbers<A>& numbers) {
-    for_each_group(block.rows, [&](int64_t first, auto count) {
-      const int64_t offset = first * block.stride;
-      for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) {
-        const auto affine = numbers.affine(j, lanes);
-        const auto standardise = numbers.standardise(j, lanes);
-        Vec<A> sum = load(sum_.data() + j, lanes), sum_xhat = load(sum_xhat_.data() + j, lanes);
-        repeat(count, [&](int i) {
-          const int64_t at = offset + i * block.stride + j;
-          add_grad<Vec<A>, activation>(load(dy + at, lanes), load(x + at, lanes), affine, standardise, sum,
-                                       sum_xhat);
-        });
-        store(sum_.data() + j, sum, lanes);
-        store(sum_xhat_.data() + j, sum_xhat, lanes);
-      });
-    });
-  }
-
-  std::vector<A> sum_, sum_xhat_;
-  std::vector<double> total_, total_xhat_;
+  ColumnSums<A> sums_;
+  std::vector<double> grad_, grad_centred_;
 };
 
 }  // namespace

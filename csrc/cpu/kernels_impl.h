@@ -8,7 +8,7 @@ namespace fused_bn::cpu {
 namespace {
 
 // An output this large has left the caches before anything reads it again.
-constexpr int64_t kStreamedBytes = int64_t{8} << 20;
+constexpr int64_t kStreamedBytes = int64_t{16} << 20;
 
 inline bool has_long_rows(const View& view) {
   return view.layout == Layout::channels_first && view.S >= kShortRow;
@@ -21,7 +21,7 @@ bool streams(const View& view, const void* output) {
   const int64_t size = sizeof(T);
   if (view.elements() * size < kStreamedBytes) return false;
   if (has_long_rows(view)) return view.S * size >= 8 * bytes;
-  const Matrix m(view, size, kLanes<Compute<T>>);
+  const Matrix m(view, kLanes<Compute<T>>);
   return reinterpret_cast<uintptr_t>(output) % bytes == 0 && m.stride() * size % bytes == 0 &&
          m.columns(0) * size % bytes == 0;
 }

@@ -17,9 +17,9 @@
 namespace fused_bn::cpu {
 namespace {
 
-constexpr int64_t kFlushRows = 64;           // float sums this short keep full accuracy
-constexpr int64_t kTileBytes = 512 * 1024;   // half of a common second-level cache
-constexpr int64_t kShortRow = 64;            // rows of fewer values leave too much of their last vector empty
+constexpr int64_t kFlushRows = 128;  // float sums this short keep full accuracy
+constexpr int64_t kTileColumns = 512;  // their sums and numbers stay in the first-level cache
+constexpr int64_t kShortRow = 64;    // rows of fewer values leave too much of their last vector empty
 
 // A rectangle of the matrix: rows of neighbouring columns, stride apart.
 struct Block {
@@ -29,27 +29,29 @@ struct Block {
 // The columns of one channel within a block.
 struct ChannelColumns {
   int64_t first, step, count;
+
+  FUSED_BN_INLINE int64_t at(int64_t i) const { return first + i * step; }
 };
 
 class Matrix {
  public:
   // lanes: how many columns make a vector.
-  Matrix(const View& view, int64_t element_size, int64_t lanes) : view_(view) {
+  Matrix(const View& view, int64_t lanes) : view_(view) {
     if (view.layout == Layout::channels_first) {
       per_channel_ = view.S;
       rows_ = view.N;
       stride_ = view.C * view.S;
-      tile_channels_ = std::clamp<int64_t>(1024 / view.S, 1, view.C);
+      tile_channels_ = std::min<int64_t>(divide_up(kTileColumns / view.S, lanes) * lanes, view.C);
     } else {
       rows_ = view.values_per_channel();
-      tile_channels_ = tile_of_pixels(element_size);
-      pixels_ = tile_channels_ == view.C ? pixels_in_one_row(lanes) : 1;
+      tile_channels_ = view.C;
+      pixels_ = pixels_in_one_row(lanes);
       stride_ = view.C * pixels_;
       short_row_ = view.elements() % stride_;
       rows_ /= pixels_;
     }
     const int64_t values = view.elements() / tiles();
-    const int64_t most = std::min({values / 16384, rows_ / kFlushRows, int64_t{128}});
+    const int64_t most = std::min({values / 16384, rows_ / 64, int64_t{64}});
     while (2 * full_parts_ <= most) full_parts_ *= 2;
   }
 
@@ -76,13 +78,6 @@ class Matrix {
   }
 
  private:
-  // All channels, unless a tile of at least 256 bytes a pixel stays in cache.
-  int64_t tile_of_pixels(int64_t element_size) const {
-    const int64_t channels = 256 / element_size;
-    const bool fits = view_.values_per_channel() * 256 <= kTileBytes;
-    return fits && view_.C >= 2 * channels ? channels : view_.C;
-  }
-
   // So many that a row is a multiple of a vector, and of four where that is cheap.
   int64_t pixels_in_one_row(int64_t lanes) const {
     const int64_t full = lanes / std::gcd(view_.C, lanes);

@@ -8,12 +8,6 @@
 namespace fused_bn::cpu {
 namespace {
 
-// The moments of a tile's channels within one part; all channels hold equally many values.
-struct TileMoments {
-  double count = 0;
-  std::vector<double> mean, m2;
-};
-
 // Chan's merge, see moments.h, for all channels of a tile at once.
 inline TileMoments merge_parts(const TileMoments* parts, int64_t count) {
   TileMoments total = parts[0];
@@ -30,28 +24,36 @@ inline TileMoments merge_parts(const TileMoments* parts, int64_t count) {
   return total;
 }
 
-// Writes value(prepare(j, lanes), at, lanes) to every element of a block.
-template <class T, bool streaming, class Prepare, class Value>
-FUSED_BN_INLINE void write_block(T* y, const Block& block, Prepare prepare, Value value) {
-  for_each_group(block.rows, [&](int64_t first, auto count) {
-    const int64_t offset = block.offset + first * block.stride;
+// Runs body(c) for a tile's channels, on all threads where there are many: one thread takes about 50 ns each.
+template <class Body>
+void for_each_channel(const Matrix& m, int64_t tile, const Execution& execution, Body body) {
+  const auto range = [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) body(c);
+  };
+  const int64_t channels = m.channels(tile);
+  channels < 256 ? range(0, channels) : execution.parallel_for(channels, range);
+}
+
+// Writes value(j, at, lanes) to every element of a block, a row after the other: where rows are a multiple of
+// 4 KiB apart, a load from the next row would wait for the store to this one, which looks like its address.
+template <class T, bool streaming, class Value>
+FUSED_BN_INLINE void write_block(T* y, const Block& block, Value value) {
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const int64_t row = block.offset + r * block.stride;
     for_each_vector<Compute<T>, 1>(block.columns, [&](int64_t j, auto, auto lanes) {
-      const auto column = prepare(j, lanes);
-      repeat(count, [&](int i) {
-        const int64_t at = offset + i * block.stride + j;
-        put<streaming>(y + at, value(column, at, lanes), lanes);
-      });
+      put<streaming>(y + row + j, value(j, row + j, lanes), lanes);
     });
-  });
+  }
   if constexpr (streaming) stream_fence();
 }
 
 template <class T, Activation activation, bool streaming>
 struct MatrixKernels {
   using A = Compute<T>;
+  using V = Vec<A>;
   using Numbers = std::unique_ptr<ColumnNumbers<A>>;
 
-  static Matrix matrix(const View& view) { return {view, sizeof(T), kLanes<A>}; }
+  static Matrix matrix(const View& view) { return {view, kLanes<A>}; }
 
   static void forward(const ForwardParams& p) {
     const Matrix m = matrix(p.view);
@@ -67,19 +69,18 @@ struct MatrixKernels {
         [&](int64_t tile, const TileMoments* parts) {
           if (p.training) {
             const TileMoments total = merge_parts(parts, m.parts());
-            for (int64_t c = 0; c < m.channels(tile); ++c) {
+            for_each_channel(m, tile, p.execution, [&](int64_t c) {
               finish_channel<T>(p, m.first_channel(tile) + c, {total.count, total.mean[c], total.m2[c]});
-            }
+            });
           }
           numbers[tile] = make_numbers(m, tile, p, p.statistics);
         },
         [&](int64_t tile, int64_t part) {
           const ColumnNumbers<A>& n = *numbers[tile];
-          write_block<T, streaming>(
-              y, m.block(tile, part), [&](int64_t j, auto lanes) { return n.affine(j, lanes); },
-              [&](const Affine<Vec<A>>& a, int64_t at, auto lanes) {
-                return activate<activation>(a.transform(a.centre(load(x + at, lanes))));
-              });
+          write_block<T, streaming>(y, m.block(tile, part), [&](int64_t j, int64_t at, auto lanes) {
+            const auto a = n.affine(j, lanes);
+            return activate<activation>(a.transform(a.centre(load(x + at, lanes))));
+          });
         });
   }
 
@@ -108,25 +109,28 @@ struct MatrixKernels {
           return sums;
         },
         [&](int64_t tile, const std::vector<GradSums>* parts) {
-          for (int64_t c = 0; c < m.channels(tile); ++c) {
-            const int64_t channel = m.first_channel(tile) + c;
+          for_each_channel(m, tile, p.execution, [&](int64_t c) {
             GradSums sums;
             for (int64_t part = 0; part < m.parts(); ++part) sums.add(parts[part][c]);
-            write(p.grad_weight, channel, sums.grad_xhat);
-            write(p.grad_bias, channel, sums.grad);
-            const A scale = Statistics<A>(statistics, p.view.C).affine(channel, p.weight, p.bias).scale;
-            numbers[tile]->set_factors(c, grad_factors(p, scale, sums));
-          }
+            const int64_t channel = m.first_channel(tile) + c;
+            numbers[tile]->set_factors(c, finish_grad_channel<T, activation>(p, channel, sums));
+          });
         },
         [&](int64_t tile, int64_t part) {
           if (dx == nullptr) return;
           const ColumnNumbers<A>& n = *numbers[tile];
-          write_block<T, streaming>(
-              dx, m.block(tile, part), [&](int64_t j, auto lanes) { return n.grad(j, lanes); },
-              [&](const GradColumn<Vec<A>>& g, int64_t at, auto lanes) {
-                return grad_input<Vec<A>, activation>(load(dy + at, lanes), load(x + at, lanes), g.affine,
-                                                      g.standardise, g.factors);
-              });
+          const Block block = m.block(tile, part);
+          if (p.training) {
+            write_block<T, streaming>(dx, block, [&](int64_t j, int64_t at, auto lanes) {
+              return grad_in_training<V, activation>(load(dy + at, lanes), load(x + at, lanes),
+                                                     n.affine(j, lanes), n.factors(j, lanes));
+            });
+          } else {
+            write_block<T, streaming>(dx, block, [&](int64_t j, int64_t at, auto lanes) {
+              return grad_in_evaluation<V, activation>(load(dy + at, lanes), load(x + at, lanes),
+                                                       n.affine(j, lanes));
+            });
+          }
         });
   }
 
@@ -140,14 +144,7 @@ struct MatrixKernels {
     const Block block = m.block(tile, part);
     ColumnMoments<T> columns(block.columns);
     columns.add(x, block);
-    TileMoments moments;
-    for (int64_t c = 0; c < m.channels(tile); ++c) {
-      const Moments channel = columns.channel(m.channel(tile, c, block.columns));
-      moments.count = channel.count;
-      moments.mean.push_back(channel.mean);
-      moments.m2.push_back(channel.m2);
-    }
-    return moments;
+    return std::move(columns).channels(m, tile, block);
   }
 };
 

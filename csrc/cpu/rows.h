@@ -103,26 +103,24 @@ FUSED_BN_INLINE void write_rows(T* y, const Rows& rows, Value value) {
 }
 
 template <class T, Activation activation>
-GradSums rows_grad_sums(const T* dy, const T* x, const Rows& rows, const Affine<Compute<T>>& affine,
-                        const Standardise<Compute<T>>& standardise) {
+GradSums rows_grad_sums(const T* dy, const T* x, const Rows& rows, const Affine<Vec<Compute<T>>>& affine) {
   using V = Vec<Compute<T>>;
-  const auto a = spread(affine);
-  const auto s = spread(standardise);
-  V sum[4] = {}, sum_xhat[4] = {};
+  V sum[4] = {}, sum_centred[4] = {};
   for (int64_t r = 0; r < rows.count; ++r) {
     const int64_t start = rows.offset + r * rows.stride;
     for_each_vector<Compute<T>, 4>(rows.length, [&](int64_t i, auto slot, auto lanes) {
       // Lanes that take no part load a zero gradient.
-      add_grad<V, activation>(load(dy + start + i, lanes), load(x + start + i, lanes), a, s, sum[slot],
-                              sum_xhat[slot]);
+      add_grad<V, activation>(load(dy + start + i, lanes), load(x + start + i, lanes), affine, sum[slot],
+                              sum_centred[slot]);
     });
   }
-  return {sum_lanes<Compute<T>>(sum), sum_lanes<Compute<T>>(sum_xhat)};
+  return {sum_lanes<Compute<T>>(sum), sum_lanes<Compute<T>>(sum_centred)};
 }
 
 template <class T, Activation activation, bool streaming>
 struct RowKernels {
   using A = Compute<T>;
+  using V = Vec<A>;
 
   static void forward(const ForwardParams& p) {
     const Chunks chunks(p.view);
@@ -165,29 +163,32 @@ struct RowKernels {
         [&](int64_t c, int64_t part) {
           GradSums sums;
           if (!reduces) return sums;
-          const Affine<A> affine = statistics.affine(c, p.weight, p.bias);
-          const Standardise<A> standardise = statistics.standardise(c);
+          const auto a = spread(statistics.affine(c, p.weight, p.bias));
           for (int64_t chunk = chunks.first_chunk(part); chunk < chunks.first_chunk(part + 1); ++chunk) {
-            sums.add(rows_grad_sums<T, activation>(dy, x, chunks.rows(c, chunk), affine, standardise));
+            sums.add(rows_grad_sums<T, activation>(dy, x, chunks.rows(c, chunk), a));
           }
           return sums;
         },
         [&](int64_t c, const GradSums* parts) {
           GradSums sums;
           for (int64_t part = 0; part < chunks.parts(); ++part) sums.add(parts[part]);
-          write(p.grad_weight, c, sums.grad_xhat);
-          write(p.grad_bias, c, sums.grad);
-          factors[c] = grad_factors(p, statistics.affine(c, p.weight, p.bias).scale, sums);
+          factors[c] = finish_grad_channel<T, activation>(p, c, sums);
         },
         [&](int64_t c, int64_t part) {
           if (dx == nullptr) return;
           const auto a = spread(statistics.affine(c, p.weight, p.bias));
-          const auto s = spread(statistics.standardise(c));
           const auto f = spread(factors[c]);
-          for (int64_t chunk = chunks.first_chunk(part + 1) - 1; chunk >= chunks.first_chunk(part); --chunk) {
-            write_rows<T, streaming>(dx, chunks.rows(c, chunk), [&](int64_t at, auto lanes) {
-              return grad_input<Vec<A>, activation>(load(dy + at, lanes), load(x + at, lanes), a, s, f);
-            });
+          const auto write_part = [&](auto grad) {
+            for (int64_t k = chunks.first_chunk(part + 1) - 1; k >= chunks.first_chunk(part); --k) {
+              write_rows<T, streaming>(dx, chunks.rows(c, k), [&](int64_t at, auto lanes) {
+                return grad(load(dy + at, lanes), load(x + at, lanes));
+              });
+            }
+          };
+          if (p.training) {
+            write_part([&](V g, V v) { return grad_in_training<V, activation>(g, v, a, f); });
+          } else {
+            write_part([&](V g, V v) { return grad_in_evaluation<V, activation>(g, v, a); });
           }
           if constexpr (streaming) stream_fence();
         });
