@@ -204,7 +204,7 @@ def test_affine_off_in_half_precision(dtype: torch.dtype, layout: str, device: s
     [
         ((125000, 50), "contiguous"),
         ((4, 6, 65536), "contiguous"),
-        ((35000, 64, 2, 2), "channels_last"),
+        ((35000, 16, 2, 2), "channels_last"),
         ((32, 64, 7, 7), "contiguous"),
     ],
     ids=lambda value: value if isinstance(value, str) else "x".join(map(str, value)),
@@ -212,7 +212,7 @@ def test_affine_off_in_half_precision(dtype: torch.dtype, layout: str, device: s
 def test_slow_places_of_others_are_right(shape: tuple[int, ...], layout: str, device: str) -> None:
     """Tall, long and tiny tensors that need a path of their own to be fast; here only that it is right.
 
-    C = 256 with 140,000 rows is run with 64 channels, the same path for a quarter of the time.
+    140,000 rows are run with 16 channels instead of 256, to keep the fp64 reference quick.
     """
     case = Case(shape, layout)
     assert_meets_demands(case, make_tensors(case, device))
