@@ -10,18 +10,16 @@ import torch
 from rich.console import Console
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from benchmarks import mnist
+from benchmarks import mnist, options
+from benchmarks.environment import environment
 from benchmarks.lenet import agreement, measure, plots
 from benchmarks.lenet.model import RECIPES, VARIANTS
-from benchmarks.lenet.results import Result, Results, environment
+from benchmarks.lenet.results import Result, Results
 from benchmarks.lenet.training import Data, Progress, Settings, Trainer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 BAR = "{desc} {percentage:3.0f}% {bar} {remaining} left{postfix}"  # all of it fits 80 columns
-
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -33,12 +31,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "that both follow the same losses, and writes a table, results.json and plots.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--epochs", type=_positive, default=10, help="how often the training images are seen")
     parser.add_argument(
-        "--steps", type=_positive, help="at most this many training steps an epoch, for a short look"
+        "--epochs", type=options.positive, default=10, help="how often the training images are seen"
     )
-    parser.add_argument("--batch-size", type=_positive, default=64, help="images a step")
-    parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--steps", type=options.positive, help="at most this many training steps an epoch, for a short look"
+    )
+    parser.add_argument("--batch-size", type=options.positive, default=64, help="images a step")
+    parser.add_argument("--device", type=options.device, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="bfloat16: autocast, with float32 parameters"
     )
@@ -64,25 +64,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, but got {value}")
-    return value
-
-
-def _device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no device") from error
-    if device.type not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, but got {text!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f"{text} is not there: torch sees {torch.cuda.device_count()} GPUs")
-    return device
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job; returns 0, 1 (no data, or losses apart beyond rounding) or 130 (interrupted)."""
     args = arguments(argv)
@@ -91,23 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         images = mnist.load(args.data)
     except mnist.MnistError as error:
         print(error, file=sys.stderr)
-        return EXIT_FAILED
+        return options.EXIT_FAILED
     settings = Settings(args.recipe, args.batch_size, args.device, DTYPES[args.dtype], args.seed)
-    results = Results(_plain(args), environment(args.device, images.source))
+    results = Results(options.plain(args), {**environment(args.device), "mnist": images.source})
     try:
         _work(args, Data.of(images, args.device), settings, results)
     except KeyboardInterrupt:
         results.interrupted = True
     _leave(results, args.out)
     if results.interrupted:
-        return EXIT_INTERRUPTED
-    return 0 if all(a.passed for a in results.agreements) else EXIT_FAILED
-
-
-def _plain(args: argparse.Namespace) -> dict[str, object]:
-    """The arguments as JSON has them."""
-    plain = (bool, int, float, str, list, type(None))
-    return {name: value if isinstance(value, plain) else str(value) for name, value in vars(args).items()}
+        return options.EXIT_INTERRUPTED
+    return 0 if all(a.passed for a in results.agreements) else options.EXIT_FAILED
 
 
 def _work(args: argparse.Namespace, data: Data, settings: Settings, results: Results) -> None:

@@ -1,22 +1,16 @@
 """What a training step costs: milliseconds in the norm layers alone, and peak memory, of each variant."""
 
-import gc
-import json
-import os
 import statistics
-import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from itertools import accumulate
-from pathlib import Path
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.lenet.model import NORM_LAYERS, Variant
-from benchmarks.lenet.training import Data, Settings, Trainer, synchronize
+from benchmarks.lenet.training import Data, Settings, Trainer
+from benchmarks.memory import peak_bytes
+from benchmarks.timing import synchronize
 
 ROUNDS = 100
 WARM_UP = 10
@@ -83,30 +77,4 @@ def peak_memory(variant: Variant, data: Data, settings: Settings) -> int:
         for _ in range(2):
             trainer.step(*batch)
 
-    gc.collect()
-    if settings.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(settings.device)
-        before = torch.cuda.memory_allocated(settings.device)
-        two_steps()
-        return torch.cuda.max_memory_allocated(settings.device) - before
-    with tempfile.TemporaryDirectory() as directory:
-        trace = Path(directory) / "trace.json"
-        with _quiet_stderr(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            two_steps()
-        profiler.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    changes = sorted((e["args"]["Ev Idx"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
-    return max(accumulate(change for _, change in changes))
-
-
-@contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Silences file descriptor 2: torch's profiler logs its start and stop there, past sys.stderr."""
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+    return peak_bytes(two_steps, settings.device)

@@ -1,22 +1,17 @@
 """The numbers of one job: as a table for the terminal and as a JSON file."""
 
 import json
-import platform
 import statistics
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich import box
 from rich.table import Table
 
-import fused_bn
 from benchmarks.lenet.agreement import Agreement
 from benchmarks.lenet.model import Variant
 from benchmarks.lenet.training import Epoch
-from fused_bn._extension import devices_with_kernels
 
 FORMAT = 1
 """Goes up when a field of the JSON file changes its meaning or its name."""
@@ -116,30 +111,3 @@ accuracy: on the 10,000 test images; published: with recipe article, after epoch
 images/s, step: training, median over the epochs
 norm: the norm layers alone (in *-relu with their ReLU), forward and backward
 peak: tensors alive at once in a step; data set and batch not counted"""
-
-
-def environment(device: torch.device, source: str) -> dict[str, Any]:
-    """What the numbers depend on: versions, device, threads, where MNIST came from, and the date (UTC)."""
-    compiled = device.type in devices_with_kernels
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "fused_bn": fused_bn.__version__,
-        "fused_bn_kernels": "compiled" if compiled else "pure-PyTorch fallback",
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "mnist": source,
-    }
-
-
-def _processor() -> str:
-    """The processor's name, from where Linux keeps it or from what the platform says."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

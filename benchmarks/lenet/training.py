@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from benchmarks.lenet.model import NormFactory, lenet5
 from benchmarks.mnist import Mnist
+from benchmarks.timing import synchronize
 
 LEARNING_RATE = 1e-3
 REPORT_EVERY = 20  # steps; reading a loss waits for the device
@@ -180,9 +181,3 @@ class Trainer:
         loss_sum, correct_sum = sums.tolist()
         count = len(self.data.test_labels)
         return {"test_loss": loss_sum / count, "test_accuracy": correct_sum / count}
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits until `device` has done what was asked of it; the CPU always has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

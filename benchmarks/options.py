@@ -1,0 +1,35 @@
+"""What the benchmarks' command lines share: types of arguments, exit codes, arguments as JSON."""
+
+import argparse
+
+import torch
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, but got {value}")
+    return value
+
+
+def device(text: str) -> torch.device:
+    """cpu, cuda or cuda:N, where torch sees it."""
+    try:
+        device = torch.device(text)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, but got {text!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text} is not there: torch sees {torch.cuda.device_count()} GPUs")
+    return device
+
+
+def plain(args: argparse.Namespace) -> dict[str, object]:
+    """The arguments as JSON has them."""
+    plain = (bool, int, float, str, list, type(None))
+    return {name: value if isinstance(value, plain) else str(value) for name, value in vars(args).items()}

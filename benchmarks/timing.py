@@ -1,0 +1,85 @@
+"""Timing on a machine that others disturb: slots long enough to be read, interleaved in random order."""
+
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+SLOT_SECONDS = 0.02
+"""How long one reading lasts at least: some thousand times what the clock and the scheduler blur."""
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until `device` has done what was asked of it; the CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(
+    slots: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    order: random.Random,
+    slot_seconds: float = SLOT_SECONDS,
+) -> dict[str, list[float]]:
+    """Seconds a call of every slot, one value a round.
+
+    In each round every slot has one turn, in random order: what disturbs the machine for longer than a
+    round meets all slots alike, so that ratios of values of the same round are free of it.
+    """
+    times: dict[str, list[float]] = {name: [] for name in slots}
+    with without_garbage_collection():
+        calls = {name: calls_lasting(slot_seconds, slot, device) for name, slot in slots.items()}
+        for _ in range(rounds):
+            for name in order.sample(list(slots), len(slots)):
+                times[name].append(seconds(slots[name], calls[name], device))
+    return times
+
+
+def calls_lasting(slot_seconds: float, call: Callable[[], object], device: torch.device) -> int:
+    """How many calls in a row last that long; finding out is the warm-up."""
+    calls = 1
+    call()
+    while (each := seconds(call, calls, device)) * calls < slot_seconds:
+        wanted = 1.1 * slot_seconds / each if each > 0 else math.inf
+        calls = max(calls + 1, math.ceil(min(wanted, 10 * calls)))
+    return calls
+
+
+def seconds(call: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Seconds a call, the mean of `calls` in a row: by the wall clock, on CUDA by events."""
+    if device.type == "cuda":
+        return _seconds_by_events(call, calls, device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+def _seconds_by_events(call: Callable[[], object], calls: int, device: torch.device) -> float:
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+    return 1e-3 * start.elapsed_time(end) / calls
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Python's collector, run before and not within."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
