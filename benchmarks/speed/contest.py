@@ -1,0 +1,150 @@
+"""One case of the grid: its tensors, the modules that compete on them, and whether their results agree."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fused_bn
+
+SHAPES = (  # LeNet-5's two layers at batch 64, four of ResNet-50's at batch 32
+    (64, 6, 28, 28),
+    (64, 16, 10, 10),
+    (32, 64, 112, 112),
+    (32, 256, 56, 56),
+    (32, 512, 28, 28),
+    (32, 2048, 7, 7),
+)
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DIRECTIONS = ("forward", "forward+backward")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the modules compete on: an (N, C, H, W) input; their parameters are float32 in every case."""
+
+    shape: tuple[int, ...]
+    layout: str
+    dtype: str
+
+    @property
+    def id(self) -> str:
+        return f"{'x'.join(map(str, self.shape))} {self.layout} {self.dtype}"
+
+
+def grid(
+    shapes: tuple[tuple[int, ...], ...] = SHAPES, dtypes: tuple[str, ...] = tuple(DTYPES), only: str = ""
+) -> list[Case]:
+    """Every combination whose id contains `only`."""
+    cases = [Case(shape, layout, dtype) for shape in shapes for layout in LAYOUTS for dtype in dtypes]
+    return [case for case in cases if only in case.id]
+
+
+class WrongResultError(Exception):
+    """A module's results are not eager PyTorch's, to rounding: its speed says nothing."""
+
+
+class Contest:
+    """The tensors and modules of one case, all from one seed.
+
+    The rows: "copy" of the input, the yardstick; "eager", nn.BatchNorm2d and nn.ReLU; on demand "compile",
+    the same by torch.compile; "ours". All modules train, and the input requires a gradient.
+    """
+
+    def __init__(self, case: Case, device: torch.device, seed: int = 0, compile: bool = False) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal() -> Tensor:
+            values = torch.randn(case.shape, generator=generator).to(device, DTYPES[case.dtype])
+            return values.contiguous(memory_format=LAYOUTS[case.layout])
+
+        self.input = normal().requires_grad_()
+        self.grad_output = normal()
+        self.batch_norm = nn.BatchNorm2d(case.shape[1])
+        nn.init.uniform_(self.batch_norm.weight, 0.5, 1.5, generator)
+        nn.init.normal_(self.batch_norm.bias, generator=generator)
+        self.modules: dict[str, nn.Module] = {"eager": nn.Sequential(self._twin(), nn.ReLU())}
+        if compile:
+            torch.compiler.reset()  # or the shapes of many cases would be compiled as one dynamic shape
+            compiled = nn.Sequential(self._twin(), nn.ReLU())
+            compiled.compile(dynamic=False)
+            self.modules["compile"] = compiled
+        self.modules["ours"] = self._twin(fused_bn.BatchNorm2d(case.shape[1], activation="relu"))
+        for module in (self.batch_norm, *self.modules.values()):
+            module.to(device)
+
+    def _twin(self, module: nn.Module | None = None) -> nn.Module:
+        twin = module or nn.BatchNorm2d(self.batch_norm.num_features)
+        twin.load_state_dict(self.batch_norm.state_dict())
+        return twin
+
+    def slots(self, direction: str) -> dict[str, Callable[[], object]]:
+        """What is timed, by row; `direction` is one of DIRECTIONS."""
+        target = torch.empty_like(self.input, requires_grad=False)
+        source = self.input.detach()
+        slots: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
+        for row, module in self.modules.items():
+            slots[row] = self.forward(module) if direction == "forward" else self.step(module)
+        return slots
+
+    def forward(self, module: nn.Module) -> Callable[[], object]:
+        """One forward call."""
+        input = self.input
+        return lambda: module(input)
+
+    def step(self, module: nn.Module) -> Callable[[], object]:
+        """Forward and backward; the gradients of input and parameters are fresh, as in a training step."""
+        input, grad_output, parameters = self.input, self.grad_output, list(module.parameters())
+
+        def step() -> None:
+            input.grad = None
+            for parameter in parameters:
+                parameter.grad = None
+            module(input).backward(grad_output)
+
+        return step
+
+    def clear_gradients(self) -> None:
+        """Frees what steps leave behind, which would count as freed in the next measurement of memory."""
+        self.input.grad = None
+        for module in (self.batch_norm, *self.modules.values()):
+            module.zero_grad(set_to_none=True)
+
+    def check(self) -> None:
+        """Runs every module once, on the buffers it begins with, and compares all results with eager's.
+
+        Raises WrongResultError. To be called before anything is timed: that compiles, too.
+        """
+        expected = self._results(self.modules["eager"])
+        for row, module in self.modules.items():
+            if row != "eager":
+                for name, actual in self._results(module).items():
+                    self._compare(row, name, actual, expected[name])
+
+    def _results(self, module: nn.Module) -> dict[str, Tensor]:
+        norm = self.batch_norm
+        with torch.no_grad():
+            z = F.batch_norm(self.input, None, None, norm.weight, norm.bias, training=True)
+            # Within rounding of zero ReLU may or may not let a value through, and its gradient with it.
+            grad_output = torch.where(z.abs() < 1e-3, 0, self.grad_output)
+        output = module(self.input)
+        gradients = torch.autograd.grad(output, [self.input, *module.parameters()], grad_output)
+        names = ("grad_input", "grad_weight", "grad_bias")
+        buffers = {name.rpartition(".")[2]: buffer for name, buffer in module.named_buffers()}
+        return {"output": output.detach(), **dict(zip(names, gradients, strict=True)), **buffers}
+
+    def _compare(self, row: str, name: str, actual: Tensor, expected: Tensor) -> None:
+        """Within 1e-4 of a result's usual size, which is what rounding leaves of a sum of 1e6 terms.
+
+        A half type may round two such values to neighbours, one part in 2^7 or less apart.
+        """
+        terms = actual.numel() and self.input.numel() // self.input.shape[1]
+        usual_size = terms**0.5 if name in ("grad_weight", "grad_bias") else 1.0
+        relative = 2.0**-7 if expected.dtype is torch.bfloat16 else 1e-4
+        try:
+            torch.testing.assert_close(actual, expected, rtol=relative, atol=1e-4 * usual_size)
+        except AssertionError as error:
+            raise WrongResultError(f"{row}: {name} is not eager's: {error}") from None
