@@ -45,13 +45,15 @@ roundings, 2.4e-7."""
 def beyond_rounding(name: str, dtype: torch.dtype) -> float:
     """Below this a larger error than PyTorch's in the quantity `name` says nothing.
 
-    The shortest chain of operations for an output (x - hi, - lo, w * invstd with invstd itself rounded,
-    fma) has 5 roundings, for grad_input 8: 8u. In a sum of m terms one after the other the partial sums
-    grow as a random walk, and so do their roundings: u sqrt(m / 6) of the terms' sqrt(m) rms on average.
-    A vectorised loop adds up to 128 in a row, which gives 4.6u, and the worst of some hundred channels
-    3.5 times that: 16u. For fp64 the reference, no better, adds as many again.
+    output, grad_input, running_mean: the shortest chain of operations for an output (x - hi, - lo,
+    w * invstd with invstd itself rounded, fma) has 5 roundings, for grad_input 8: 8u.
+    running_var: invstd = var^(-1/2) may be wrong by 8u as part of those, so var by 16u.
+    grad_weight, grad_bias: in a sum of m terms one after the other the partial sums grow as a random walk,
+    and so do their roundings: u sqrt(m / 6) of the terms' sqrt(m) rms on average. A vectorised loop adds
+    up to 128 in a row, which gives 4.6u, and the worst of some hundred channels 3.5 times that: 16u.
+    fp64: the reference, no better, adds as many again.
     """
-    roundings = 16 if name in ("grad_weight", "grad_bias") else 8
+    roundings = 16 if name in ("grad_weight", "grad_bias", "running_var") else 8
     return 2 * roundings * 2.0**-53 if dtype is torch.float64 else roundings * U
 
 
