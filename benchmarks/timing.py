@@ -24,16 +24,17 @@ def interleaved(
     rounds: int,
     device: torch.device,
     order: random.Random,
-    slot_seconds: float = SLOT_SECONDS,
+    slot_seconds: float | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds a call of every slot, one value a round.
+    """Seconds a call of every slot, one value a round; a reading lasts `slot_seconds` or SLOT_SECONDS.
 
     In each round every slot has one turn, in random order: what disturbs the machine for longer than a
     round meets all slots alike, so that ratios of values of the same round are free of it.
     """
     times: dict[str, list[float]] = {name: [] for name in slots}
+    lasting = SLOT_SECONDS if slot_seconds is None else slot_seconds
     with without_garbage_collection():
-        calls = {name: calls_lasting(slot_seconds, slot, device) for name, slot in slots.items()}
+        calls = {name: calls_lasting(lasting, slot, device) for name, slot in slots.items()}
         for _ in range(rounds):
             for name in order.sample(list(slots), len(slots)):
                 times[name].append(seconds(slots[name], calls[name], device))

@@ -40,10 +40,11 @@ def write(results: Results, path: Path) -> None:
     axes.margins(x=0.08)
     axes.set_xlim(left=0)
     axes.set_xlabel("times faster than eager nn.BatchNorm2d + nn.ReLU; black: quartiles over the rounds")
-    axes.set_title("fused_bn.BatchNorm2d(activation='relu'), training mode")
+    axes.set_title(
+        f"fused_bn.BatchNorm2d(activation='relu'), training mode\n{results.conditions}", fontsize=9
+    )
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    figure.supxlabel(results.conditions, fontsize=7, color="#555555")
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.savefig(path)
 
 

@@ -9,13 +9,13 @@ from benchmarks.speed.contest import DIRECTIONS
 from benchmarks.speed.results import CaseResult, Results, copies, speedup
 
 CAPTION = """\
-eager, compile, ours: time in copies of the input; times faster: eager / ours, median of the rounds' ratios
+eager, compile, ours: time in copies of the input; speedup: eager / ours, median of the rounds' ratios
 eager: nn.BatchNorm2d and nn.ReLU; compile: the same by torch.compile; training mode, float32 parameters"""
 
 
 def headings(results: Results) -> list[str]:
     """The columns' names; those of a direction begin with it."""
-    rows = [*timed_rows(results), "times faster"]
+    rows = [*timed_rows(results), "speedup"]
     return ["shape", "layout", "dtype", *(f"{direction}: {row}" for direction in DIRECTIONS for row in rows)]
 
 
@@ -49,7 +49,7 @@ def terminal(results: Results) -> Table:
     table = Table(title=results.conditions, caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
     for heading in headings(results):
         direction, _, row = heading.rpartition(": ")
-        text = f"{direction}\n{row}" if row == "times faster" else f"\n{row}"
+        text = f"{direction}\n{row}" if row == "speedup" else f"\n{row}"
         table.add_column(text, justify="right" if direction else "left", no_wrap=True)
     for line in lines(results):
         table.add_row(*line)
