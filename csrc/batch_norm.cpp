@@ -16,13 +16,13 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Mask = std::array<bool, 3>;
 
-using ForwardSignature = std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&, const OptionalTensor&,
+using ForwardSignature = std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&,
                                                     const OptionalTensor&, const OptionalTensor&,
-                                                    const OptionalTensor&, bool, std::optional<double>, double,
-                                                    std::string_view);
-using BackwardSignature = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&, const OptionalTensor&,
-                                                             const OptionalTensor&, const Tensor&, bool,
-                                                             std::string_view, Mask);
+                                                    const OptionalTensor&, const OptionalTensor&, bool,
+                                                    std::optional<double>, double, std::string_view);
+using BackwardSignature = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
+                                                             const OptionalTensor&, const OptionalTensor&,
+                                                             const Tensor&, bool, std::string_view, Mask);
 
 std::tuple<Tensor, Tensor> call_forward(const ForwardArguments& a) {
   static const auto op = c10::Dispatcher::singleton()
@@ -58,15 +58,18 @@ class ForwardFunction : public torch::autograd::Function<ForwardFunction> {
     auto [output, statistics] = call_forward(arguments);
     context->save_for_backward({input, tensor_or_undefined(weight), tensor_or_undefined(bias), statistics});
     context->saved_data["training"] = arguments.training;
-    context->saved_data["activation"] = std::string(arguments.activation);
+    context->saved_data["activation"] = static_cast<int64_t>(activation_from_name(arguments.activation));
     return output;
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const std::string activation = context->saved_data["activation"].toStringRef();
-    const Mask mask = {context->needs_input_grad(0), context->needs_input_grad(1),
-                       context->needs_input_grad(2)};
+    const auto activation =
+        activation_name(static_cast<Activation>(context->saved_data["activation"].toInt()));
+    // Edges are counted without the absent parameters.
+    const bool weight = saved[1].defined(), bias = saved[2].defined();
+    const Mask mask = {context->needs_input_grad(0), weight && context->needs_input_grad(1),
+                       bias && context->needs_input_grad(1 + weight)};
     auto [grad_input, grad_weight, grad_bias] =
         call_backward({grads[0], saved[0], optional_from(saved[1]), optional_from(saved[2]), saved[3],
                        context->saved_data["training"].toBool(), activation},
@@ -84,25 +87,26 @@ class BackwardFunction : public torch::autograd::Function<BackwardFunction> {
                                const BackwardArguments& arguments, Mask mask) {
     at::AutoDispatchBelowAutograd guard;
     auto [grad_input, grad_weight, grad_bias] = call_backward(arguments, mask);
-    context->save_for_backward({grad_output, input, tensor_or_undefined(weight), tensor_or_undefined(bias),
-                                arguments.statistics});
+    context->save_for_backward(
+        {grad_output, input, tensor_or_undefined(weight), tensor_or_undefined(bias), arguments.statistics});
     context->saved_data["training"] = arguments.training;
-    context->saved_data["activation"] = std::string(arguments.activation);
+    context->saved_data["activation"] = static_cast<int64_t>(activation_from_name(arguments.activation));
     context->saved_data["mask"] = c10::List<bool>({mask[0], mask[1], mask[2]});
     return {grad_input, grad_weight, grad_bias};
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const std::string activation = context->saved_data["activation"].toStringRef();
+    const auto activation =
+        activation_name(static_cast<Activation>(context->saved_data["activation"].toInt()));
     const c10::List<bool> mask = context->saved_data["mask"].toBoolList();
     for (size_t i = 0; i < grads.size(); ++i) {
       if (!mask[i]) grads[i] = Tensor();
     }
     const OptionalTensor weight = optional_from(saved[2]), bias = optional_from(saved[3]);
-    variable_list result = double_backward({saved[0], saved[1], weight, bias, saved[4],
-                                            context->saved_data["training"].toBool(), activation},
-                                           grads);
+    variable_list result = double_backward(
+        {saved[0], saved[1], weight, bias, saved[4], context->saved_data["training"].toBool(), activation},
+        grads);
     result.resize(6);  // nothing flows to the bias (it only moves the mask) nor to what is no tensor
     return result;
   }
@@ -129,16 +133,13 @@ Tensor batch_norm_autograd(const Tensor& input, const OptionalTensor& weight, co
   return std::get<0>(call_forward(arguments));
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_backward_autograd(const Tensor& grad_output, const Tensor& input,
-                                                                const OptionalTensor& weight,
-                                                                const OptionalTensor& bias,
-                                                                const Tensor& statistics, bool training,
-                                                                std::string_view activation, Mask mask) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_backward_autograd(
+    const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+    const Tensor& statistics, bool training, std::string_view activation, Mask mask) {
   const BackwardArguments arguments{grad_output, input, weight, bias, statistics, training, activation};
   if (at::GradMode::is_enabled() &&
       (requires_grad(grad_output) || requires_grad(input) || requires_grad(weight))) {
-    const variable_list grads =
-        BackwardFunction::apply(grad_output, input, weight, bias, arguments, mask);
+    const variable_list grads = BackwardFunction::apply(grad_output, input, weight, bias, arguments, mask);
     return {grads[0], grads[1], grads[2]};
   }
   at::AutoDispatchBelowAutograd guard;
@@ -146,15 +147,17 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward_autograd(const Tensor& gr
 }
 
 // Counts as an in-place change of the buffers, so that autograd sees one that somebody else saved.
-std::tuple<Tensor, Tensor> batch_norm_forward_inplace(
-    const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-    const OptionalTensor& running_mean, const OptionalTensor& running_var,
-    const OptionalTensor& num_batches_tracked, bool training, std::optional<double> momentum, double eps,
-    std::string_view activation) {
+std::tuple<Tensor, Tensor> batch_norm_forward_inplace(const Tensor& input, const OptionalTensor& weight,
+                                                      const OptionalTensor& bias,
+                                                      const OptionalTensor& running_mean,
+                                                      const OptionalTensor& running_var,
+                                                      const OptionalTensor& num_batches_tracked,
+                                                      bool training, std::optional<double> momentum,
+                                                      double eps, std::string_view activation) {
   auto result = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_forward({input, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum,
-                         eps, activation});
+    return call_forward({input, weight, bias, running_mean, running_var, num_batches_tracked, training,
+                         momentum, eps, activation});
   }();
   if (training) {
     for (const OptionalTensor* buffer : {&running_mean, &running_var, &num_batches_tracked}) {
@@ -188,8 +191,6 @@ TORCH_LIBRARY_IMPL(fused_bn, Autograd, m) {
   m.impl("batch_norm_backward", batch_norm_backward_autograd);
 }
 
-TORCH_LIBRARY_IMPL(fused_bn, ADInplaceOrView, m) {
-  m.impl("batch_norm_forward", batch_norm_forward_inplace);
-}
+TORCH_LIBRARY_IMPL(fused_bn, ADInplaceOrView, m) { m.impl("batch_norm_forward", batch_norm_forward_inplace); }
 
 }  // namespace fused_bn

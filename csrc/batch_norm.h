@@ -43,6 +43,7 @@ void check(const BackwardArguments& arguments);
 
 // ValueError for a name that is no activation.
 Activation activation_from_name(std::string_view name);
+std::string_view activation_name(Activation activation);
 
 // input is contiguous in the memory format that suggest_memory_format() gives.
 View view_of(const at::Tensor& input);

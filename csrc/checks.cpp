@@ -1,6 +1,11 @@
 // Argument checks of the operators: the texts are those of nn.BatchNorm for the same misuse.
 #include <ATen/ATen.h>
 
+#include <array>
+#include <charconv>
+#include <string>
+#include <utility>
+
 #include "batch_norm.h"
 
 namespace fused_bn {
@@ -38,15 +43,25 @@ void check_channel_vector(const at::Tensor& input, const Named& vector) {
               toString(type));
 }
 
+// As Python prints it: the shortest digits that give the same double, never without a point or an exponent.
+std::string python_float(double value) {
+  std::array<char, 32> digits;
+  const auto end = std::to_chars(digits.begin(), digits.end(), value).ptr;
+  const std::string text(digits.begin(), end);
+  return text.find_first_of(".en") == std::string::npos ? text + ".0" : text;
+}
+
 void check_scalars(const ForwardArguments& a) {
   const auto& input = a.input;
   if (a.training) {
     const auto values = input.size(1) == 0 ? 0 : input.numel() / input.size(1);
-    TORCH_CHECK_VALUE(values != 1, "Expected more than 1 value per channel when training, got input size torch.Size(",
+    TORCH_CHECK_VALUE(values != 1,
+                      "Expected more than 1 value per channel when training, got input size torch.Size(",
                       input.sizes(), ")");
-    TORCH_CHECK_VALUE(a.eps > 0, "batch_norm eps must be positive during training, but got ", a.eps);
+    TORCH_CHECK_VALUE(a.eps > 0, "batch_norm eps must be positive during training, but got ",
+                      python_float(a.eps));
   } else {
-    TORCH_CHECK_VALUE(a.eps >= 0, "batch_norm eps must be non-negative, but got ", a.eps);
+    TORCH_CHECK_VALUE(a.eps >= 0, "batch_norm eps must be non-negative, but got ", python_float(a.eps));
   }
 }
 
@@ -56,10 +71,27 @@ at::ScalarType statistics_type(const at::Tensor& input) {
   return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+namespace {
+
+constexpr std::pair<std::string_view, Activation> kActivations[] = {{"none", Activation::none},
+                                                                    {"relu", Activation::relu}};
+
+}  // namespace
+
 Activation activation_from_name(std::string_view name) {
-  if (name == "none") return Activation::none;
-  if (name == "relu") return Activation::relu;
-  TORCH_CHECK_VALUE(false, "activation must be one of none, relu, but got '", name, "'");
+  std::string names;
+  for (const auto& [known, activation] : kActivations) {
+    if (known == name) return activation;
+    names += (names.empty() ? "" : ", ") + std::string(known);
+  }
+  TORCH_CHECK_VALUE(false, "activation must be one of ", names, ", but got '", name, "'");
+}
+
+std::string_view activation_name(Activation activation) {
+  for (const auto& [name, known] : kActivations) {
+    if (known == activation) return name;
+  }
+  TORCH_CHECK(false, "fused_bn: no activation has the number ", static_cast<int>(activation));
 }
 
 void check(const ForwardArguments& a) {

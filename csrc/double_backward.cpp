@@ -33,8 +33,7 @@ variable_list differentiable_backward(const BackwardArguments& a) {
     invstd = (variance + (invstd.square().reciprocal() - variance).detach()).rsqrt();
   }
   const Tensor xhat = (x - mean) * invstd;
-  const Tensor weight =
-      present(a.weight) ? over_channels(a.weight->to(type), x) : at::ones_like(invstd);
+  const Tensor weight = present(a.weight) ? over_channels(a.weight->to(type), x) : at::ones_like(invstd);
 
   Tensor g = a.grad_output.to(type);
   if (activation_from_name(a.activation) == Activation::relu) {
@@ -49,30 +48,37 @@ variable_list differentiable_backward(const BackwardArguments& a) {
   return {grad_input * weight * invstd, (g * xhat).sum(dims), g.sum(dims)};
 }
 
+// The same values behind a node of their own: gradients asked for them stop here, rather than run on through
+// what grad_output or the weight was computed from, which may be the input itself.
+Tensor own_node(const Tensor& tensor) { return tensor.defined() ? tensor.view_as(tensor) : tensor; }
+
 }  // namespace
 
 variable_list double_backward(const BackwardArguments& arguments, const variable_list& grads) {
   const bool differentiable_again = at::GradMode::is_enabled();
   at::AutoGradMode enable(true);
 
-  const variable_list outputs = differentiable_backward(arguments);
+  const variable_list candidates{own_node(arguments.grad_output), own_node(arguments.input),
+                                 own_node(arguments.weight.value_or(Tensor()))};
+  const OptionalTensor weight = present(arguments.weight) ? OptionalTensor(candidates[2]) : std::nullopt;
+  const variable_list outputs =
+      differentiable_backward({candidates[0], candidates[1], weight, arguments.bias, arguments.statistics,
+                               arguments.training, arguments.activation});
   variable_list roots, root_grads;
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (!grads[i].defined() || !outputs[i].requires_grad()) continue;
     roots.push_back(outputs[i]);
     root_grads.push_back(grads[i].to(outputs[i].scalar_type()));
   }
-
-  const variable_list candidates{arguments.grad_output, arguments.input,
-                                 arguments.weight.value_or(Tensor())};
   variable_list inputs;
   for (const Tensor& candidate : candidates) {
     if (candidate.defined() && candidate.requires_grad()) inputs.push_back(candidate);
   }
   variable_list result(candidates.size());
   if (roots.empty() || inputs.empty()) return result;
-  variable_list found = torch::autograd::grad(roots, inputs, root_grads, /*retain_graph=*/std::nullopt,
-                                              /*create_graph=*/differentiable_again, /*allow_unused=*/true);
+  const variable_list found =
+      torch::autograd::grad(roots, inputs, root_grads, /*retain_graph=*/std::nullopt,
+                            /*create_graph=*/differentiable_again, /*allow_unused=*/true);
   for (size_t i = 0, next = 0; i < candidates.size(); ++i) {
     if (candidates[i].defined() && candidates[i].requires_grad()) result[i] = found[next++];
   }

@@ -10,6 +10,13 @@ def _empty_output(input: Tensor) -> Tensor:
     return torch.empty_like(input, memory_format=format)
 
 
+def _check_devices(input: Tensor, **others: Tensor | None) -> None:
+    """Tensors of which some are on the meta device come here, and must not pass for a computation."""
+    for name, other in others.items():
+        if other is not None and other.device != input.device:
+            raise RuntimeError(f"fused_bn: {name} is on {other.device}, but the input is on {input.device}")
+
+
 def _statistics_dtype(input: Tensor) -> torch.dtype:
     return torch.float64 if input.dtype == torch.float64 else torch.float32
 
@@ -27,6 +34,14 @@ def _forward(
     eps: float,
     activation: str,
 ) -> tuple[Tensor, Tensor]:
+    _check_devices(
+        input,
+        weight=weight,
+        bias=bias,
+        running_mean=running_mean,
+        running_var=running_var,
+        num_batches_tracked=num_batches_tracked,
+    )
     statistics = input.new_empty((3, input.shape[1]), dtype=_statistics_dtype(input))
     return _empty_output(input), statistics
 
@@ -42,6 +57,8 @@ def _backward(
     activation: str,
     output_mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices(input, grad_output=grad_output, weight=weight, bias=bias, statistics=statistics)
+
     def per_channel(wanted: bool, parameter: Tensor | None) -> Tensor:
         like = statistics if parameter is None else parameter
         return like.new_empty(input.shape[1] if wanted else 0)

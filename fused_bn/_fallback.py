@@ -22,9 +22,9 @@ def batch_norm(
     """See `fused_bn.functional.batch_norm`."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}")
-    if num_batches_tracked is not None:
-        num_batches_tracked.add_(1)
     if momentum is None:
-        momentum = 0.0 if num_batches_tracked is None else 1.0 / float(num_batches_tracked)
+        momentum = 0.0 if num_batches_tracked is None else 1.0 / (float(num_batches_tracked) + 1)
     z = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if num_batches_tracked is not None:  # after the checks, so that bad input changes nothing
+        num_batches_tracked.add_(1)
     return ACTIVATIONS[activation](z)

@@ -20,21 +20,27 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
+        """Shape (N, C, *) as the class says, to the same shape, dtype and memory format."""
         self._check_input_dim(input)
+        # nn.Module's attribute look-up costs as much as the rest of this call; a parametrised weight or bias
+        # is no longer in the dictionary.
+        parameters, buffers = self._parameters, self._buffers
+        weight = parameters["weight"] if "weight" in parameters else self.weight
+        bias = parameters["bias"] if "bias" in parameters else self.bias
+        running_mean, running_var = buffers["running_mean"], buffers["running_var"]
         training = self.training
-        running_mean, running_var = self.running_mean, self.running_var
         num_batches_tracked = None
         if training:
             if self.track_running_stats:
-                num_batches_tracked = self.num_batches_tracked
+                num_batches_tracked = buffers["num_batches_tracked"]
             else:
                 running_mean = running_var = None
         return batch_norm(
             input,
             running_mean,
             running_var,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             training or (running_mean is None and running_var is None),
             self.momentum,
             self.eps,

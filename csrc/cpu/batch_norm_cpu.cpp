@@ -57,8 +57,9 @@ void hint_huge_pages(const Tensor& tensor) {
 #endif
 }
 
-Tensor empty_output(const Tensor& like) {
-  Tensor output = at::empty_like(like);
+// With the strides of a dense tensor, whatever those of a dimension of one element are in `like`.
+Tensor empty_output(const Tensor& like, at::MemoryFormat format) {
+  Tensor output = at::empty_like(like, like.options(), format);
   hint_huge_pages(output);
   return output;
 }
@@ -74,14 +75,15 @@ double count_batch(const ForwardArguments& a) {
 
 std::tuple<Tensor, Tensor> forward(const Tensor& input, const OptionalTensor& weight,
                                    const OptionalTensor& bias, const OptionalTensor& running_mean,
-                                   const OptionalTensor& running_var, const OptionalTensor& num_batches_tracked,
-                                   bool training, std::optional<double> momentum, double eps,
-                                   std::string_view activation) {
+                                   const OptionalTensor& running_var,
+                                   const OptionalTensor& num_batches_tracked, bool training,
+                                   std::optional<double> momentum, double eps, std::string_view activation) {
   const ForwardArguments arguments{input,    weight,   bias, running_mean, running_var, num_batches_tracked,
                                    training, momentum, eps,  activation};
   check(arguments);
-  const Tensor x = input.contiguous(input.suggest_memory_format());
-  Tensor output = empty_output(x);
+  const auto format = input.suggest_memory_format();
+  const Tensor x = input.contiguous(format);
+  Tensor output = empty_output(x, format);
   Tensor statistics = at::empty({3, x.size(1)}, x.options().dtype(statistics_type(x)));
   const double factor = count_batch(arguments);
   if (x.numel() == 0) return {output, statistics.zero_()};
@@ -103,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
   const auto parameter_options = [&](const OptionalTensor& parameter) {
     return present(parameter) ? parameter->options() : statistics.options();
   };
-  Tensor grad_input = output_mask[0] ? empty_output(x) : at::empty({0}, x.options());
+  Tensor grad_input = output_mask[0] ? empty_output(x, format) : at::empty({0}, x.options());
   Tensor grad_weight = at::empty({output_mask[1] ? x.size(1) : 0}, parameter_options(weight));
   Tensor grad_bias = at::empty({output_mask[2] ? x.size(1) : 0}, parameter_options(bias));
   if (x.numel() == 0) return {grad_input, grad_weight.zero_(), grad_bias.zero_()};

@@ -40,10 +40,10 @@ struct Candidate {
 // Widest first.
 std::vector<Candidate> candidates() {
   std::vector<Candidate> compiled;
-  for (const Candidate& candidate : {Candidate{kernels_avx512_bf16(), supports_avx512_bf16()},
-                                     Candidate{kernels_avx512(), supports_avx512()},
-                                     Candidate{kernels_avx2(), supports_avx2()},
-                                     Candidate{kernels_default(), true}}) {
+  for (const Candidate& candidate :
+       {Candidate{kernels_avx512_bf16(), supports_avx512_bf16()},
+        Candidate{kernels_avx512(), supports_avx512()}, Candidate{kernels_avx2(), supports_avx2()},
+        Candidate{kernels_default(), true}}) {
     if (candidate.kernels != nullptr) compiled.push_back(candidate);
   }
   return compiled;

@@ -26,8 +26,7 @@ double read_element(const void* data, int64_t i) {
 template <class T>
 void write_element(void* data, int64_t i, double value) {
   if constexpr (sizeof(T) == 2) {
-    static_cast<T*>(data)[i].bits =
-        narrow(broadcast(static_cast<float>(value)), static_cast<T*>(nullptr))[0];
+    static_cast<T*>(data)[i].bits = narrow(broadcast(static_cast<float>(value)), static_cast<T*>(nullptr))[0];
   } else {
     static_cast<T*>(data)[i] = static_cast<T>(value);
   }
@@ -91,7 +90,8 @@ struct Statistics {
 
   Affine<A> affine(int64_t c, const ChannelVector& weight, const ChannelVector& bias) const {
     const A scale = static_cast<A>(read(weight, c, 1.0)) * invstd[c];
-    const double shift = read(bias, c, 0.0) - static_cast<double>(mean_lo[c]) * static_cast<double>(scale);
+    double shift = read(bias, c, 0.0);
+    if (std::isfinite(scale)) shift -= static_cast<double>(mean_lo[c]) * static_cast<double>(scale);
     return {mean_hi[c], scale, static_cast<A>(shift)};
   }
 };
@@ -104,7 +104,8 @@ FUSED_BN_INLINE Affine<Vec<A>> spread(const Affine<A>& a) {
 template <class A>
 void save(const Statistics<A>& statistics, int64_t c, double mean, double variance, double eps) {
   statistics.mean_hi[c] = static_cast<A>(mean);
-  statistics.mean_lo[c] = static_cast<A>(mean - static_cast<double>(statistics.mean_hi[c]));
+  statistics.mean_lo[c] =
+      std::isinf(mean) ? A{0} : static_cast<A>(mean - static_cast<double>(statistics.mean_hi[c]));
   statistics.invstd[c] = static_cast<A>(1.0 / std::sqrt(variance + eps));
 }
 

@@ -35,21 +35,20 @@ class ColumnSums {
       const int64_t end = std::min<int64_t>(r + kRowsAtOnce, block.rows);
       for_each_group<A, 4>(block.columns, [&](int64_t j, auto vectors, auto lanes) {
         constexpr int n = decltype(vectors)::value;
-        Vec<A> first[n], second[n];
+        // Sums of a few rows first: shorter chains of additions round less than one long one.
+        Vec<A> first[n] = {}, second[n] = {};
         decltype(prepare(j, lanes)) column[n];
-        for (int v = 0; v < n; ++v) {
-          column[v] = prepare(j + v * kLanes<A>, lanes);
-          first[v] = load(first_.data() + j + v * kLanes<A>, lanes);
-          second[v] = load(second_.data() + j + v * kLanes<A>, lanes);
-        }
+        for (int v = 0; v < n; ++v) column[v] = prepare(j + v * kLanes<A>, lanes);
         for (int64_t row = r; row < end; ++row) {
           for (int v = 0; v < n; ++v) {
             add(column[v], block.offset + row * block.stride + j + v * kLanes<A>, lanes, first[v], second[v]);
           }
         }
         for (int v = 0; v < n; ++v) {
-          store(first_.data() + j + v * kLanes<A>, first[v], lanes);
-          store(second_.data() + j + v * kLanes<A>, second[v], lanes);
+          A* sum = first_.data() + j + v * kLanes<A>;
+          A* other = second_.data() + j + v * kLanes<A>;
+          store(sum, load(sum, lanes) + first[v], lanes);
+          store(other, load(other, lanes) + second[v], lanes);
         }
       });
     }
@@ -92,9 +91,11 @@ class ColumnMoments {
   explicit ColumnMoments(int64_t columns) : pivot_(columns), sums_(columns), mean_(columns), m2_(columns) {}
 
   // The pivot is the mean so far, which bounds the error by that of the deviations themselves; at first that
-  // of a few rows, so that an outlying first value is no bad pivot.
+  // of a few rows spread over the block, so that neither an outlier nor a trend makes a bad pivot.
   void add(const T* x, const Block& block) {
-    const Block sample{block.offset, std::min<int64_t>(kRowsAtOnce, block.rows), block.columns, block.stride};
+    if (block.rows == 0) return;  // all values are in the short row
+    const int64_t sampled = std::min<int64_t>(kRowsAtOnce, block.rows);
+    const Block sample{block.offset, sampled, block.columns, block.rows / sampled * block.stride};
     for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) {
       store(pivot_.data() + j, load(x + block.offset + j, lanes), lanes);
     });

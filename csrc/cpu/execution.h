@@ -9,7 +9,8 @@
 namespace fused_bn::cpu {
 namespace {
 
-constexpr int64_t kSerialElements = 32768;  // below it a parallel region (about 3 us) costs more than it saves
+constexpr int64_t kSerialElements =
+    32768;  // below it a parallel region (about 3 us) costs more than it saves
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -20,8 +21,8 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // from cache; else the parts of a unit go to different threads. Summaries are merged in the same order either
 // way.
 template <class Summary, class Summarise, class Finish, class Emit>
-void run_units(int64_t units, int64_t parts, int64_t elements, const Execution& execution, Summarise summarise,
-               Finish finish, Emit emit) {
+void run_units(int64_t units, int64_t parts, int64_t elements, const Execution& execution,
+               Summarise summarise, Finish finish, Emit emit) {
   const int64_t threads = elements <= kSerialElements ? 1 : execution.threads;
   // At most a fifth of the threads' time may pass idle.
   const bool balanced = 5 * units >= 4 * divide_up(units, threads) * threads;

@@ -17,9 +17,9 @@
 namespace fused_bn::cpu {
 namespace {
 
-constexpr int64_t kFlushRows = 128;  // float sums this short keep full accuracy
+constexpr int64_t kFlushRows = 128;    // float sums this short keep full accuracy
 constexpr int64_t kTileColumns = 512;  // their sums and numbers stay in the first-level cache
-constexpr int64_t kShortRow = 64;    // rows of fewer values leave too much of their last vector empty
+constexpr int64_t kShortRow = 64;      // rows of fewer values leave too much of their last vector empty
 
 // A rectangle of the matrix: rows of neighbouring columns, stride apart.
 struct Block {

@@ -10,8 +10,9 @@
 namespace fused_bn::cpu {
 namespace {
 
-constexpr int64_t kChunkValues = 4096;  // float sums this short keep full accuracy; two tensors of them fit L1
-constexpr int64_t kGuessValues = 256;   // enough that an outlier among them is no bad pivot
+constexpr int64_t kChunkValues =
+    4096;                              // float sums this short keep full accuracy; two tensors of them fit L1
+constexpr int64_t kGuessValues = 256;  // enough that an outlier among them is no bad pivot
 
 // Rows of one channel's memory.
 struct Rows {
@@ -130,9 +131,7 @@ struct RowKernels {
     if (!p.training) save_running_statistics<A>(p);
     run_units<Moments>(
         p.view.C, chunks.parts(), p.view.elements(), p.execution,
-        [&](int64_t c, int64_t part) {
-          return p.training ? part_moments(x, chunks, c, part) : Moments{};
-        },
+        [&](int64_t c, int64_t part) { return p.training ? part_moments(x, chunks, c, part) : Moments{}; },
         [&](int64_t c, const Moments* parts) {
           if (!p.training) return;
           Moments moments;

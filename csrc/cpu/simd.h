@@ -2,8 +2,8 @@
 //
 // Everything here and in the kernel headers has internal linkage, because kernels_*.cpp each compile it for
 // another instruction set: a shared inline function would run one processor's instructions on another.
-// The including file defines FUSED_BN_VECTOR_BYTES: 64 (AVX-512), 32 (AVX2) or 16 (SSE2, NEON, any other), and
-// FUSED_BN_NATIVE_BF16 where AVX-512 can round to bfloat16 itself.
+// The including file defines FUSED_BN_VECTOR_BYTES: 64 (AVX-512), 32 (AVX2) or 16 (SSE2, NEON, any other),
+// and FUSED_BN_NATIVE_BF16 where AVX-512 can round to bfloat16 itself.
 #pragma once
 
 #include <cstdint>
@@ -152,7 +152,9 @@ FUSED_BN_INLINE Bits16 narrow(Vec<float> v, Float16*) {
   return (Bits16)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
 }
 #elif defined(__aarch64__)
-FUSED_BN_INLINE Vec<float> widen(Bits16 bits, Float16*) { return (Vec<float>)vcvt_f32_f16((float16x4_t)bits); }
+FUSED_BN_INLINE Vec<float> widen(Bits16 bits, Float16*) {
+  return (Vec<float>)vcvt_f32_f16((float16x4_t)bits);
+}
 FUSED_BN_INLINE Bits16 narrow(Vec<float> v, Float16*) { return (Bits16)vcvt_f16_f32((float32x4_t)v); }
 #else
 // Without conversion instructions: shift the exponent and mantissa into place and let one multiplication
@@ -167,7 +169,8 @@ FUSED_BN_INLINE Bits16 narrow(Vec<float> v, Float16*) {
   const Bits32 bits = (Bits32)v;
   const Bits32 sign = (bits >> 16) & 0x8000u;
   const Bits32 magnitude = bits & 0x7fffffffu;
-  // Normal results: re-bias the exponent by -112 and round to nearest even at bit 13; from 65520 on, infinity.
+  // Normal results: re-bias the exponent by -112 and round to nearest even at bit 13; from 65520 on,
+  // infinity.
   const Bits32 normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   // Subnormal results (below 2^-14): adding 1/2 puts the units of 2^-24 into the last mantissa bits.
   const Bits32 subnormal = (Bits32)((Vec<float>)magnitude + 0.5f) - 0x3f000000u;
