@@ -47,7 +47,7 @@ bench: build/extension ## speed beside eager PyTorch and torch.compile
 
 .PHONY: bench-quick
 bench-quick: build/extension ## proves that every benchmark runs, measures nothing
-	@$(require) pytest numpy matplotlib rich tqdm
+	@$(require) pytest pytest_benchmark numpy matplotlib rich tqdm
 	$(run) -m pytest benchmarks -m quick $(ARGS)
 
 .PHONY: build
