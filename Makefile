@@ -42,7 +42,7 @@ test: build/extension ## the test suite
 
 .PHONY: bench
 bench: build/extension ## speed beside eager PyTorch and torch.compile
-	@$(require) numpy matplotlib rich
+	@$(require) numpy matplotlib rich tqdm
 	$(run) -m benchmarks.speed $(ARGS)
 
 .PHONY: bench-quick

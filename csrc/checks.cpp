@@ -16,11 +16,14 @@ struct Named {
   const OptionalTensor& tensor;
 };
 
+// Not isReducedFloatingType, which 8-bit types satisfy too.
+bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
+
 void check_input(const at::Tensor& input) {
   const auto type = input.scalar_type();
   TORCH_CHECK(input.layout() == at::kStrided, "fused_bn: expected a strided input, but got layout ",
               input.layout());
-  TORCH_CHECK_NOT_IMPLEMENTED(type == at::kFloat || type == at::kDouble || at::isReducedFloatingType(type),
+  TORCH_CHECK_NOT_IMPLEMENTED(type == at::kFloat || type == at::kDouble || is_half(type),
                               "\"batch_norm\" not implemented for '", toString(type), "'");
   TORCH_CHECK(input.dim() >= 2, "fused_bn: expected an input of shape (N, C, *), but got ", input.dim(),
               " dimension(s)");
@@ -39,8 +42,7 @@ void check_channel_vector(const at::Tensor& input, const Named& vector) {
   TORCH_CHECK(type == input.scalar_type() || type == statistics_type(input),
               "fused_bn: mixed dtype: an input of ", toString(input.scalar_type()), " takes ", vector.name,
               " of ", toString(statistics_type(input)),
-              at::isReducedFloatingType(input.scalar_type()) ? " or of its own dtype" : "", ", but got ",
-              toString(type));
+              is_half(input.scalar_type()) ? " or of its own dtype" : "", ", but got ", toString(type));
 }
 
 // As Python prints it: the shortest digits that give the same double, never without a point or an exponent.

@@ -1,10 +1,26 @@
 """The same contract in plain PyTorch calls: for machines without a compiler and devices without a kernel."""
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 ACTIVATIONS = {"none": lambda z: z, "relu": torch.relu}
+
+_warned_of: set[str] = set()
+
+
+def warn_of_device(device_type: str) -> None:
+    """One warning for each kind of device that the compiled extension has no kernels for."""
+    if device_type not in _warned_of and not torch.compiler.is_compiling():
+        _warned_of.add(device_type)
+        warnings.warn(
+            f"fused_bn has no kernels for {device_type!r} tensors in this build and computes them with plain "
+            "PyTorch calls; `python -m fused_bn` says what is built and what to do.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def batch_norm(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fused_bn import _fallback
-from fused_bn._extension import devices_with_kernels
+from fused_bn._extension import devices_with_kernels, extension
 
 if devices_with_kernels:
     _fused = torch.ops.fused_bn.batch_norm.default
@@ -28,6 +28,8 @@ def batch_norm(
     Computes ``act(weight * (x - mean) / sqrt(var + eps) + bias)`` as `torch.nn.functional.batch_norm`
     followed by the activation does (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167).
 
+    The same input on the same processor gives the same bits, whatever the number of threads.
+
     Args:
         input: shape (N, C, *), floating point; contiguous and channels_last are read in place.
         running_mean, running_var: shape (C,); in training updated in place where given, in evaluation
@@ -50,6 +52,8 @@ def batch_norm(
         RuntimeError: a shape, dtype or device that does not fit; the text holds the offending value.
     """
     if input.device.type not in devices_with_kernels:
+        if extension is not None:
+            _fallback.warn_of_device(input.device.type)
         return _fallback.batch_norm(
             input,
             running_mean,

@@ -21,7 +21,8 @@ FUSED_BN_INLINE void for_each_group(int64_t columns, Body body) {
   });
 }
 
-// Two float sums a column, over few rows. add(row, v, lanes, sums...) takes vector v of a row.
+// Two float sums a column, over few rows. prepare(j, lanes) gives what column j's values share, and
+// add(prepared, at, lanes, first, second) adds the values at an offset to a vector of each sum.
 template <class A>
 class ColumnSums {
  public:

@@ -5,8 +5,9 @@
 // channels_first with short rows (S = 49, say, is no multiple of a vector): a row is one n, and C * S columns
 // lie side by side.
 //
-// Tiles of whole channels are cut from the columns where a tile's second read then comes from cache. The rows
-// of a tile are cut into parts that depend on the shape alone.
+// The latter are cut into tiles of whole channels, whose second read comes from cache; of channels_last a
+// tile would be many short pieces, which the prefetchers cannot follow, so it is one tile. The rows of a tile
+// are cut into parts. All this depends on the shape alone.
 #pragma once
 
 #include <numeric>
@@ -18,7 +19,7 @@ namespace fused_bn::cpu {
 namespace {
 
 constexpr int64_t kFlushRows = 128;    // float sums this short keep full accuracy
-constexpr int64_t kTileColumns = 512;  // their sums and numbers stay in the first-level cache
+constexpr int64_t kTileColumns = 512;  // at least: 100 KB of 32 rows, which stays in the second-level cache
 constexpr int64_t kShortRow = 64;      // rows of fewer values leave too much of their last vector empty
 
 // A rectangle of the matrix: rows of neighbouring columns, stride apart.

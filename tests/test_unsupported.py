@@ -1,0 +1,38 @@
+"""What no kernel takes: devices without one run on plain PyTorch calls, 8-bit floats are refused."""
+
+import warnings
+
+import pytest
+import torch
+
+import fused_bn
+from fused_bn import _fallback, functional
+from tests.cases import HAS_EXTENSION
+
+
+@pytest.mark.skipif(not HAS_EXTENSION, reason="without the extension its absence is what is warned of")
+def test_a_device_without_kernels_warns_once_and_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device here is the CPU, as seen by a build that has no kernels for it."""
+    x = torch.randn(2, 3, 4, 4)
+    expected = fused_bn.BatchNorm2d(3, activation="relu")(x)
+    monkeypatch.setattr(functional, "devices_with_kernels", frozenset())
+    monkeypatch.setattr(_fallback, "_warned_of", set())
+    norm = fused_bn.BatchNorm2d(3, activation="relu")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = [norm(x), norm(x)]
+    texts = [str(warning.message) for warning in caught]
+    assert len(texts) == 1, texts
+    assert "'cpu'" in texts[0]
+    assert "python -m fused_bn" in texts[0]
+    for y in found:
+        torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.skipif(not HAS_EXTENSION, reason="the fallback leaves dtypes to PyTorch")
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_8_bit_floats_are_refused(dtype: torch.dtype) -> None:
+    """They count as reduced floating types in torch, and would be read as something wider."""
+    x = torch.zeros(2, 3, 4, 4, dtype=dtype)
+    with pytest.raises(NotImplementedError, match="Float8"):
+        fused_bn.functional.batch_norm(x, None, None, training=True)
