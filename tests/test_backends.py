@@ -16,7 +16,7 @@ CAPABILITIES = ("default", "avx2", "avx512", "avx512_bf16")
 
 def run_core_tests(**variables: str) -> str:
     """The report of `pytest -m core` in a new process, which must succeed."""
-    command = [sys.executable, "-m", "pytest", "tests", "-q", "-m", "core", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "tests", "-m", "core", "-p", "no:cacheprovider"]
     result = subprocess.run(
         [*command, "-W", "ignore::RuntimeWarning"],
         cwd=ROOT,
@@ -47,14 +47,16 @@ def test_core_tests_pass_with_the_kernels_for(capability: str) -> None:
     """FUSED_BN_CPU_CAPABILITY picks the kernels when the process starts."""
     if why_not(capability):
         pytest.skip(why_not(capability))
-    assert " passed" in run_core_tests(FUSED_BN_CPU_CAPABILITY=capability)
+    report = run_core_tests(FUSED_BN_CPU_CAPABILITY=capability)
+    assert "fused_bn: compiled extension" in report
+    assert " passed" in report
 
 
 @pytest.mark.skipif(extension is None, reason="the rest of this run tests the fallback")
 def test_core_tests_pass_on_the_fallback() -> None:
     """FUSED_BN_DISABLE_EXTENSION=1: the same contract from plain PyTorch calls."""
     report = run_core_tests(**{DISABLE_VARIABLE: "1"})
-    assert "pure-PyTorch fallback" in report
+    assert "fused_bn: pure-PyTorch fallback" in report
     assert " passed" in report
 
 
