@@ -1,6 +1,8 @@
 """What the benchmarks' command lines share: types of arguments, exit codes, arguments as JSON."""
 
 import argparse
+import os
+from pathlib import Path
 
 import torch
 
@@ -27,6 +29,18 @@ def device(text: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise argparse.ArgumentTypeError(f"{text} is not there: torch sees {torch.cuda.device_count()} GPUs")
     return device
+
+
+def directory(text: str) -> Path:
+    """A directory that can be written to, made where it is missing."""
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot be made or written: {error}") from error
+    if not os.access(path, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written to")
+    return path
 
 
 def plain(args: argparse.Namespace) -> dict[str, object]:

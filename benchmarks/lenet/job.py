@@ -59,7 +59,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "user cache, then a download",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("results/lenet"), help="directory for JSON and plots"
+        "--out", type=options.directory, default="results/lenet", help="directory for JSON and plots"
     )
     return parser.parse_args(argv)
 
@@ -67,12 +67,13 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job; returns 0, 1 (no data, or losses apart beyond rounding) or 130 (interrupted)."""
     args = arguments(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
     try:
         images = mnist.load(args.data)
     except mnist.MnistError as error:
         print(error, file=sys.stderr)
         return options.EXIT_FAILED
+    except KeyboardInterrupt:
+        return options.EXIT_INTERRUPTED
     settings = Settings(args.recipe, args.batch_size, args.device, DTYPES[args.dtype], args.seed)
     results = Results(options.plain(args), {**environment(args.device), "mnist": images.source})
     try:

@@ -137,12 +137,15 @@ class Contest:
     def _compare(self, row: str, name: str, actual: Tensor, expected: Tensor) -> None:
         """Within 1e-4 of a result's usual size, which is what rounding leaves of a sum of 1e6 terms.
 
-        A half type may round two such values to neighbours, one part in 2^7 or less apart.
+        A half type may round two such values to neighbours, one part in 2^7 or less apart. torch.compile
+        rounds to the input's dtype at other places than eager, so that its results may be two such apart.
         """
         terms = actual.numel() and self.input.numel() // self.input.shape[1]
         usual_size = terms**0.5 if name in ("grad_weight", "grad_bias") else 1.0
-        relative = 2.0**-7 if expected.dtype is torch.bfloat16 else 1e-4
+        half = torch.bfloat16 in (expected.dtype, self.input.dtype if row == "compile" else None)
+        relative = 2.0**-7 if half else 1e-4
+        absolute = 2.0**-6 if half and row == "compile" else 1e-4
         try:
-            torch.testing.assert_close(actual, expected, rtol=relative, atol=1e-4 * usual_size)
+            torch.testing.assert_close(actual, expected, rtol=relative, atol=absolute * usual_size)
         except AssertionError as error:
             raise WrongResultError(f"{row}: {name} is not eager's: {error}") from None

@@ -44,7 +44,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     kind.add_argument("--quick", action="store_true", help="a short look at the small shapes, in few rounds")
     parser.add_argument("--check", action="store_true", help="exit code 1 where a required figure is missed")
     parser.add_argument("--seed", type=int, default=0, help="of the data and the order of the readings")
-    parser.add_argument("--out", type=Path, default=Path("results/speed"), help="directory for JSON and plot")
+    parser.add_argument(
+        "--out", type=options.directory, default="results/speed", help="directory for JSON and plot"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="writes the table there as Markdown")
     args = parser.parse_args(argv)
     args.rounds = args.rounds or (QUICK_ROUNDS if args.quick else ROUNDS)
@@ -142,7 +144,6 @@ def _leave(results: Results, args: argparse.Namespace) -> int:
     if not results.results:
         print("Interrupted before a case was measured: nothing is written.", file=sys.stderr)
         return options.EXIT_INTERRUPTED
-    args.out.mkdir(parents=True, exist_ok=True)
     results.write(args.out / "results.json")
     plots.write(results, args.out / "speedup.png")
     if args.markdown:
