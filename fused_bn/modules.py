@@ -1,4 +1,4 @@
-"""`nn.Module`s that drop in for `nn.BatchNorm*`: same constructor, state_dict and errors, plus an activation."""
+"""Modules that drop in for `nn.BatchNorm*`: same constructor, state_dict and errors, and an activation."""
 
 from typing import Any
 

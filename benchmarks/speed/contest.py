@@ -69,7 +69,9 @@ class Contest:
         self.modules: dict[str, nn.Module] = {"eager": nn.Sequential(self._twin(), nn.ReLU())}
         if compile:
             torch.compiler.reset()  # or the shapes of many cases would be compiled as one dynamic shape
-            self.modules["compile"] = torch.compile(nn.Sequential(self._twin(), nn.ReLU()), dynamic=False)
+            compiled = torch.compile(nn.Sequential(self._twin(), nn.ReLU()), dynamic=False)
+            assert isinstance(compiled, nn.Module)  # of a module, as its types do not say
+            self.modules["compile"] = compiled
         self.modules["ours"] = self._twin(fused_bn.BatchNorm2d(case.shape[1], activation="relu"))
         for module in (self.batch_norm, *self.modules.values()):
             module.to(device)
