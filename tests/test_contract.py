@@ -292,6 +292,25 @@ def test_module_raises_what_nn_batchnorm_raises(tracking: bool, training: bool) 
                 assert all(torch.equal(before[name], value) for name, value in ours.state_dict().items())
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_evaluation_does_not_count_a_batch(momentum: float | None, device: str) -> None:
+    """A counter given in evaluation is left alone, as are the running statistics."""
+    running_mean, running_var = torch.zeros(3, device=device), torch.ones(3, device=device)
+    counter = torch.tensor(4, device=device)
+    fused_bn.functional.batch_norm(
+        torch.randn(2, 3, 4, 4, device=device),
+        running_mean,
+        running_var,
+        training=False,
+        momentum=momentum,
+        num_batches_tracked=counter,
+    )
+    assert counter == 4
+    assert (running_mean == 0).all()
+    assert (running_var == 1).all()
+
+
 def test_output_shares_no_memory_with_input_parameters_or_buffers(device: str) -> None:
     x = torch.randn(2, 3, 4, 4, device=device)
     for training in (True, False):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from math import prod
 
+import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -66,10 +67,10 @@ def test_any_shape_and_options_meet_the_demands(case: Case, seed: int) -> None:
     assert_meets_demands(case, make_tensors(case, seed=seed))
 
 
+@pytest.mark.needs_extension
 @given(shape=shapes(), data=st.data())
 def test_any_strides_give_the_bits_of_a_dense_copy(shape: tuple[int, ...], data: st.DataObject) -> None:
     """A random slice of a random permutation: read correctly, whatever the layout chosen for the output."""
-    assume(HAS_EXTENSION)
     order = data.draw(st.permutations(range(len(shape))))
     steps = [data.draw(st.integers(1, 2)) for _ in shape]
     starts = [data.draw(st.integers(0, 2)) for _ in shape]
