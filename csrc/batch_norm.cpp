@@ -2,6 +2,7 @@
 #include "batch_norm.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -126,7 +127,7 @@ Tensor batch_norm_autograd(const Tensor& input, const OptionalTensor& weight, co
                            std::optional<double> momentum, double eps, std::string_view activation) {
   const ForwardArguments arguments{input,    weight,   bias, running_mean, running_var, num_batches_tracked,
                                    training, momentum, eps,  activation};
-  if (at::GradMode::is_enabled() && (requires_grad(input) || requires_grad(weight) || requires_grad(bias))) {
+  if (c10::GradMode::is_enabled() && (requires_grad(input) || requires_grad(weight) || requires_grad(bias))) {
     return ForwardFunction::apply(input, weight, bias, arguments);
   }
   at::AutoDispatchBelowAutograd guard;
@@ -137,7 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward_autograd(
     const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
     const Tensor& statistics, bool training, std::string_view activation, Mask mask) {
   const BackwardArguments arguments{grad_output, input, weight, bias, statistics, training, activation};
-  if (at::GradMode::is_enabled() &&
+  if (c10::GradMode::is_enabled() &&
       (requires_grad(grad_output) || requires_grad(input) || requires_grad(weight))) {
     const variable_list grads = BackwardFunction::apply(grad_output, input, weight, bias, arguments, mask);
     return {grads[0], grads[1], grads[2]};

@@ -1,6 +1,7 @@
 #include "double_backward.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
 namespace fused_bn {
@@ -55,8 +56,8 @@ Tensor own_node(const Tensor& tensor) { return tensor.defined() ? tensor.view_as
 }  // namespace
 
 variable_list double_backward(const BackwardArguments& arguments, const variable_list& grads) {
-  const bool differentiable_again = at::GradMode::is_enabled();
-  at::AutoGradMode enable(true);
+  const bool differentiable_again = c10::GradMode::is_enabled();
+  c10::AutoGradMode enable(true);
 
   const variable_list candidates{own_node(arguments.grad_output), own_node(arguments.input),
                                  own_node(arguments.weight.value_or(Tensor()))};

@@ -38,9 +38,15 @@ def batch_norm(
     """See `fused_bn.functional.batch_norm`."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}")
+    counter = num_batches_tracked if training else None
+    if counter is not None:
+        counter.add_(1)
     if momentum is None:
-        momentum = 0.0 if num_batches_tracked is None else 1.0 / (float(num_batches_tracked) + 1)
-    z = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    if num_batches_tracked is not None:  # after the checks, so that bad input changes nothing
-        num_batches_tracked.add_(1)
+        momentum = 0.0 if counter is None else 1.0 / float(counter)
+    try:
+        z = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    except (RuntimeError, ValueError):  # a refused call changes nothing
+        if counter is not None:
+            counter.sub_(1)
+        raise
     return ACTIVATIONS[activation](z)
