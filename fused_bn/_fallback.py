@@ -39,14 +39,9 @@ def batch_norm(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}")
     counter = num_batches_tracked if training else None
-    if counter is not None:
-        counter.add_(1)
     if momentum is None:
-        momentum = 0.0 if counter is None else 1.0 / float(counter)
-    try:
-        z = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    except (RuntimeError, ValueError):  # a refused call changes nothing
-        if counter is not None:
-            counter.sub_(1)
-        raise
+        momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1)
+    z = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if counter is not None:  # after the checks, so that a refused call changes nothing
+        counter.add_(1)
     return ACTIVATIONS[activation](z)
