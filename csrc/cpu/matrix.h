@@ -58,7 +58,6 @@ class Matrix {
 
   int64_t tiles() const { return divide_up(view_.C, tile_channels_); }
   int64_t parts() const { return full_parts_ + (short_row_ > 0); }
-  int64_t tile_channels() const { return tile_channels_; }
   int64_t first_channel(int64_t tile) const { return tile * tile_channels_; }
   int64_t channels(int64_t tile) const { return std::min(tile_channels_, view_.C - first_channel(tile)); }
   int64_t columns(int64_t tile) const { return channels(tile) * per_channel_ * pixels_; }
