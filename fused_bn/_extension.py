@@ -1,5 +1,6 @@
 """Loads the compiled extension, which registers the `fused_bn::` operators; says so where it cannot."""
 
+import importlib
 import os
 import warnings
 from types import ModuleType
@@ -17,12 +18,12 @@ def _load() -> tuple[ModuleType | None, str]:
     if os.environ.get(DISABLE_VARIABLE, "0") not in ("", "0"):
         return None, f"{DISABLE_VARIABLE} is set"
     try:
-        from fused_bn import _C
+        compiled = importlib.import_module("fused_bn._C")
     except ImportError as error:  # not built, or built for another torch: both end up here
         return None, str(error)
     from fused_bn import _fake  # noqa: F401  (its import registers the fake kernels)
 
-    return _C, ""
+    return compiled, ""
 
 
 extension, missing_reason = _load()

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "common/dtype.h"
 #include "common/view.h"
 
 namespace fused_bn {
@@ -13,15 +14,6 @@ enum class Activation : int8_t;
 }
 
 namespace fused_bn::cpu {
-
-enum class DType : int8_t { f32, f64, bf16, f16 };
-
-// A per-channel vector of parameters or running statistics; data is null where it is absent.
-struct ChannelVector {
-  void* data = nullptr;
-  DType dtype = DType::f32;
-  int64_t stride = 1;
-};
 
 // Runs body(begin, end) over disjoint ranges that cover [0, tasks).
 using ParallelFor = void (*)(int64_t tasks, const std::function<void(int64_t, int64_t)>& body);

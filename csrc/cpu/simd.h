@@ -23,31 +23,14 @@
 #include <arm_neon.h>
 #endif
 
+#include "common/dtype.h"
+
 #define FUSED_BN_INLINE inline __attribute__((always_inline))
 
 namespace fused_bn::cpu {
 namespace {
 
 constexpr int kVectorBytes = FUSED_BN_VECTOR_BYTES;
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-// The type that T is computed in.
-template <class T>
-struct ComputeType {
-  using type = float;
-};
-template <>
-struct ComputeType<double> {
-  using type = double;
-};
-template <class T>
-using Compute = typename ComputeType<T>::type;
 
 template <class A>
 constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));

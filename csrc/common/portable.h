@@ -1,0 +1,8 @@
+// For functions that g++ and nvcc both compile.
+#pragma once
+
+#if defined(__CUDACC__)
+#define FUSED_BN_HOST_DEVICE __host__ __device__
+#else
+#define FUSED_BN_HOST_DEVICE
+#endif
