@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cuda/plan_bindings.h"
 
 namespace py = pybind11;
 
@@ -54,4 +55,5 @@ PYBIND11_MODULE(_C, module) {
              "cuda_architectures, empty where CUDA was left out, and without_cuda: why it was.");
   module.def("active_cpu_capability", &fused_bn::cpu::active_capability,
              "The instruction set that the CPU kernels use in this process.");
+  fused_bn::cuda::bind_planner(module);
 }

@@ -1,17 +1,59 @@
-"""`python -m fused_bn`: the doctor."""
+"""`python -m fused_bn`: the doctor; `python -m fused_bn plan`: what the launch planner decides."""
 
 import argparse
 import sys
 
-from fused_bn import _doctor
+from fused_bn import _doctor, _plan
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fused_bn", description=__doc__)
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("doctor", help="what is built, what works here, and what to do (the default)")
-    parser.parse_args()
-    return _doctor.main()
+    add_plan(commands.add_parser("plan", help="how the CUDA kernels are launched for a shape, on any device"))
+    arguments = parser.parse_args()
+    return print_plans(arguments) if arguments.command == "plan" else _doctor.main()
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", required=True, metavar="N,C,...", help="such as 256,64,112,112")
+    parser.add_argument("--dtype", default="f32", help=", ".join(_plan.DTYPES))
+    parser.add_argument("--layout", default="channels_first", help=", ".join(_plan.LAYOUTS))
+    parser.add_argument("--device", default="h200", help=", ".join(_plan.device_names()))
+    parser.add_argument("--direction", help=f"{', '.join(_plan.DIRECTIONS)} (default: forward and backward)")
+    parser.add_argument("--residual", action="store_true", help="a tensor is added before the activation")
+    parser.add_argument("--alignment", type=int, default=16, help="of the tensors' addresses, in bytes")
+
+
+def print_plans(arguments: argparse.Namespace) -> int:
+    directions = (arguments.direction,) if arguments.direction else ("forward", "backward")
+    try:
+        plans = [
+            _plan.plan(
+                parse_shape(arguments.shape),
+                arguments.dtype,
+                arguments.layout,
+                arguments.device,
+                direction,
+                arguments.residual,
+                arguments.alignment,
+            )
+            for direction in directions
+        ]
+    except (ValueError, RuntimeError) as error:
+        print(f"python -m fused_bn plan: {error}", file=sys.stderr)
+        return 2
+    print(f"{arguments.shape} {arguments.dtype} {arguments.layout} on {arguments.device}\n")
+    print(_plan.report(plans))
+    print("\nTimes are predictions of a model, not measurements.")
+    return 0
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.replace("x", ",").split(","))
+    except ValueError:
+        raise ValueError(f"shape must be numbers between commas, but got {text!r}") from None
 
 
 if __name__ == "__main__":

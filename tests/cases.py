@@ -95,6 +95,8 @@ class Case:
     momentum: float | None = 0.1
     activation: str = "relu"
     eps: float = 1e-5
+    residual: bool = False
+    negative_slope: float = 0.25
 
     def __str__(self) -> str:
         """A test id: the shape, layout and dtypes, and what differs from the defaults."""
@@ -173,6 +175,7 @@ class Tensors:
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
     grad_output: Tensor
+    residual: Tensor | None = None
 
     def clone(self) -> "Tensors":
         """Independent copies with the same strides, none of which requires a gradient."""
@@ -222,6 +225,7 @@ def make_tensors(case: Case, device: str = "cpu", seed: int = 0) -> Tensors:
         running_var=placed(uniform(4.0, 16.0), parameter) if case.buffers else None,
         num_batches_tracked=torch.tensor(2, device=device) if case.buffers else None,
         grad_output=in_layout(placed(normal(*case.shape), case.dtype), case.layout),
+        residual=in_layout(placed(normal(*case.shape), case.dtype), case.layout) if case.residual else None,
     )
 
 
@@ -236,6 +240,7 @@ class Result:
     running_mean: Tensor | None
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
+    grad_residual: Tensor | None = None
 
 
 def _backward(tensors: Tensors, output: Tensor) -> Result:

@@ -37,6 +37,9 @@ DEMANDED_GRAD_PARAMETER = 2e-6
 """|dw - reference| / sqrt(sum (dy xhat)^2), and the same for db: each of n terms of size rms carries an
 error of about 2e-6 rms, independent of each other, so that the sum carries sqrt(n) of them."""
 
+DEMANDED_GRAD_RESIDUAL = U
+"""|dr - reference| / |dr|: at most one multiplication, by the negative slope."""
+
 DEMANDED_RUNNING = 2.5e-6
 """Relative to the two terms blended: twice 1e-6 from invstd, and (1 - m) r + m v with m as fp32 in 4
 roundings, 2.4e-7."""
@@ -89,6 +92,7 @@ class Reference:
     grad_bias: Tensor
     running_mean: Tensor | None
     running_var: Tensor | None
+    grad_residual: Tensor
     scales: dict[str, Tensor]
 
 
@@ -104,8 +108,8 @@ def _fp64(tensor: Tensor | None) -> Tensor | None:
 def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Reference:
     """Forward, backward and running statistics of `case` in fp64 on the CPU, by the textbook formulas.
 
-    `mask` is True where ReLU let a value through in the implementation judged: an output within rounding
-    of zero may fall on either side, and its gradient follows it. By default the reference's own.
+    `mask` is True where the activation let a value through in the implementation judged: an output within
+    rounding of zero may fall on either side, and its gradient follows it. By default the reference's own.
     """
     x, grad_output = tensors.input.detach().double().cpu(), tensors.grad_output.double().cpu()
     over_channel = [dim for dim in range(x.dim()) if dim != 1]
@@ -127,12 +131,15 @@ def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Refer
     invstd = (var + case.eps).rsqrt()
     xhat = (x - per_channel(mean, x)) * per_channel(invstd, x)
     z = xhat * per_channel(w, x) + per_channel(b, x)
+    added = 0 * z if tensors.residual is None else tensors.residual.detach().double().cpu()
+    z = z + added
 
     dy = grad_output
     output = z
-    if case.activation == "relu":
-        output = z.clamp(min=0)
-        dy = dy * (~(z <= 0) if mask is None else mask.cpu())
+    if case.activation != "none":
+        slope = {"relu": 0.0, "leaky_relu": case.negative_slope}[case.activation]
+        output = torch.where(z <= 0, slope * z, z)
+        dy = torch.where(~(z <= 0) if mask is None else mask.cpu(), dy, slope * dy)
     sum_dy, sum_dy_xhat = dy.sum(over_channel), (dy * xhat).sum(over_channel)
     grad = dy
     if case.training:
@@ -142,10 +149,11 @@ def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Refer
     scales = {
         "mean": (var + case.eps).sqrt(),
         "invstd": invstd,
-        "output": per_channel(w.abs(), x) * (xhat.abs() + 1) + per_channel(b.abs(), x),
+        "output": per_channel(w.abs(), x) * (xhat.abs() + 1) + per_channel(b.abs(), x) + added.abs(),
         "grad_input": per_channel(scale.abs(), x) * (1 + dy.abs() + xhat.abs()),
         "grad_weight": (dy * xhat).square().sum(over_channel).sqrt(),
         "grad_bias": dy.square().sum(over_channel).sqrt(),
+        "grad_residual": dy.abs(),
     }
     if case.training and running_mean is not None and running_var is not None:
         momentum = momentum_factor(case, tensors)
@@ -169,6 +177,7 @@ def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Refer
         sum_dy,
         running_mean,
         running_var,
+        dy,
         scales,
     )
 
@@ -198,12 +207,13 @@ DEMANDS = {
     "grad_bias": DEMANDED_GRAD_PARAMETER,
     "running_mean": DEMANDED_RUNNING,
     "running_var": DEMANDED_RUNNING,
+    "grad_residual": DEMANDED_GRAD_RESIDUAL,
 }
 
 
 def errors(case: Case, tensors: Tensors, result: Result) -> dict[str, float]:
     """Each quantity's error against the reference, in units of its scale, for those the case has."""
-    mask = ~(result.output <= 0) if case.activation == "relu" else None
+    mask = None if case.activation == "none" else ~(result.output <= 0)
     truth = reference(case, tensors, mask)
     found = {}
     for name, demanded in DEMANDS.items():

@@ -5,7 +5,7 @@
 
 namespace fused_bn {
 
-enum class DType : int8_t { f32, f64, bf16, f16 };
+enum class DType : int32_t { f32, f64, bf16, f16 };
 
 struct BFloat16 {
   uint16_t bits;
@@ -25,6 +25,15 @@ struct ComputeType<double> {
 };
 template <class T>
 using Compute = typename ComputeType<T>::type;
+
+template <class T>
+constexpr DType kDType = DType::f32;
+template <>
+inline constexpr DType kDType<double> = DType::f64;
+template <>
+inline constexpr DType kDType<BFloat16> = DType::bf16;
+template <>
+inline constexpr DType kDType<Float16> = DType::f16;
 
 // data is null where the vector is absent.
 struct ChannelVector {

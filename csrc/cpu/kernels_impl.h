@@ -44,6 +44,8 @@ void with_activation(const Params& p, const void* output, Body body) {
       return with_layout<T, Activation::none>(p.view, output, body);
     case Activation::relu:
       return with_layout<T, Activation::relu>(p.view, output, body);
+    case Activation::leaky_relu:
+      break;  // activation_from_name() knows no such name yet
   }
 }
 

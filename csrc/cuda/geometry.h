@@ -1,8 +1,8 @@
 // Which thread touches which elements: shared by the launch planner, its tests and the kernels.
 //
-// The work is cut into slabs: channels whose statistics are computed together. The blocks of a group own a slab
-// together, and every block takes a stretch of the slab's steps. In one step each thread of a block handles
-// one vector of eight neighbouring elements. Two mappings say which:
+// The work is cut into slabs: channels whose statistics are computed together. The blocks of a group own a
+// slab together, and every block takes a stretch of the slab's steps. In one step each thread of a block
+// handles one vector of eight neighbouring elements. Two mappings say which:
 //
 // rows     channels_first with long rows. A slab is one channel; its N rows of S elements, cut into vectors,
 //          lie one behind the other.
@@ -20,10 +20,11 @@ namespace fused_bn::cuda {
 
 constexpr int kVector = 8;  // elements: 16 bytes of a half type, and one byte of a mask of bits
 
-enum class Mapping : int8_t { rows, columns };
+enum class Mapping : int32_t { rows, columns };
 
-// Division by a constant: Granlund and Montgomery 1994, "Division by invariant integers using multiplication".
-// Exact where dividend * divisor < 2^64, which limit() gives. A multiplier of 0 divides by infinity.
+// Division by a constant: Granlund and Montgomery 1994, "Division by invariant integers using
+// multiplication". Exact where dividend * divisor < 2^64, which limit() gives. A multiplier of 0 divides by
+// infinity.
 struct Division {
   uint64_t divisor = 1, multiplier = 0;
 
@@ -47,12 +48,14 @@ struct Vector {
 };
 
 struct Geometry {
-  int64_t N, C, S, elements;
+  int64_t N, C, S, elements;  // C fits int
   Mapping mapping;
-  bool channels_last;
-  bool whole;  // every vector holds eight elements and is aligned to 16 bytes
+  int32_t channels_last;
+  int32_t whole;  // every vector holds eight elements and is aligned to 16 bytes
 
-  int64_t slabs, steps;  // steps of one slab, over all blocks of its group
+  int slabs;
+  int steps;             // of one slab, over all blocks of its group
+  int last_lanes;        // that take part in the last step; 0 where all do
   int64_t rows;          // columns: of the matrix, the short one at the end included; rows: N
   int64_t row_length;    // elements from one row's start to the next one's: of the matrix, or S
   Division row_vectors;  // rows: vectors in a row of S elements
@@ -66,30 +69,43 @@ struct Geometry {
   int register_steps;    // of a block: kept in registers,
   int shared_steps;      // and in shared memory, from the first read to the second
 
-  // Steps [first_step(b), first_step(b + 1)) are block b's.
-  FUSED_BN_HOST_DEVICE int64_t first_step(int block) const { return steps * block / group; }
-  FUSED_BN_HOST_DEVICE int64_t first_channel(int64_t slab) const { return slab * slab_channels; }
-  FUSED_BN_HOST_DEVICE int channels(int64_t slab) const {
-    const int64_t left = C - first_channel(slab);
-    return left < slab_channels ? static_cast<int>(left) : slab_channels;
+  // Cuts the slab's vectors, or matrix rows, into steps.
+  void cut_steps() {
+    const int64_t taken = mapping == Mapping::rows ? N * static_cast<int64_t>(row_vectors.divisor) : rows;
+    last_lanes = static_cast<int>(taken % lanes);
+    steps = static_cast<int>(taken / lanes) + (last_lanes > 0);
   }
-  // Columns of one channel in a matrix row, and from one to the next: pixels apart, or side by side.
+  // Of the thread or matrix row that is the lane-th of a step.
+  FUSED_BN_HOST_DEVICE int steps_of_lane(int lane) const {
+    return last_lanes == 0 || lane < last_lanes ? steps : steps - 1;
+  }
+  // Steps [first_step(b), first_step(b + 1)) are block b's: the first blocks may have one more than the
+  // others.
+  FUSED_BN_HOST_DEVICE int first_step(int block) const {
+    const int each = steps / group, more = steps - each * group;
+    return each * block + (block < more ? block : more);
+  }
+  FUSED_BN_HOST_DEVICE int first_channel(int slab) const { return slab * slab_channels; }
+  FUSED_BN_HOST_DEVICE int channels(int slab) const {
+    const int left = static_cast<int>(C) - first_channel(slab);
+    return left < slab_channels ? left : slab_channels;
+  }
+  // Columns of one channel in a matrix row: of several pixels, or side by side.
   FUSED_BN_HOST_DEVICE int columns_per_channel() const {
     return mapping == Mapping::rows ? 1 : static_cast<int>(slab_columns / slab_channels);
   }
-  FUSED_BN_HOST_DEVICE int column_step(int64_t slab) const { return channels_last ? channels(slab) : 1; }
-  FUSED_BN_HOST_DEVICE int first_column(int64_t slab, int channel) const {
-    return channels_last ? channel : channel * columns_per_channel();
-  }
-  // The channel, counted within the slab, of one of its columns.
-  FUSED_BN_HOST_DEVICE int channel_of_column(int64_t slab, int column) const {
-    return channels_last ? column % channels(slab) : column / columns_per_channel();
+  // The channel, counted within the slab, of one of its columns. (More than one pixel side by side: one
+  // slab.)
+  FUSED_BN_HOST_DEVICE int channel_of_column(int column) const {
+    return channels_last ? column % slab_channels : column / columns_per_channel();
   }
   // Where the channel's first value lies.
-  FUSED_BN_HOST_DEVICE int64_t first_value(int64_t channel) const { return channels_last ? channel : channel * S; }
+  FUSED_BN_HOST_DEVICE int64_t first_value(int channel) const {
+    return channels_last ? channel : channel * S;
+  }
 
   // Values of each channel of a slab in its steps [0, step).
-  FUSED_BN_HOST_DEVICE int64_t values_before(int64_t step) const {
+  FUSED_BN_HOST_DEVICE int64_t values_before(int step) const {
     if (mapping == Mapping::rows) {
       const uint64_t vectors = static_cast<uint64_t>(step) * threads;
       const uint64_t row = row_vectors.quotient(vectors);
@@ -97,78 +113,93 @@ struct Geometry {
       const int64_t within = static_cast<int64_t>(vectors - row * row_vectors.divisor) * kVector;
       return static_cast<int64_t>(row) * S + (within < S ? within : S);
     }
-    const int64_t values = step * lanes * columns_per_channel();
+    const int64_t values = int64_t{step} * lanes * columns_per_channel();
     return values < N * S ? values : N * S;  // the last row may be short
   }
 };
 
-// A slab as one thread of a block sees it.
+// A slab as one thread of a block sees it: in each of its steps [0, steps()) it has one vector.
 template <Mapping mapping>
 class ThreadView;
 
 template <>
 class ThreadView<Mapping::rows> {
  public:
-  FUSED_BN_HOST_DEVICE ThreadView(const Geometry& g, int64_t slab, int thread)
-      : g_(g), channel_(slab), thread_(thread) {}
+  FUSED_BN_HOST_DEVICE ThreadView(const Geometry& g, int slab, int thread)
+      : g_(g), channel_(slab), thread_(static_cast<unsigned>(thread)), steps_(g.steps_of_lane(thread)) {}
 
-  FUSED_BN_HOST_DEVICE Vector vector(int64_t step) const {
-    const uint64_t i = static_cast<uint64_t>(step) * g_.threads + thread_;
+  FUSED_BN_HOST_DEVICE int steps() const { return steps_; }
+
+  FUSED_BN_HOST_DEVICE Vector vector(int step) const {
+    const uint64_t i = index(step);
     const uint64_t n = g_.row_vectors.quotient(i);
-    if (n >= static_cast<uint64_t>(g_.N)) return {0, 0};
     const int64_t s = static_cast<int64_t>(i - n * g_.row_vectors.divisor) * kVector;
-    const int64_t left = g_.S - s;
+    const int64_t left = g_.whole ? kVector : g_.S - s;
     return {(static_cast<int64_t>(n) * g_.C + channel_) * g_.S + s,
             left < kVector ? static_cast<int>(left) : kVector};
   }
+
   // Where the bits of a vector lie in a mask. Each row begins a new byte, in either mapping.
-  FUSED_BN_HOST_DEVICE int64_t mask_byte(int64_t step) const {
-    const uint64_t i = static_cast<uint64_t>(step) * g_.threads + thread_;
+  FUSED_BN_HOST_DEVICE int64_t mask_byte(int step) const {
+    const uint64_t i = index(step);
     const uint64_t n = g_.row_vectors.quotient(i);
-    return static_cast<int64_t>((n * g_.C + channel_) * g_.row_vectors.divisor + i - n * g_.row_vectors.divisor);
+    return static_cast<int64_t>((n * g_.C + channel_) * g_.row_vectors.divisor + i -
+                                n * g_.row_vectors.divisor);
   }
 
  private:
+  FUSED_BN_HOST_DEVICE uint64_t index(int step) const {
+    return static_cast<uint64_t>(static_cast<unsigned>(step)) * static_cast<unsigned>(g_.threads) + thread_;
+  }
+
   const Geometry& g_;
-  int64_t channel_;
-  int thread_;
+  int channel_;
+  unsigned thread_;
+  int steps_;
 };
 
 template <>
 class ThreadView<Mapping::columns> {
  public:
-  FUSED_BN_HOST_DEVICE ThreadView(const Geometry& g, int64_t slab, int thread) : g_(g) {
-    lane_ = thread / g.slab_vectors;
-    column_ = (thread - lane_ * g.slab_vectors) * kVector;
+  FUSED_BN_HOST_DEVICE ThreadView(const Geometry& g, int slab, int thread) : g_(g) {
+    const int lane = thread / g.slab_vectors;
+    column_ = (thread - lane * g.slab_vectors) * kVector;
     // The last slab may be narrower.
-    const int64_t left = g.row_length - slab * g.slab_columns;
-    const int columns = left < g.slab_columns ? static_cast<int>(left) : g.slab_columns;
-    width_ = columns - column_ < kVector ? columns - column_ : kVector;
-    if (lane_ >= g.lanes || width_ < 0) width_ = 0;
-    origin_ = lane_ * g.row_length + slab * g.slab_columns + column_;
-    stride_ = g.lanes * g.row_length;
-    first_byte_ = (slab * g.slab_columns + column_) / kVector;
+    const int64_t left = g.row_length - int64_t{slab} * g.slab_columns - column_;
+    const int space = g.slab_columns - column_;
+    width_ = left < space ? static_cast<int>(left) : space;
+    if (width_ > kVector) width_ = kVector;
+    if (lane >= g.lanes || width_ < 0) width_ = 0;
+    first_row_ = lane;
+    steps_ = width_ == 0 ? 0 : g.steps_of_lane(lane);
+    origin_ = lane * g.row_length + int64_t{slab} * g.slab_columns + column_;
+    // The last matrix row may be short, and end before the thread's columns.
+    if (!g.whole && steps_ > 0 && vector(steps_ - 1).count <= 0) --steps_;
   }
 
-  // The first of the thread's columns, counted within the slab.
+  FUSED_BN_HOST_DEVICE int steps() const { return steps_; }
+
+  // The first of the thread's columns, counted within the slab, and how many it has.
   FUSED_BN_HOST_DEVICE int column() const { return column_; }
   FUSED_BN_HOST_DEVICE int width() const { return width_; }
 
-  FUSED_BN_HOST_DEVICE Vector vector(int64_t step) const {
-    if (step * g_.lanes + lane_ >= g_.rows) return {0, 0};
-    const int64_t offset = origin_ + step * stride_;
-    const int64_t left = g_.elements - offset;  // the last matrix row may be short
-    return {offset, left < width_ ? (left < 0 ? 0 : static_cast<int>(left)) : width_};
+  FUSED_BN_HOST_DEVICE Vector vector(int step) const {
+    const int64_t offset = origin_ + static_cast<int64_t>(step) * g_.lanes * g_.row_length;
+    if (g_.whole) return {offset, kVector};
+    const int64_t left = g_.elements - offset;
+    return {offset, left < width_ ? static_cast<int>(left) : width_};
   }
-  FUSED_BN_HOST_DEVICE int64_t mask_byte(int64_t step) const {
+
+  FUSED_BN_HOST_DEVICE int64_t mask_byte(int step) const {
+    const int64_t row = static_cast<int64_t>(step) * g_.lanes + first_row_;
     const int64_t bytes = (g_.row_length + kVector - 1) / kVector;
-    return (step * g_.lanes + lane_) * bytes + first_byte_;
+    return row * bytes + (origin_ - first_row_ * g_.row_length) / kVector;
   }
 
  private:
   const Geometry& g_;
-  int lane_, column_, width_;
-  int64_t origin_, stride_, first_byte_;
+  int column_, width_, first_row_, steps_;
+  int64_t origin_;
 };
 
 }  // namespace fused_bn::cuda

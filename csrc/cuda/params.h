@@ -7,7 +7,7 @@
 namespace fused_bn::cuda {
 
 // How the blocks that own a slab together exchange their partial sums.
-enum class Exchange : int8_t {
+enum class Exchange : int32_t {
   none,         // one block owns it
   cluster,      // over distributed shared memory, sm_90 and later
   barrier,      // over global memory; the launch is cooperative, so that all blocks run at once
@@ -15,21 +15,54 @@ enum class Exchange : int8_t {
 };
 
 // The parts of a kernel that a launch runs: both, but for two_kernels.
-enum class Phase : int8_t { gather = 1, emit = 2, both = 3 };
+enum class Phase : int32_t { gather = 1, emit = 2, both = 3 };
 
 // Memory that a launch works in.
 struct Workspace {
   // [2, groups, group, 2, slab_channels] of the compute type: two rounds, so that a block that is ahead does
   // not overwrite what another still reads; [slabs, group, 2, slab_channels] with two_kernels.
   void* partials;
-  // The first counts finished blocks, then one for each group, kWordStride apart. Zero before the first launch;
-  // a launch leaves them as the next one needs them.
+  // The first counts finished blocks, then one for each group, kWordStride apart. Zero before the first
+  // launch; a launch leaves them as the next one needs them.
   uint32_t* words;
 };
 constexpr int kWordStride = 32;  // a cache line apart
 
+// Where the parts of a block's dynamic shared memory begin, in bytes.
+struct SharedLayout {
+  int kept;      // [shared_steps, tensors, packs, threads] packs of 16 bytes
+  int matrix;    // [lanes or warps, slab_columns] of the compute type: what threads sum up
+  int parts;     // [parts, columns] of the compute type, of such sums
+  int totals;    // [2, slab_channels] double
+  int partials;  // [2, 2, slab_channels] of the compute type: read by the other blocks of a cluster
+  int numbers;   // [5, slab_channels] of the compute type: what each channel's elements are computed with
+  int counts;    // [group] of the compute type: values of a channel in each block
+  int channels;  // [slab_columns] uint16_t: the channel of each column, counted within the slab
+  int bytes;
+
+  static SharedLayout of(const Geometry& g, int tensors, int element_bytes, int compute_bytes) {
+    const int even = (g.slab_channels + 1) / 2 * 2;  // keeps doubles aligned
+    const int columns = g.slab_vectors * kVector;    // a narrow slab's last vector included
+    const int most = columns > g.threads ? columns : g.threads;
+    SharedLayout at{};
+    at.matrix = g.shared_steps * tensors * kVector * element_bytes * g.threads;
+    at.parts = at.matrix + compute_bytes * g.threads * (g.mapping == Mapping::rows ? 1 : kVector);
+    at.totals = at.parts + compute_bytes * most;
+    at.partials = at.totals + 8 * 2 * even;
+    at.numbers = at.partials + compute_bytes * 4 * even;
+    at.counts = at.numbers + compute_bytes * 5 * even;
+    at.channels = at.counts + compute_bytes * g.group;
+    at.bytes = at.channels + 2 * g.slab_columns;
+    return at;
+  }
+};
+
+// Flags are of 32 bits, because a constant of 32 bits is an operand, and a narrower one takes a register.
+using Flag = int32_t;
+
 struct ForwardParams {
   Geometry geometry;
+  SharedLayout layout;
   Exchange exchange;
   Phase phase;
   const void* input;
@@ -42,16 +75,19 @@ struct ForwardParams {
   ChannelVector running_var;
   int64_t* num_batches_tracked;  // counted in training where not null
   void* statistics;              // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float
-  bool training;
-  bool cumulative;  // momentum is 1 / num_batches_tracked
+  Flag training;
+  Flag cumulative;  // momentum is 1 / num_batches_tracked
   double momentum;
   double eps;
+  double inverse_count;  // 1 / (N * S)
+  double unbiased;       // N * S / (N * S - 1)
   float negative_slope;
   Workspace workspace;
 };
 
 struct BackwardParams {
   Geometry geometry;
+  SharedLayout layout;
   Exchange exchange;
   Phase phase;
   const void* grad_output;
@@ -64,44 +100,21 @@ struct BackwardParams {
   void* grad_residual;  // null where it is not wanted
   ChannelVector grad_weight;
   ChannelVector grad_bias;
-  bool training;
+  Flag training;
+  double inverse_count;  // 1 / (N * S)
   float negative_slope;
   Workspace workspace;
 };
 
-// Steps that a block keeps in registers, where every vector is whole: as many as ptxas fits into 128 registers
-// a thread without a spill. None in double precision, whose sums leave no room.
+// Steps that a block keeps in registers, where every vector is whole: as many as ptxas fits into 128
+// registers a thread for sm_75 to sm_120 without a spill. None in double precision, whose sums leave no room.
 constexpr int register_steps(DType dtype, bool backward, Mapping mapping) {
   const bool half = dtype == DType::bf16 || dtype == DType::f16;
   if (dtype == DType::f64) return 0;
-  if (mapping == Mapping::rows) return backward ? (half ? 8 : 4) : (half ? 20 : 10);
-  return backward ? (half ? 6 : 2) : (half ? 12 : 6);
+  if (mapping == Mapping::rows) return backward ? (half ? 8 : 4) : (half ? 16 : 6);
+  return backward ? (half ? 2 : 1) : (half ? 8 : 3);
 }
 
-// Where the parts of a block's shared memory begin, in bytes.
-struct SharedLayout {
-  int64_t kept;      // [shared_steps, tensors, packs, threads] packs of 16 bytes
-  int64_t matrix;    // [lanes or warps, slab_columns] of the compute type: what threads sum up
-  int64_t parts;     // of such sums, double
-  int64_t totals;    // [2, slab_channels] double
-  int64_t partials;  // [2, 2, slab_channels] of the compute type: read by the other blocks of a cluster
-  int64_t numbers;   // [5, slab_channels] of the compute type: what each channel's elements are computed with
-  int64_t bytes;
-
-  FUSED_BN_HOST_DEVICE SharedLayout(const Geometry& g, int tensors, int element_bytes, int compute_bytes) {
-    const int64_t channels = (g.slab_channels + 1) / 2 * 2;  // keeps doubles aligned
-    const int64_t most = g.slab_columns > g.threads ? g.slab_columns : g.threads;
-    kept = 0;
-    matrix = int64_t{g.shared_steps} * tensors * kVector * element_bytes * g.threads;
-    parts = matrix + int64_t{compute_bytes} * g.threads * (g.mapping == Mapping::rows ? 1 : kVector);
-    totals = parts + 8 * most;
-    partials = totals + 8 * 2 * channels;
-    numbers = partials + compute_bytes * 4 * channels;
-    bytes = numbers + compute_bytes * 5 * channels;
-  }
-};
-
-constexpr int kThreads = 512;      // the most a block has: 128 registers each fill a multiprocessor
-constexpr int kStreamedSteps = 4;  // loaded side by side: 32 KB of a half type in flight
+constexpr int kThreads = 512;  // the most a block has: 128 registers each fill a multiprocessor
 
 }  // namespace fused_bn::cuda

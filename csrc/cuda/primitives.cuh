@@ -1,5 +1,5 @@
-// Everything that only a GPU can do: indices, shuffles, barriers, clusters, cache-hinted loads, PTX. The kernels
-// are written against this file alone, and tests/simt has its twin for the host, under the same path.
+// Everything that only a GPU can do: indices, shuffles, barriers, clusters, cache-hinted loads, PTX. The
+// kernels are written against this file alone, and tests/simt has its twin for the host, under the same path.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,6 +11,7 @@
 
 #define FUSED_BN_DEVICE __device__ __forceinline__
 #define FUSED_BN_UNROLL _Pragma("unroll")
+#define FUSED_BN_ROLLED _Pragma("unroll 1")
 
 namespace fused_bn::cuda {
 
@@ -19,8 +20,8 @@ struct alignas(16) Pack {
 };
 
 FUSED_BN_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
-FUSED_BN_DEVICE int64_t block_index() { return blockIdx.x; }
-FUSED_BN_DEVICE int64_t grid_blocks() { return gridDim.x; }
+FUSED_BN_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
+FUSED_BN_DEVICE int grid_blocks() { return static_cast<int>(gridDim.x); }
 
 // The block's dynamic shared memory.
 FUSED_BN_DEVICE char* shared_memory() {
@@ -37,6 +38,14 @@ FUSED_BN_DEVICE A shuffle_xor(A value, int distance) {
   return __shfl_xor_sync(0xffffffffu, value, distance);
 }
 
+// Hides from the compiler that a value is still the same: else it keeps what it has computed from it,
+// unpacked elements or addresses, in registers that are needed for better things, rather than compute it
+// again.
+FUSED_BN_DEVICE void forget(Pack& p) {
+  asm volatile("" : "+r"(p.words[0]), "+r"(p.words[1]), "+r"(p.words[2]), "+r"(p.words[3]));
+}
+FUSED_BN_DEVICE void forget(int& value) { asm volatile("" : "+r"(value)); }
+
 // ---- loads and stores. `last`: nobody reads these bytes again, so that they need not stay in a cache.
 
 template <bool last>
@@ -46,18 +55,18 @@ FUSED_BN_DEVICE Pack load_pack(const void* address) {
 #if __CUDA_ARCH__ >= 800
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
-                 : "=r"(p.words[0]), "=r"(p.words[1]), "=r"(p.words[2]), "=r"(p.words[3])
-                 : "l"(address), "l"(policy));
+    asm("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0, %1, %2, %3}, [%4], %5;"
+        : "=r"(p.words[0]), "=r"(p.words[1]), "=r"(p.words[2]), "=r"(p.words[3])
+        : "l"(address), "l"(policy));
 #else
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(p.words[0]), "=r"(p.words[1]), "=r"(p.words[2]), "=r"(p.words[3])
-                 : "l"(address));
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(p.words[0]), "=r"(p.words[1]), "=r"(p.words[2]), "=r"(p.words[3])
+        : "l"(address));
 #endif
   } else {
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(p.words[0]), "=r"(p.words[1]), "=r"(p.words[2]), "=r"(p.words[3])
-                 : "l"(address));
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(p.words[0]), "=r"(p.words[1]), "=r"(p.words[2]), "=r"(p.words[3])
+        : "l"(address));
   }
   return p;
 }
@@ -111,9 +120,7 @@ FUSED_BN_DEVICE uint32_t add_release(uint32_t* word, uint32_t value) {
 FUSED_BN_DEVICE void wait_flip(const uint32_t* word, uint32_t before) {
   uint32_t now;
   do {
-#if __CUDA_ARCH__ >= 700
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(word) : "memory");
-#endif
   } while (((now ^ before) & 0x80000000u) == 0);
 }
 
@@ -161,18 +168,25 @@ FUSED_BN_DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
 FUSED_BN_DEVICE double multiply(double a, double b) { return __dmul_rn(a, b); }
 FUSED_BN_DEVICE float subtract(float a, float b) { return __fsub_rn(a, b); }
 FUSED_BN_DEVICE double subtract(double a, double b) { return __dsub_rn(a, b); }
-FUSED_BN_DEVICE double square_root(double a) { return __dsqrt_rn(a); }
+// About 1 / a: within two units in the last place.
+FUSED_BN_DEVICE float reciprocal(float a) { return __fdividef(1.0f, a); }
+FUSED_BN_DEVICE double reciprocal(double a) { return 1.0 / a; }
+FUSED_BN_DEVICE double inverse_square_root(double a) { return rsqrt(a); }
 template <class A>
 FUSED_BN_DEVICE bool is_finite(A a) {
   return isfinite(a);
 }
 
 FUSED_BN_DEVICE float widen(Float16 value) { return __half2float(__ushort_as_half(value.bits)); }
-FUSED_BN_DEVICE float widen(BFloat16 value) { return __uint_as_float(static_cast<uint32_t>(value.bits) << 16); }
+FUSED_BN_DEVICE float widen(BFloat16 value) {
+  return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
+}
 FUSED_BN_DEVICE float widen(float value) { return value; }
 FUSED_BN_DEVICE double widen(double value) { return value; }
 
-FUSED_BN_DEVICE void narrow(float value, Float16& result) { result.bits = __half_as_ushort(__float2half_rn(value)); }
+FUSED_BN_DEVICE void narrow(float value, Float16& result) {
+  result.bits = __half_as_ushort(__float2half_rn(value));
+}
 FUSED_BN_DEVICE void narrow(float value, BFloat16& result) {
   result.bits = __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }

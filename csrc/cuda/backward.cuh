@@ -1,0 +1,197 @@
+// Backward in training and in evaluation: the gradients of weight and bias, of the input and of a residual.
+#pragma once
+
+#include "cuda/affine.cuh"
+#include "cuda/exchange.cuh"
+#include "cuda/sweep.cuh"
+
+namespace fused_bn::cuda {
+
+template <class T, Mapping mapping, bool whole, Activation activation>
+class BackwardKernel {
+  using A = Compute<T>;
+  using Slab = Sweep<T, mapping, whole, 2>;
+  using Affine = OwnAffine<A, mapping>;
+  static constexpr int kColumns = kOwn<mapping>;
+
+ public:
+  FUSED_BN_DEVICE explicit BackwardKernel(const BackwardParams& p)
+      : p_(p),
+        g_(p.geometry),
+        numbers_(p.geometry, p.layout),
+        channel_of_(p.geometry, p.layout),
+        statistics_(const_cast<void*>(p.statistics), p.geometry.C),
+        reduction_(p.geometry, p.layout),
+        exchange_(p.geometry, p.exchange, p.workspace, p.layout) {}
+
+  FUSED_BN_DEVICE void run() {
+    const bool gathers = p_.phase != Phase::emit, emits = p_.phase != Phase::gather;
+    // Only the block that gathers can try again.
+    const Try first = gathers && emits ? Try::first : Try::only;
+    for (int slab = exchange_.team(); slab < g_.slabs; slab += g_.groups) {
+      const void* const data[2] = {p_.grad_output, p_.input};
+      Slab sweep(g_, p_.layout, slab, exchange_.rank(), data);
+      if (gathers) sweep.start();
+      prepare(slab);
+      sync_block();
+      const Affine affine(numbers_, channel_of_, sweep.view);
+      bool fails = true;
+      for (Try which = first; fails; which = Try::again) {
+        if (gathers) gather(sweep, affine, slab, which == Try::again ? kSmaller<A> : A{1});
+        if (!emits) break;
+        if (p_.exchange != Exchange::none) merge_blocks(slab);
+        fails = any_in_block(finish(slab, which));
+      }
+      if (emits && (p_.grad_input != nullptr || p_.grad_residual != nullptr)) emit(sweep, affine);
+      sync_block();  // the next slab overwrites the numbers
+    }
+    exchange_.leave();
+  }
+
+ private:
+  // [2, slab_channels]: what the slab's channels sum up to.
+  FUSED_BN_DEVICE double* totals(int field) const {
+    return shared_part<double>(p_.layout.totals) + field * g_.slab_channels;
+  }
+
+  FUSED_BN_DEVICE void prepare(int slab) {
+    for (int c = thread_index(); c < g_.channels(slab); c += g_.threads) {
+      const int channel = g_.first_channel(slab) + c;
+      numbers_.set_affine(c, ChannelStatistics<A>(statistics_, channel), read(p_.weight, channel, 1),
+                          read(p_.bias, channel, 0));
+    }
+  }
+
+  // The gradient behind the activation, from dy, and x - mean_hi.
+  FUSED_BN_DEVICE void differentiate(const Raw<T> (&raw)[2], const Affine& affine, uint32_t passes,
+                                     A (&g)[kVector], A (&centred)[kVector]) const {
+    const A slope = static_cast<A>(p_.negative_slope);
+    unpack(raw[0], g);
+    unpack(raw[1], centred);
+    FUSED_BN_UNROLL
+    for (int k = 0; k < kVector; ++k) {
+      centred[k] = affine.centre(centred[k], k);
+      if (p_.mask == nullptr) {
+        g[k] = activate_backward<activation>(affine.transform(centred[k], k), g[k], slope);
+      } else {
+        g[k] = activate_backward<activation>((passes >> k & 1) != 0 ? A{1} : A{0}, g[k], slope);
+      }
+    }
+  }
+
+  // Leaves in totals_ the sums of g and of g * (x - mean_hi), in the units of scale.
+  FUSED_BN_DEVICE void gather(Slab& sweep, const Affine& affine, int slab, A scale) {
+    A sum[kColumns] = {}, sum_centred[kColumns] = {};
+    sweep.gather([&](auto& raw, const Stretch& stretch) {
+      // Sums of a few steps first: shorter chains of additions round less than one long one.
+      A part[kColumns] = {}, part_centred[kColumns] = {};
+      FUSED_BN_UNROLL
+      for (int i = 0; i < static_cast<int>(sizeof(raw) / sizeof(raw[0])); ++i) {
+        if (!stretch.has(i)) continue;
+        const int values = whole ? kVector : sweep.view.vector(stretch.first + i).count;
+        A g[kVector], centred[kVector];
+        differentiate(raw[i], affine, passes(sweep, stretch.first + i), g, centred);
+        FUSED_BN_UNROLL
+        for (int k = 0; k < kVector; ++k) {
+          const A each = whole || k < values ? g[k] * scale : A{0};
+          const A x = whole || k < values ? centred[k] * scale : A{0};
+          part[own<mapping>(k)] += each;
+          part_centred[own<mapping>(k)] = fma(each, x, part_centred[own<mapping>(k)]);
+        }
+      }
+      FUSED_BN_UNROLL
+      for (int k = 0; k < kColumns; ++k) {
+        sum[k] += part[k];
+        sum_centred[k] += part_centred[k];
+      }
+    });
+    const int channels = g_.channels(slab);
+    FUSED_BN_ROLLED
+    for (int field = 0; field < 2; ++field) {
+      FUSED_BN_UNROLL
+      for (int k = 0; k < kColumns; ++k) sum[k] = field == 0 ? sum[k] : sum_centred[k];
+      reduction_.template over_block<mapping>(channels, sum, totals(field));
+    }
+    if (p_.exchange == Exchange::none) return;
+    for (int c = thread_index(); c < channels; c += g_.threads) {
+      exchange_.publish(slab, c, static_cast<A>(totals(0)[c]), static_cast<A>(totals(1)[c]));
+    }
+    if (p_.phase == Phase::both) exchange_.wait();
+  }
+
+  FUSED_BN_DEVICE void merge_blocks(int slab) {
+    FUSED_BN_ROLLED
+    for (int field = 0; field < 2; ++field) {
+      reduction_.over_rows(
+          g_.group, g_.channels(slab), [&](int b, int c) { return exchange_.read(slab, b, field, c); },
+          totals(field));
+    }
+    exchange_.next_turn();
+  }
+
+  // dx = scale * (g - mean(g) - xhat * mean(g * xhat)): Ioffe and Szegedy 2015, section 3. What follows g is
+  // fma(x - mean_hi, slope, constant), with the means over the batch folded into two numbers. True where the
+  // first try fails for a channel.
+  FUSED_BN_DEVICE bool finish(int slab, Try which) {
+    bool fails = false;
+    const double larger = which == Try::again ? 1.0 / kSmaller<A> : 1.0;
+    for (int c = thread_index(); c < g_.channels(slab); c += g_.threads) {
+      A& failed = numbers_.at(kConstant, c);
+      const double grad = totals(0)[c] * larger;
+      const double grad_centred = totals(1)[c] * larger * larger;
+      if (which == Try::first) failed = is_finite(static_cast<A>(grad + grad_centred)) ? A{0} : A{1};
+      if (which == Try::first && failed != 0) fails = true;
+      if (which != Try::only && (failed != 0) != (which == Try::again)) continue;
+      const int channel = g_.first_channel(slab) + c;
+      const ChannelStatistics<A> s(statistics_, channel);
+      const double mean_lo = s.mean_lo, invstd = s.invstd;
+      const double grad_xhat = (grad_centred - mean_lo * grad) * invstd;
+      if (exchange_.rank() == 0) {
+        write(p_.grad_weight, channel, grad_xhat);
+        write(p_.grad_bias, channel, grad);
+      }
+      const double slope = p_.training ? -grad_xhat * p_.inverse_count * invstd : 0.0;
+      numbers_.at(kSlope, c) = static_cast<A>(slope);
+      numbers_.at(kConstant, c) =
+          p_.training ? static_cast<A>(-mean_lo * slope - grad * p_.inverse_count) : A{0};
+    }
+    return fails;
+  }
+
+  FUSED_BN_DEVICE uint32_t passes(const Slab& sweep, int step) const {
+    return p_.mask == nullptr ? 0 : p_.mask[sweep.view.mask_byte(step)];
+  }
+
+  FUSED_BN_DEVICE void emit(Slab& sweep, const Affine& affine) {
+    const OwnNumbers<A, mapping> slope(numbers_, kSlope, channel_of_, sweep.view);
+    const OwnNumbers<A, mapping> constant(numbers_, kConstant, channel_of_, sweep.view);
+    sweep.emit([&](const auto& raw, const Vector& at, int step) {
+      A g[kVector], centred[kVector];
+      differentiate(raw, affine, passes(sweep, step), g, centred);
+      if (p_.grad_residual != nullptr) store_vector<T, whole>(p_.grad_residual, at, pack<T>(g));
+      if (p_.grad_input == nullptr) return;
+      FUSED_BN_UNROLL
+      for (int k = 0; k < kVector; ++k) {
+        // In evaluation the statistics are constants; nothing may leak in where a slope of 0 meets inf.
+        const A behind = p_.training ? fma(centred[k], slope(k), constant(k)) : A{0};
+        g[k] = affine.scale(k) * (g[k] + behind);
+      }
+      store_vector<T, whole>(p_.grad_input, at, pack<T>(g));
+    });
+  }
+
+  const BackwardParams& p_;
+  const Geometry& g_;
+  const Numbers<A> numbers_;
+  const ChannelOf<mapping> channel_of_;
+  const Statistics<A> statistics_;
+  Reduction<A> reduction_;
+  GroupExchange<A> exchange_;
+};
+
+template <class T, Mapping mapping, bool whole, Activation activation>
+FUSED_BN_DEVICE void backward_kernel(const BackwardParams& p) {
+  BackwardKernel<T, mapping, whole, activation>(p).run();
+}
+
+}  // namespace fused_bn::cuda

@@ -1,0 +1,179 @@
+"""Compiles the executor and what runs on it, with g++ into build/simt/. A second call compiles nothing.
+
+An object's name holds a hash of its compiler, its flags and every file that it includes from here or from
+csrc/, so that a mutant of one header shares all other objects with the original.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CACHE = ROOT / "build" / "simt"
+COMPILER = os.environ.get("CXX", "g++")
+# For ThreadSanitizer every fiber is a thread, and what they share in here would be races.
+UNWATCHED = frozenset({"fiber.cpp", "guarded.cpp", "block.cpp", "executor.cpp"})
+EXECUTOR = tuple(HERE / name for name in sorted(UNWATCHED))
+
+FLAGS = (
+    *("-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"),
+    # Two modules in one process share nothing.
+    *("-fno-gnu-unique", "-ftls-model=initial-exec"),
+    # As the device computes, and as nvcc reads memory through pointers of other types.
+    *("-ffp-contract=off", "-fno-strict-aliasing"),
+)
+
+
+class CompileError(RuntimeError):
+    pass
+
+
+@dataclass(frozen=True)
+class Source:
+    path: Path
+    defines: tuple[str, ...] = ()
+    optimise: str = "2"
+
+
+@functools.cache
+def compiler_version() -> str:
+    return subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+@functools.cache
+def has_fma() -> bool:
+    if platform.machine() != "x86_64":
+        return False
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and " fma " in cpuinfo.read_text()
+
+
+def included_files(source: Path, include: Sequence[Path]) -> list[Path]:
+    """The source and all that it includes in quotes, in the order in which they are found."""
+    found = [source]
+    for file in found:
+        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', file.read_text(), re.MULTILINE):
+            path = next((p for d in (file.parent, *include) if (p := d / name).is_file()), None)
+            if path is not None and path not in found:
+                found.append(path)
+    return found
+
+
+def run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CompileError(f"{' '.join(command)}\n{done.stderr}")
+
+
+def made(target: Path, command: Sequence[str]) -> Path:
+    """The target, by `command` where it is not there yet; whole or not at all, whoever else makes it."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+            unfinished = Path(directory) / target.name
+            run([*command, "-o", str(unfinished)])
+            unfinished.replace(target)
+    return target
+
+
+def digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def compiled(source: Source, flags: Sequence[str], include: Sequence[Path]) -> Path:
+    options = [*flags, f"-O{source.optimise}", *(f"-D{define}" for define in source.defines)]
+    # Not where the files lie: what an overlay leaves alone is the original's object.
+    texts = [f"{file.name}\n{file.read_text()}" for file in included_files(source.path, include)]
+    target = CACHE / "objects" / f"{source.path.stem}-{digest(compiler_version(), *options, *texts)}.o"
+    return made(target, [COMPILER, *options, *(f"-I{d}" for d in include), "-c", str(source.path)])
+
+
+def build(
+    name: str,
+    sources: Sequence[Source],
+    *,
+    module: bool,
+    thread_sanitizer: bool = False,
+    defines: Sequence[str] = (),
+    overlay: Path | None = None,
+) -> Path:
+    """The path of a Python module or a program from `sources` and the executor.
+
+    `overlay` is a directory whose files replace those of the same path below csrc/ or tests/simt/twin/.
+    Raises CompileError with what the compiler said.
+    """
+    include = [HERE / "twin", HERE, ROOT / "csrc"]
+    if overlay is not None:
+        include.insert(0, overlay)
+    flags = [*FLAGS, *(f"-D{define}" for define in defines)]
+    if has_fma():
+        flags.append("-mfma")
+    if thread_sanitizer:
+        flags.append("-DSIMT_THREAD_SANITIZER")
+    if module:
+        import pybind11
+
+        for directory in (sysconfig.get_paths()["include"], pybind11.get_include()):
+            flags += ["-isystem", directory]
+
+    def compile_one(source: Source) -> Path:
+        watched = thread_sanitizer and source.path.name not in UNWATCHED
+        return compiled(source, [*flags, "-fsanitize=thread"] if watched else flags, include)
+
+    everything = [*sources, *(Source(path) for path in EXECUTOR)]
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        objects = [str(path) for path in pool.map(compile_one, everything)]
+    link = [COMPILER, "-pthread", *(["-shared"] if module else []), *objects]
+    if thread_sanitizer:
+        link.append("-fsanitize=thread")
+    return made(CACHE / digest(*link) / (f"{name}.so" if module else name), link)
+
+
+def thread_sanitizer_environment() -> dict[str, str]:
+    """What a Python process needs to load a module that was built with ThreadSanitizer."""
+    library = subprocess.run(
+        [COMPILER, "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    return {**os.environ, "LD_PRELOAD": library, "TSAN_OPTIONS": TSAN_OPTIONS}
+
+
+# Fibers are never joined, so they would all count as leaks.
+TSAN_OPTIONS = "halt_on_error=0:exitcode=66:report_thread_leaks=0:report_signal_unsafe=0"
+
+
+ELEMENTS = {"f32": "float", "f64": "double", "bf16": "fused_bn::BFloat16", "f16": "fused_bn::Float16"}
+
+
+def build_kernels(
+    *, thread_sanitizer: bool = False, elements: Sequence[str] = tuple(ELEMENTS), overlay: Path | None = None
+) -> Path:
+    """The module simt_kernels: the CUDA kernels of these element types, to run on the CPU."""
+    sources = [
+        Source(HERE / "kernels_one_type.cpp", (f"SIMT_ELEMENT={ELEMENTS[name]}",)) for name in elements
+    ]
+    # The bindings take four times as long to optimise as any kernels do.
+    has = tuple(f"SIMT_HAS_{name}" for name in sorted(elements))
+    sources.append(Source(HERE / "kernels.cpp", has, optimise="0"))
+    return build("simt_kernels", sources, module=True, thread_sanitizer=thread_sanitizer, overlay=overlay)
+
+
+def load_module(path: Path) -> ModuleType:
+    """A built module; several variants of one may be loaded."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,22 @@
+// `selftest NAME` runs one case; a fault is its error text and status 1. test_executor.py knows what each
+// must do.
+#include "selftest.h"
+
+#include <cstdio>
+
+int main(int count, char** arguments) {
+  const std::string name = count == 2 ? arguments[1] : "";
+  for (const auto* cases : {&selftest::kWorks, &selftest::kFaults, &selftest::kRaces}) {
+    const auto found = cases->find(name);
+    if (found == cases->end()) continue;
+    try {
+      found->second();
+      return 0;
+    } catch (const std::exception& error) {
+      std::printf("%s\n", error.what());
+      return 1;
+    }
+  }
+  std::printf("no such case: %s\n", name.c_str());
+  return 2;
+}

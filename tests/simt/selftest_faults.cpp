@@ -1,0 +1,204 @@
+// What must be caught.
+#include <cstring>
+
+#include "selftest.h"
+
+namespace selftest {
+namespace {
+
+void shared_read_behind_the_end() {
+  simt::launch(blocks(1, 32, 64), [] { shared_floats()[20] = shared_floats()[16]; });
+}
+
+void shared_write_before_the_start() {
+  simt::launch(blocks(1, 1, 64), [] { shared_floats()[-1] = 0; });
+}
+
+void global_read_behind_the_end() {
+  const GuardedMemory global(GuardedMemory::Kind::global, 6, 1);
+  uint16_t sum = 0;
+  simt::launch(blocks(1, 4), [&] {
+    std::memcpy(&sum, global.data() + 2 * thread_index(), 2);
+    asm volatile("" : : "r"(sum));
+  });
+}
+
+void null_pointer() {
+  const float* volatile nothing = nullptr;
+  float value = 0;
+  simt::launch(blocks(1, 1), [&] { value = *nothing; });
+}
+
+void misaligned_pack() {
+  const GuardedMemory global(GuardedMemory::Kind::global, 64, 16);
+  simt::launch(blocks(1, 1), [&] { load_pack<false>(global.data() + 8); });
+}
+
+void misaligned_copy() {
+  const GuardedMemory global(GuardedMemory::Kind::global, 64, 16);
+  simt::launch(blocks(1, 1, 64),
+               [&] { copy_async(reinterpret_cast<Pack*>(shared_memory() + 4), global.data()); });
+}
+
+void copy_outside_shared_memory() {
+  const GuardedMemory global(GuardedMemory::Kind::global, 64, 16);
+  simt::launch(blocks(1, 1, 64),
+               [&] { copy_async(reinterpret_cast<Pack*>(global.data() + 16), global.data()); });
+}
+
+void copy_never_waited_for() {
+  const GuardedMemory global(GuardedMemory::Kind::global, 64, 16);
+  simt::launch(blocks(1, 1, 64),
+               [&] { copy_async(reinterpret_cast<Pack*>(shared_memory()), global.data()); });
+}
+
+void divergent_exit() {
+  simt::launch(blocks(1, 64), [] {
+    if (thread_index() != 5) sync_block();
+  });
+}
+
+void barrier_and_shuffle() {
+  simt::launch(blocks(1, 64), [] {
+    if (thread_index() < 32) {
+      sync_block();
+    } else {
+      shuffle_xor(1.0f, thread_index() == 40 ? 2 : 1);
+    }
+  });
+}
+
+void block_and_cluster_barrier() {
+  simt::launch(cluster(2, 2, 32), [] {
+    if (thread_index() < 31) {
+      sync_cluster();
+    } else {
+      sync_block();
+    }
+  });
+}
+
+void two_kinds_of_block_barrier() {
+  simt::launch(blocks(1, 32), [] {
+    if (thread_index() == 0) {
+      any_in_block(true);
+    } else {
+      sync_block();
+    }
+  });
+}
+
+void missing_lane() {
+  simt::launch(blocks(1, 64), [] {
+    if (thread_index() % 32 != 3) shuffle_xor(1.0f, 1);
+  });
+}
+
+void lane_at_a_barrier() {
+  simt::launch(blocks(1, 32), [] {
+    if (thread_index() == 3) {
+      sync_block();
+    } else {
+      shuffle_xor(1.0f, 1);
+    }
+  });
+}
+
+void partial_warp() {
+  simt::launch(blocks(1, 48), [] { shuffle_xor(1.0f, 1); });
+}
+
+void deadlock_without_cooperation() {
+  uint32_t word = 0;
+  Launch launch = blocks(2, 32);
+  launch.workers = 1;
+  simt::launch(launch, [&] { group_barrier(&word, 2); });
+}
+
+void deadlock_across_blocks() {
+  uint32_t word = 0;
+  Launch launch = cooperative(3, 64);
+  launch.workers = 3;
+  simt::launch(launch, [&] { group_barrier(&word, 4); });
+}
+
+void cluster_block_that_leaves() {
+  simt::launch(cluster(2, 2, 32), [] {
+    if (block_index() == 0) sync_cluster();
+  });
+}
+
+void cluster_read_without_a_barrier_behind() {
+  simt::launch(cluster(2, 2, 32, 16), [] {
+    sync_cluster();
+    if (block_index() == 1) load_from_cluster(shared_floats(), 0);
+  });
+}
+
+// The reader comes first, so that only the missing barrier tells.
+void cluster_read_before_the_end() {
+  simt::launch(cluster(2, 2, 32, 16), [] {
+    sync_cluster();
+    if (block_index() == 0) load_from_cluster(shared_floats(), 1);
+    sync_block();
+  });
+}
+
+void exception_in_a_kernel() {
+  simt::launch(blocks(1, 1), [] { throw std::runtime_error("from within"); });
+}
+
+void stack_overflow() {
+  simt::launch(blocks(1, 2), [] {
+    char large[58 * 1024];
+    asm volatile("" : : "r"(large) : "memory");
+    sync_block();
+    asm volatile("" : : "r"(large) : "memory");
+  });
+}
+
+// Afterwards all is as it was.
+void launch_after_a_fault() {
+  for (const auto fault : {divergent_exit, shared_read_behind_the_end, null_pointer}) {
+    bool thrown = false;
+    try {
+      fault();
+    } catch (const std::runtime_error&) {
+      thrown = true;
+    }
+    expect(thrown, "a fault");
+    float sum = 0;
+    simt::launch(blocks(1, 32), [&] { sum = shuffle_xor(1.0f, 16) + 1; });
+    expect(sum == 2, "a launch like any other");
+  }
+}
+
+}  // namespace
+
+const Cases kFaults = {
+    {"shared_read_behind_the_end", shared_read_behind_the_end},
+    {"shared_write_before_the_start", shared_write_before_the_start},
+    {"global_read_behind_the_end", global_read_behind_the_end},
+    {"null_pointer", null_pointer},
+    {"misaligned_pack", misaligned_pack},
+    {"misaligned_copy", misaligned_copy},
+    {"copy_outside_shared_memory", copy_outside_shared_memory},
+    {"copy_never_waited_for", copy_never_waited_for},
+    {"divergent_exit", divergent_exit},
+    {"barrier_and_shuffle", barrier_and_shuffle},
+    {"block_and_cluster_barrier", block_and_cluster_barrier},
+    {"two_kinds_of_block_barrier", two_kinds_of_block_barrier},
+    {"missing_lane", missing_lane},
+    {"lane_at_a_barrier", lane_at_a_barrier},
+    {"partial_warp", partial_warp},
+    {"deadlock_without_cooperation", deadlock_without_cooperation},
+    {"deadlock_across_blocks", deadlock_across_blocks},
+    {"cluster_block_that_leaves", cluster_block_that_leaves},
+    {"cluster_read_without_a_barrier_behind", cluster_read_without_a_barrier_behind},
+    {"cluster_read_before_the_end", cluster_read_before_the_end},
+    {"exception_in_a_kernel", exception_in_a_kernel},
+    {"stack_overflow", stack_overflow},
+    {"launch_after_a_fault", launch_after_a_fault},
+};
+
+}  // namespace selftest
