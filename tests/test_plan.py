@@ -217,7 +217,8 @@ def assert_within_limits(each: Problem, plan: "LaunchPlan") -> None:
     assert (plan.N, plan.C, plan.S, plan.elements) == (each.N, each.C, each.S, each.elements)
     assert plan.shared_bytes <= device["shared_per_block"]
     assert 1 <= plan.grid == plan.group * plan.groups < 2**31
-    assert plan.threads == 512
+    threads = 256 if each.dtype == "f64" else 512
+    assert plan.threads == threads
     assert 1 <= plan.slab_vectors * plan.lanes <= plan.threads
     assert plan.slabs * plan.slab_channels >= each.C > (plan.slabs - 1) * plan.slab_channels
     assert plan.groups <= plan.slabs
@@ -226,8 +227,8 @@ def assert_within_limits(each: Problem, plan: "LaunchPlan") -> None:
     if plan.mapping == "rows":
         vectors = -(-each.S // 8)
         assert plan.row_vectors == vectors
-        assert (plan.steps - 1) * 512 < each.N * vectors <= plan.steps * 512
-        assert (each.N * vectors + 512) * vectors < 2**64
+        assert (plan.steps - 1) * threads < each.N * vectors <= plan.steps * threads
+        assert (each.N * vectors + threads) * vectors < 2**64
     else:
         assert plan.slab_columns % plan.slab_channels == 0
         assert plan.slab_columns <= 8 * plan.slab_vectors < plan.slab_columns + 8

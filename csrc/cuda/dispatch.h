@@ -21,6 +21,15 @@ constexpr Activation kernel_activation(Activation activation) {
   return activation == Activation::relu ? Activation::relu : Activation::leaky_relu;
 }
 
+// Calls launch(phase) for each kernel that the exchange takes: one, but for two_kernels. Stops at the first
+// result that is not the default one, success, and returns the last.
+template <class Launch>
+auto for_each_phase(Exchange exchange, Launch launch) {
+  if (exchange != Exchange::two_kernels) return launch(Phase::both);
+  const auto result = launch(Phase::gather);
+  return result == decltype(result){} ? launch(Phase::emit) : result;
+}
+
 // Calls body with the KernelTypes of one element type.
 template <class T, class Body>
 auto with_kernel_types(Mapping mapping, bool whole, Activation activation, Body body) {

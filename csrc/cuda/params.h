@@ -112,9 +112,11 @@ constexpr int register_steps(DType dtype, bool backward, Mapping mapping) {
   const bool half = dtype == DType::bf16 || dtype == DType::f16;
   if (dtype == DType::f64) return 0;
   if (mapping == Mapping::rows) return backward ? (half ? 8 : 4) : (half ? 16 : 6);
-  return backward ? (half ? 2 : 1) : (half ? 8 : 3);
+  if (backward) return dtype == DType::bf16 ? 2 : 1;
+  return half ? 8 : 3;
 }
 
-constexpr int kThreads = 512;  // the most a block has: 128 registers each fill a multiprocessor
+// Of a block. 128 registers each fill a multiprocessor, and 255 each in double precision.
+constexpr int threads_of(DType dtype) { return dtype == DType::f64 ? 256 : 512; }
 
 }  // namespace fused_bn::cuda

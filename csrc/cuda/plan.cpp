@@ -106,7 +106,7 @@ void for_each_split(const Geometry& g, int64_t blocks, const Take& take) {
   }
 }
 
-// Blocks that wait for each other must all run at once, and one of kThreads fills a multiprocessor.
+// Blocks that wait for each other must all run at once, and one fills a multiprocessor.
 template <class Take>
 void for_each_team(const Geometry& g, const Problem& p, const Device& device, const Take& take) {
   const int64_t blocks = device.multiprocessors;

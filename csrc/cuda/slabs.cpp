@@ -6,13 +6,12 @@
 namespace fused_bn::cuda {
 namespace {
 
-constexpr int kMatrixColumns = kThreads * kVector;  // of a matrix row that one block handles in one step
 constexpr int kSlabVectors = 64;    // channels_last: beyond, rows are long enough for any memory
 constexpr int kSlabChannels = 512;  // channels_first: each costs shared memory
 
 class Slabs {
  public:
-  explicit Slabs(const Problem& p) : p_(p), view_(p.view) {
+  explicit Slabs(const Problem& p) : p_(p), view_(p.view), threads_(threads_of(p.dtype)) {
     pixels_ = view_.layout == Layout::channels_last ? kVector / std::gcd(view_.C, int64_t{kVector}) : 1;
     if (pixels_ > 1 && !fits_anywhere(pixels_ * view_.C, view_.C, pixels_ * view_.C)) pixels_ = 1;
     unit_ = kVector / std::gcd(view_.S, int64_t{kVector});
@@ -23,7 +22,7 @@ class Slabs {
     if (view_.layout == Layout::channels_last) {
       matrix_of_pixels(found);
     } else {
-      const bool short_rows = unit_ * view_.S <= kMatrixColumns;
+      const bool short_rows = unit_ * view_.S <= matrix_columns();
       const bool whole_rows = view_.S % kVector == 0;
       const int64_t least = std::min(unit_, view_.C);
       if (whole_rows ? short_rows : short_rows && fits_anywhere(least * view_.S, least, view_.C * view_.S)) {
@@ -44,7 +43,7 @@ class Slabs {
     g.S = view_.S;
     g.elements = view_.elements();
     g.channels_last = view_.layout == Layout::channels_last;
-    g.threads = kThreads;
+    g.threads = threads_;
     g.group = g.groups = 1;
     return g;
   }
@@ -58,7 +57,7 @@ class Slabs {
     g.slab_channels = static_cast<int>(slab_channels);
     g.slab_vectors = static_cast<int>(divide_up(slab_columns, kVector));
     g.slabs = static_cast<int>(divide_up(row_length, slab_columns));
-    g.lanes = kThreads / g.slab_vectors;
+    g.lanes = threads_ / g.slab_vectors;
     cut_steps(g, g.rows);
     g.whole = p_.alignment >= 16 && row_length % kVector == 0 && slab_columns % kVector == 0 &&
               g.elements % row_length == 0;
@@ -80,7 +79,7 @@ class Slabs {
   }
 
   bool fits_anywhere(int64_t slab_columns, int64_t slab_channels, int64_t row_length) const {
-    if (slab_columns > kMatrixColumns) return false;
+    if (slab_columns > matrix_columns()) return false;
     return shared_bytes(columns(slab_columns, slab_channels, row_length)) <= kSmallestShared;
   }
 
@@ -106,7 +105,7 @@ class Slabs {
 
   // channels_first, short rows. Slabs of which 1, 2, 4, ... rows fill the threads of a block, and even ones.
   void matrix_of_images(std::vector<Geometry>& found) const {
-    for (int64_t most = kMatrixColumns; most >= unit_ * view_.S; most /= 2) {
+    for (int64_t most = matrix_columns(); most >= unit_ * view_.S; most /= 2) {
       const int64_t fitting = std::min<int64_t>(most / view_.S, kSlabChannels) / unit_ * unit_;
       const int64_t parts = divide_up(view_.C, fitting);
       const int64_t even = divide_up(divide_up(view_.C, parts), unit_) * unit_;
@@ -122,7 +121,7 @@ class Slabs {
     Geometry g = common();
     const int64_t vectors = divide_up(view_.S, kVector);
     // Division's demand, for the last thread of the last step.
-    const int64_t most = view_.N * vectors + kThreads;
+    const int64_t most = view_.N * vectors + threads_;
     if (static_cast<uint64_t>(most) > UINT64_MAX / static_cast<uint64_t>(vectors)) return;
     g.mapping = Mapping::rows;
     g.rows = view_.N;
@@ -130,14 +129,18 @@ class Slabs {
     g.row_vectors = Division::by(static_cast<uint64_t>(vectors));
     g.slab_columns = g.slab_channels = g.slab_vectors = 1;
     g.slabs = static_cast<int>(view_.C);
-    g.lanes = kThreads;
+    g.lanes = threads_;
     cut_steps(g, view_.N * vectors);
     g.whole = p_.alignment >= 16 && view_.S % kVector == 0;
     found.push_back(g);
   }
 
+  // Of a matrix row that one block handles in one step.
+  int64_t matrix_columns() const { return int64_t{threads_} * kVector; }
+
   const Problem& p_;
   const View& view_;
+  int threads_;
   int64_t pixels_;  // channels_last: in a matrix row
   int64_t unit_;    // channels_first: so many channels fill vectors
 };

@@ -10,10 +10,12 @@
 
 namespace fused_bn::cuda {
 
-// Steps loaded side by side, so that a block has 32 KB in flight.
-template <class T, int tensors>
-constexpr int kSideBySide =
-    static_cast<int>(sizeof(T)) * tensors >= 8 ? 1 : 8 / (static_cast<int>(sizeof(T)) * tensors);
+// Steps loaded side by side, so that a block has 32 KB in flight; half of that where vectors are not whole,
+// whose elements are counted one by one.
+template <class T, bool whole, int tensors>
+constexpr int kSideBySide = 8 / (static_cast<int>(sizeof(T)) * tensors * (whole ? 1 : 2)) > 1
+                                ? 8 / (static_cast<int>(sizeof(T)) * tensors * (whole ? 1 : 2))
+                                : 1;
 
 // `steps` of a thread's vectors, of all tensors that are swept together.
 template <class T, int steps, int tensors>
@@ -30,7 +32,7 @@ struct Stretch {
 template <class T, Mapping mapping, bool whole, int tensors>
 class Sweep {
  public:
-  static constexpr int kSteps = kSideBySide<T, tensors>;
+  static constexpr int kSteps = kSideBySide<T, whole, tensors>;
 
   FUSED_BN_DEVICE Sweep(const Geometry& g, const SharedLayout& layout, int slab, int rank,
                         const void* const (&data)[tensors])

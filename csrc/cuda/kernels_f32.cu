@@ -1,0 +1,8 @@
+#include "cuda/launch_one_type.cuh"
+
+namespace fused_bn::cuda {
+
+template cudaError_t launch_one_type<float>(const Plan&, Activation, const ForwardParams&, cudaStream_t);
+template cudaError_t launch_one_type<float>(const Plan&, Activation, const BackwardParams&, cudaStream_t);
+
+}  // namespace fused_bn::cuda

@@ -1,0 +1,48 @@
+#include "cuda/launch.h"
+
+#include <atomic>
+
+#include "cuda/dispatch.h"
+
+namespace fused_bn::cuda {
+namespace {
+
+std::atomic<int64_t> count{0};
+
+template <class Params>
+cudaError_t launch_types(const Plan& plan, DType dtype, Activation activation, Params params,
+                         cudaStream_t stream) {
+  params.geometry = plan.geometry;
+  params.layout = plan.layout;
+  params.exchange = plan.exchange;
+  return for_each_phase(plan.exchange, [&](Phase phase) {
+    params.phase = phase;
+    ++count;
+    switch (dtype) {
+      case DType::f64:
+        return launch_one_type<double>(plan, activation, params, stream);
+      case DType::bf16:
+        return launch_one_type<BFloat16>(plan, activation, params, stream);
+      case DType::f16:
+        return launch_one_type<Float16>(plan, activation, params, stream);
+      default:
+        return launch_one_type<float>(plan, activation, params, stream);
+    }
+  });
+}
+
+}  // namespace
+
+cudaError_t launch(const Plan& plan, DType dtype, Activation activation, ForwardParams params,
+                   cudaStream_t stream) {
+  return launch_types(plan, dtype, activation, params, stream);
+}
+
+cudaError_t launch(const Plan& plan, DType dtype, Activation activation, BackwardParams params,
+                   cudaStream_t stream) {
+  return launch_types(plan, dtype, activation, params, stream);
+}
+
+int64_t launches() { return count; }
+
+}  // namespace fused_bn::cuda

@@ -1,0 +1,98 @@
+// The kernels of one element type and their launch; included by a .cu file for each.
+#pragma once
+
+#include <atomic>
+
+#include "cuda/backward.cuh"
+#include "cuda/dispatch.h"
+#include "cuda/forward.cuh"
+#include "cuda/launch.h"
+
+namespace fused_bn::cuda {
+namespace {
+
+template <class T, Mapping mapping, bool whole, Activation activation>
+__global__ void __launch_bounds__(threads_of(kDType<T>), 1)
+    batch_norm_forward(const __grid_constant__ ForwardParams params) {
+  forward_kernel<T, mapping, whole, activation>(params);
+}
+
+template <class T, Mapping mapping, bool whole, Activation activation>
+__global__ void __launch_bounds__(threads_of(kDType<T>), 1)
+    batch_norm_backward(const __grid_constant__ BackwardParams params) {
+  backward_kernel<T, mapping, whole, activation>(params);
+}
+
+template <class Types>
+constexpr auto kernel_of(const ForwardParams&) {
+  return batch_norm_forward<typename Types::Element, Types::mapping, Types::whole, Types::activation>;
+}
+template <class Types>
+constexpr auto kernel_of(const BackwardParams&) {
+  return batch_norm_backward<typename Types::Element, Types::mapping, Types::whole, Types::activation>;
+}
+
+// Once a kernel and device: more shared memory than 48 KB, and clusters of 16 blocks, are for those who ask.
+template <auto kernel>
+cudaError_t prepare() {
+  static std::atomic<uint64_t> prepared{0};
+  int device = 0, bytes = 0, major = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  const uint64_t bit = uint64_t{1} << (device % 64);
+  if (device < 64 && (prepared & bit) != 0) return cudaSuccess;
+  const auto f = reinterpret_cast<const void*>(kernel);
+  cudaError_t error = cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(f, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (error == cudaSuccess && major >= 9) {
+    error = cudaFuncSetAttribute(f, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+  if (error == cudaSuccess) prepared |= bit;
+  return error;
+}
+
+template <auto kernel, class Params>
+cudaError_t launch_kernel(const Plan& plan, const Params& params, cudaStream_t stream) {
+  if (const cudaError_t error = prepare<kernel>(); error != cudaSuccess) return error;
+  cudaLaunchAttribute attribute{};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(plan.grid));
+  config.blockDim = dim3(static_cast<unsigned>(plan.geometry.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(plan.layout.bytes);
+  config.stream = stream;
+  config.attrs = &attribute;
+  if (plan.exchange == Exchange::cluster) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(plan.geometry.group), 1, 1};
+    config.numAttrs = 1;
+  } else if (plan.exchange == Exchange::barrier) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = 1;
+    config.numAttrs = 1;
+  }
+  return cudaLaunchKernelEx(&config, kernel, params);
+}
+
+template <class T, class Params>
+cudaError_t launch_any(const Plan& plan, Activation activation, const Params& params, cudaStream_t stream) {
+  const Geometry& g = plan.geometry;
+  return with_kernel_types<T>(g.mapping, g.whole, activation, [&](auto types) {
+    return launch_kernel<kernel_of<decltype(types)>(Params{})>(plan, params, stream);
+  });
+}
+
+}  // namespace
+
+template <class T>
+cudaError_t launch_one_type(const Plan& plan, Activation activation, const ForwardParams& params,
+                            cudaStream_t stream) {
+  return launch_any<T>(plan, activation, params, stream);
+}
+template <class T>
+cudaError_t launch_one_type(const Plan& plan, Activation activation, const BackwardParams& params,
+                            cudaStream_t stream) {
+  return launch_any<T>(plan, activation, params, stream);
+}
+
+}  // namespace fused_bn::cuda
