@@ -56,9 +56,11 @@ def major(version: str) -> str:
 
 
 def sources(root: Path, *, with_cuda: bool) -> list[str]:
-    """All .cpp below csrc, csrc/cuda's included (they need no toolkit), and the .cu files with CUDA."""
-    patterns = ("*.cpp", "*.cu") if with_cuda else ("*.cpp",)
-    return sorted(str(path.relative_to(root)) for each in patterns for path in root.glob(f"csrc/**/{each}"))
+    """All .cpp below csrc; with CUDA the .cu files too, and *_cuda.cpp, which includes CUDA's headers."""
+    found = [*root.glob("csrc/**/*.cpp"), *(root.glob("csrc/**/*.cu") if with_cuda else ())]
+    return sorted(
+        str(path.relative_to(root)) for path in found if with_cuda or not path.stem.endswith("_cuda")
+    )
 
 
 def parse_toolkit(dryrun: str, listed: str) -> Toolkit | None:
@@ -168,6 +170,7 @@ def main() -> None:
         f'-DFUSED_BN_CUDA_VERSION="{cuda_version}"',
         f'-DFUSED_BN_CUDA_ARCHITECTURES="{cuda_architectures}"',
         f'-DFUSED_BN_WITHOUT_CUDA="{without_cuda}"',
+        f"-DFUSED_BN_HAS_CUDA={int(with_cuda)}",
     ]
     # at::parallel_for is a header, so that our compiler makes its OpenMP calls; the linker gets no -fopenmp,
     # so that torch's own runtime serves them. That is GNU's, which clang's calls do not fit.

@@ -9,6 +9,9 @@
 
 #include "cpu/kernels.h"
 #include "cuda/plan_bindings.h"
+#if FUSED_BN_HAS_CUDA
+#include "cuda/launch.h"
+#endif
 
 namespace py = pybind11;
 
@@ -56,4 +59,7 @@ PYBIND11_MODULE(_C, module) {
   module.def("active_cpu_capability", &fused_bn::cpu::active_capability,
              "The instruction set that the CPU kernels use in this process.");
   fused_bn::cuda::bind_planner(module);
+#if FUSED_BN_HAS_CUDA
+  module.def("cuda_launches", &fused_bn::cuda::launches, "Kernels launched since the process began.");
+#endif
 }

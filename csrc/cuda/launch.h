@@ -27,8 +27,7 @@ template <class T>
 cudaError_t launch_one_type(const Plan& plan, Activation activation, const BackwardParams& params,
                             cudaStream_t stream);
 
-// The largest clusters of such blocks that the current device can run, from those the planner knows; 1 where
-// it can run none.
-int most_blocks_of_cluster();
+// Blocks in the largest cluster, of at most so many, that the current device can run; 1 where it runs none.
+int most_blocks_of_cluster(int limit);
 
 }  // namespace fused_bn::cuda

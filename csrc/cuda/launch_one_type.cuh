@@ -84,6 +84,32 @@ cudaError_t launch_any(const Plan& plan, Activation activation, const Params& pa
 
 }  // namespace
 
+// Blocks that take the most of a multiprocessor ask for the most of a cluster.
+template <class T>
+int largest_cluster(int limit) {
+  constexpr auto kernel = batch_norm_backward<T, Mapping::columns, true, Activation::relu>;
+  int device = 0, bytes = 0;
+  if (prepare<kernel>() != cudaSuccess || cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
+    return 1;
+  }
+  for (int blocks = limit; blocks > 1; blocks /= 2) {
+    cudaLaunchAttribute attribute{};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(threads_of(kDType<T>));
+    config.dynamicSmemBytes = static_cast<size_t>(bytes);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int active = 0;
+    if (cudaOccupancyMaxActiveClusters(&active, kernel, &config) == cudaSuccess && active > 0) return blocks;
+    cudaGetLastError();  // sizes beyond the device's are an error
+  }
+  return 1;
+}
+
 template <class T>
 cudaError_t launch_one_type(const Plan& plan, Activation activation, const ForwardParams& params,
                             cudaStream_t stream) {
