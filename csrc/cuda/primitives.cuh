@@ -134,8 +134,8 @@ FUSED_BN_DEVICE uint32_t count_around(uint32_t* word, uint32_t limit) {
 FUSED_BN_DEVICE void sync_cluster() {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
-      "barrier.cluster.arrive.release.aligned;\n"
-      "barrier.cluster.wait.acquire.aligned;"
+      "barrier.cluster.arrive.release;\n"
+      "barrier.cluster.wait.acquire;"
       :
       :
       : "memory");
