@@ -7,7 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "double_backward.h"
+#include "differentiable.h"
 
 namespace fused_bn {
 namespace {
@@ -42,6 +42,18 @@ std::tuple<Tensor, Tensor, Tensor> call_backward(const BackwardArguments& a, Mas
 
 bool requires_grad(const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
 bool requires_grad(const OptionalTensor& tensor) { return tensor.has_value() && requires_grad(*tensor); }
+
+// The tangent of forward mode; torch.func.jvp has its own levels, of which this is the innermost.
+bool has_tangent(const Tensor& tensor) { return tensor.defined() && tensor._fw_grad(/*level=*/0).defined(); }
+bool has_tangent(const OptionalTensor& tensor) { return tensor.has_value() && has_tangent(*tensor); }
+
+// As F.batch_norm says it.
+void check_not_differentiable(const OptionalTensor& buffer, const char* name) {
+  TORCH_CHECK(!requires_grad(buffer),
+              "The function 'native_batch_norm' is not differentiable with respect to "
+              "argument '",
+              name, "'. This input cannot have requires_grad True.");
+}
 
 Tensor tensor_or_undefined(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
 
@@ -127,6 +139,12 @@ Tensor batch_norm_autograd(const Tensor& input, const OptionalTensor& weight, co
                            std::optional<double> momentum, double eps, std::string_view activation) {
   const ForwardArguments arguments{input,    weight,   bias, running_mean, running_var, num_batches_tracked,
                                    training, momentum, eps,  activation};
+  if (c10::GradMode::is_enabled()) {
+    check_not_differentiable(running_mean, "running_mean");
+    check_not_differentiable(running_var, "running_var");
+  }
+  if (has_tangent(input) || has_tangent(weight) || has_tangent(bias))
+    return differentiable_forward(arguments);
   if (c10::GradMode::is_enabled() && (requires_grad(input) || requires_grad(weight) || requires_grad(bias))) {
     return ForwardFunction::apply(input, weight, bias, arguments);
   }
@@ -138,6 +156,9 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_backward_autograd(
     const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
     const Tensor& statistics, bool training, std::string_view activation, Mask mask) {
   const BackwardArguments arguments{grad_output, input, weight, bias, statistics, training, activation};
+  if (has_tangent(grad_output) || has_tangent(input) || has_tangent(weight)) {
+    return differentiable_backward(arguments, mask);
+  }
   if (c10::GradMode::is_enabled() &&
       (requires_grad(grad_output) || requires_grad(input) || requires_grad(weight))) {
     const variable_list grads = BackwardFunction::apply(grad_output, input, weight, bias, arguments, mask);
@@ -155,6 +176,9 @@ std::tuple<Tensor, Tensor> batch_norm_forward_inplace(const Tensor& input, const
                                                       const OptionalTensor& num_batches_tracked,
                                                       bool training, std::optional<double> momentum,
                                                       double eps, std::string_view activation) {
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !has_tangent(input) && !has_tangent(weight) && !has_tangent(bias),
+      "fused_bn::batch_norm_forward has no forward-mode derivative; fused_bn::batch_norm has one");
   auto result = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward({input, weight, bias, running_mean, running_var, num_batches_tracked, training,
@@ -168,6 +192,21 @@ std::tuple<Tensor, Tensor> batch_norm_forward_inplace(const Tensor& input, const
   return result;
 }
 
+// What the fake kernels ask, so that they refuse what the real ones do, in the same words.
+void check_forward(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+                   const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                   const OptionalTensor& num_batches_tracked, bool training, std::optional<double> momentum,
+                   double eps, std::string_view activation) {
+  check({input, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps,
+         activation});
+}
+
+void check_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
+                    const OptionalTensor& bias, const Tensor& statistics, bool training,
+                    std::string_view activation) {
+  check({grad_output, input, weight, bias, statistics, training, activation});
+}
+
 }  // namespace
 
 TORCH_LIBRARY(fused_bn, m) {
@@ -179,6 +218,14 @@ TORCH_LIBRARY(fused_bn, m) {
   m.def(("batch_norm" + forward_arguments + " -> Tensor").c_str(), tags);
   m.def(("batch_norm_forward" + forward_arguments + " -> (Tensor output, Tensor statistics)").c_str(), tags);
   m.def(
+      "check_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, "
+      "Tensor? num_batches_tracked, bool training, float? momentum, float eps, str activation) -> ()",
+      tags);
+  m.def(
+      "check_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor statistics, "
+      "bool training, str activation) -> ()",
+      tags);
+  m.def(
       "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor statistics, "
       "bool training, str activation, bool[3] output_mask) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
@@ -186,6 +233,11 @@ TORCH_LIBRARY(fused_bn, m) {
 }
 
 TORCH_LIBRARY_IMPL(fused_bn, CompositeExplicitAutograd, m) { m.impl("batch_norm", batch_norm); }
+
+TORCH_LIBRARY_IMPL(fused_bn, CompositeImplicitAutograd, m) {
+  m.impl("check_forward", check_forward);
+  m.impl("check_backward", check_backward);
+}
 
 TORCH_LIBRARY_IMPL(fused_bn, Autograd, m) {
   m.impl("batch_norm", batch_norm_autograd);

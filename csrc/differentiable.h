@@ -1,0 +1,28 @@
+// Both directions as autograd can differentiate them: in plain torch calls. For derivatives of the
+// derivative, and for forward mode, which asks the kernels for more than they compute.
+#pragma once
+
+#include <torch/csrc/autograd/variable.h>
+
+#include <array>
+#include <tuple>
+
+#include "batch_norm.h"
+
+namespace fused_bn {
+
+// What the operator batch_norm does, buffers and counter included.
+at::Tensor differentiable_forward(const ForwardArguments& arguments);
+
+// What the operator batch_norm_backward does. The derivative through the batch statistics is that of the
+// formulas, their values are those saved.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> differentiable_backward(const BackwardArguments& arguments,
+                                                                       std::array<bool, 3> mask);
+
+// From the gradients with respect to grad_input, grad_weight and grad_bias (undefined where there is none),
+// those with respect to grad_output, input and weight (undefined where not required). Differentiable again
+// where grad mode is on.
+torch::autograd::variable_list double_backward(const BackwardArguments& arguments,
+                                               const torch::autograd::variable_list& grads);
+
+}  // namespace fused_bn
