@@ -1,5 +1,7 @@
-// Argument checks of the operators: the texts are those of nn.BatchNorm for the same misuse.
+// Argument checks of the operators: the texts are those of nn.BatchNorm for the same misuse. Sizes are asked
+// for as SymInts, so that the fake kernels can check too.
 #include <ATen/ATen.h>
+#include <ATen/MemoryOverlap.h>
 
 #include <array>
 #include <charconv>
@@ -32,10 +34,11 @@ void check_input(const at::Tensor& input) {
 void check_channel_vector(const at::Tensor& input, const Named& vector) {
   if (!present(vector.tensor)) return;
   const at::Tensor& tensor = *vector.tensor;
-  const auto C = input.size(1);
-  TORCH_CHECK(tensor.numel() == C, vector.name, " should contain ", C, " elements not ", tensor.numel());
+  const c10::SymInt C = input.sym_size(1);
+  TORCH_SYM_CHECK(tensor.sym_numel().sym_eq(C), vector.name, " should contain ", C, " elements not ",
+                  tensor.sym_numel());
   TORCH_CHECK(tensor.dim() == 1, "fused_bn: expected ", vector.name, " of shape (", C, "), but got ",
-              tensor.sizes());
+              tensor.sym_sizes());
   TORCH_CHECK(tensor.device() == input.device(), "fused_bn: ", vector.name, " is on ", tensor.device(),
               ", but the input is on ", input.device());
   const auto type = tensor.scalar_type();
@@ -43,6 +46,12 @@ void check_channel_vector(const at::Tensor& input, const Named& vector) {
               "fused_bn: mixed dtype: an input of ", toString(input.scalar_type()), " takes ", vector.name,
               " of ", toString(statistics_type(input)),
               is_half(input.scalar_type()) ? " or of its own dtype" : "", ", but got ", toString(type));
+}
+
+// Not so where a fake kernel asks.
+bool has_memory(const at::Tensor& tensor) {
+  return !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides() && tensor.has_storage() &&
+         tensor.storage().data() != nullptr;
 }
 
 // As Python prints it: the shortest digits that give the same double, never without a point or an exponent.
@@ -56,14 +65,35 @@ std::string python_float(double value) {
 void check_scalars(const ForwardArguments& a) {
   const auto& input = a.input;
   if (a.training) {
-    const auto values = input.size(1) == 0 ? 0 : input.numel() / input.size(1);
+    c10::SymInt values = input.sym_size(0);
+    for (int64_t d = 2; d < input.dim(); ++d) values = values * input.sym_size(d);
     TORCH_CHECK_VALUE(values != 1,
                       "Expected more than 1 value per channel when training, got input size torch.Size(",
-                      input.sizes(), ")");
+                      input.sym_sizes(), ")");
     TORCH_CHECK_VALUE(a.eps > 0, "batch_norm eps must be positive during training, but got ",
                       python_float(a.eps));
   } else {
     TORCH_CHECK_VALUE(a.eps >= 0, "batch_norm eps must be non-negative, but got ", python_float(a.eps));
+  }
+}
+
+// The buffers are written while threads read the other tensors, each value once: none may share memory.
+void check_written_memory(const ForwardArguments& a) {
+  const OptionalTensor input(a.input);
+  const std::array<Named, 5> all{Named{"running_mean", a.running_mean}, Named{"running_var", a.running_var},
+                                 Named{"weight", a.weight}, Named{"bias", a.bias}, Named{"the input", input}};
+  for (size_t written = 0; written < 2; ++written) {
+    const auto& [name, buffer] = all[written];
+    if (!present(buffer) || !has_memory(*buffer)) continue;
+    TORCH_CHECK(at::has_internal_overlap(*buffer) != at::MemOverlap::Yes, "fused_bn: elements of ", name,
+                " share memory, and training writes to them: clone() it");
+    for (size_t other = written + 1; other < all.size(); ++other) {
+      if (!present(all[other].tensor) || !has_memory(*all[other].tensor)) continue;
+      const auto overlap = at::get_overlap_status(*buffer, *all[other].tensor);
+      TORCH_CHECK(overlap != at::MemOverlapStatus::Full && overlap != at::MemOverlapStatus::Partial,
+                  "fused_bn: ", name, " and ", all[other].name,
+                  " share memory, and training writes to the first: clone() one of them");
+    }
   }
 }
 
@@ -110,12 +140,13 @@ void check(const ForwardArguments& a) {
   }
   if (present(a.num_batches_tracked)) {
     const at::Tensor& counter = *a.num_batches_tracked;
-    TORCH_CHECK(counter.scalar_type() == at::kLong && counter.numel() == 1,
-                "fused_bn: num_batches_tracked should be one int64, but got ", counter.numel(),
+    TORCH_CHECK(counter.scalar_type() == at::kLong && counter.sym_numel() == 1,
+                "fused_bn: num_batches_tracked should be one int64, but got ", counter.sym_numel(),
                 " element(s) of ", toString(counter.scalar_type()));
     TORCH_CHECK(counter.device() == a.input.device(), "fused_bn: num_batches_tracked is on ",
                 counter.device(), ", but the input is on ", a.input.device());
   }
+  if (a.training) check_written_memory(a);
 }
 
 void check(const BackwardArguments& a) {
@@ -123,14 +154,15 @@ void check(const BackwardArguments& a) {
   check_input(a.input);
   check_channel_vector(a.input, {"weight", a.weight});
   check_channel_vector(a.input, {"bias", a.bias});
-  TORCH_CHECK(a.grad_output.sizes() == a.input.sizes(), "fused_bn: grad_output has shape ",
-              a.grad_output.sizes(), ", but the input has ", a.input.sizes());
+  TORCH_CHECK(a.grad_output.sym_sizes() == a.input.sym_sizes(), "fused_bn: grad_output has shape ",
+              a.grad_output.sym_sizes(), ", but the input has ", a.input.sym_sizes());
   TORCH_CHECK(a.grad_output.scalar_type() == a.input.scalar_type(), "fused_bn: grad_output is of ",
               toString(a.grad_output.scalar_type()), ", but the input is of ",
               toString(a.input.scalar_type()));
-  const std::array<int64_t, 2> expected{3, a.input.size(1)};
-  TORCH_CHECK(a.statistics.sizes() == at::IntArrayRef(expected), "fused_bn: statistics should have shape ",
-              at::IntArrayRef(expected), ", but have ", a.statistics.sizes());
+  const std::array<c10::SymInt, 2> expected{3, a.input.sym_size(1)};
+  TORCH_CHECK(a.statistics.sym_sizes() == c10::SymIntArrayRef(expected),
+              "fused_bn: statistics should have shape ", c10::SymIntArrayRef(expected), ", but have ",
+              a.statistics.sym_sizes());
   TORCH_CHECK(a.statistics.scalar_type() == statistics_type(a.input), "fused_bn: statistics should be of ",
               toString(statistics_type(a.input)), ", but are of ", toString(a.statistics.scalar_type()));
   for (const at::Tensor* tensor : {&a.grad_output, &a.statistics}) {

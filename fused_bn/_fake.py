@@ -1,4 +1,8 @@
-"""What the operators return, without computing it: for torch.compile, torch.export and the meta device."""
+"""What the operators return, without computing it: for torch.compile, torch.export and the meta device.
+
+What the kernels refuse is refused here too, by the same checks: else a wrong shape would pass for right until
+the model meets data.
+"""
 
 import torch
 from torch import Tensor
@@ -8,13 +12,6 @@ def _empty_output(input: Tensor) -> Tensor:
     """A dense tensor in the memory format that the kernels choose for this input."""
     format = torch._prims_common.suggest_memory_format(input)
     return torch.empty_like(input, memory_format=format)
-
-
-def _check_devices(input: Tensor, **others: Tensor | None) -> None:
-    """Tensors of which some are on the meta device come here, and must not pass for a computation."""
-    for name, other in others.items():
-        if other is not None and other.device != input.device:
-            raise RuntimeError(f"fused_bn: {name} is on {other.device}, but the input is on {input.device}")
 
 
 def _statistics_dtype(input: Tensor) -> torch.dtype:
@@ -34,13 +31,17 @@ def _forward(
     eps: float,
     activation: str,
 ) -> tuple[Tensor, Tensor]:
-    _check_devices(
+    torch.ops.fused_bn.check_forward(
         input,
-        weight=weight,
-        bias=bias,
-        running_mean=running_mean,
-        running_var=running_var,
-        num_batches_tracked=num_batches_tracked,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        num_batches_tracked,
+        training,
+        momentum,
+        eps,
+        activation,
     )
     statistics = input.new_empty((3, input.shape[1]), dtype=_statistics_dtype(input))
     return _empty_output(input), statistics
@@ -57,7 +58,7 @@ def _backward(
     activation: str,
     output_mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check_devices(input, grad_output=grad_output, weight=weight, bias=bias, statistics=statistics)
+    torch.ops.fused_bn.check_backward(grad_output, input, weight, bias, statistics, training, activation)
 
     def per_channel(wanted: bool, parameter: Tensor | None) -> Tensor:
         like = statistics if parameter is None else parameter

@@ -8,6 +8,13 @@ from torch.nn import functional as F
 
 ACTIVATIONS = {"none": lambda z: z, "relu": torch.relu}
 
+
+def check_activation(activation: object) -> None:
+    """ValueError for what is not the name of an activation."""
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}")
+
+
 _warned_of: set[str] = set()
 
 
@@ -36,8 +43,7 @@ def batch_norm(
     num_batches_tracked: Tensor | None,
 ) -> Tensor:
     """See `fused_bn.functional.batch_norm`."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}")
+    check_activation(activation)
     counter = num_batches_tracked if training else None
     if momentum is None:
         momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1)

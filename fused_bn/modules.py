@@ -4,18 +4,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fused_bn._fallback import ACTIVATIONS
+from fused_bn._fallback import check_activation
 from fused_bn.functional import batch_norm
 
 
 class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Adds `activation` to `nn.BatchNorm*`; the subclasses below only choose the input's rank."""
+    """Adds `activation` to `nn.BatchNorm*`; the subclasses below only choose the input's rank.
+
+    Functions of torch that put another module in the place of an `nn.BatchNorm*` drop the activation in
+    silence: `nn.SyncBatchNorm.convert_sync_batchnorm` and `torch.nn.utils.fusion.fuse_conv_bn_eval`. Leave
+    them alone where `activation` is not "none", or add the activation behind what they return.
+    """
 
     activation: str
 
     def __init__(self, *args: Any, activation: str = "none", **kwargs: Any) -> None:
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}")
+        check_activation(activation)
         super().__init__(*args, **kwargs)
         self.activation = activation
 
@@ -54,12 +58,21 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
-    """`nn.BatchNorm1d` over (N, C) or (N, C, L) input, followed by `activation` ("none" or "relu")."""
+    """`nn.BatchNorm1d` over (N, C) or (N, C, L) input, followed by `activation` ("none" or "relu").
+
+    Not for `nn.SyncBatchNorm.convert_sync_batchnorm` and `fuse_conv_bn_eval`: both drop the activation.
+    """
 
 
 class BatchNorm2d(_FusedBatchNorm, nn.BatchNorm2d):
-    """`nn.BatchNorm2d` over (N, C, H, W) input, followed by `activation` ("none" or "relu")."""
+    """`nn.BatchNorm2d` over (N, C, H, W) input, followed by `activation` ("none" or "relu").
+
+    Not for `nn.SyncBatchNorm.convert_sync_batchnorm` and `fuse_conv_bn_eval`: both drop the activation.
+    """
 
 
 class BatchNorm3d(_FusedBatchNorm, nn.BatchNorm3d):
-    """`nn.BatchNorm3d` over (N, C, D, H, W) input, followed by `activation` ("none" or "relu")."""
+    """`nn.BatchNorm3d` over (N, C, D, H, W) input, followed by `activation` ("none" or "relu").
+
+    Not for `nn.SyncBatchNorm.convert_sync_batchnorm` and `fuse_conv_bn_eval`: both drop the activation.
+    """

@@ -17,6 +17,8 @@ from tests.cases import DTYPES, Case, in_layout, layouts, make_tensors, present,
 from tests.test_operator import (
     BACKWARD_ARGUMENTS,
     FORWARD_ARGUMENTS,
+    WRONG_BACKWARD,
+    WRONG_FORWARD,
     backward,
     backward_arguments,
     forward,
@@ -264,8 +266,62 @@ def test_fake_tensors_and_meta_modules_propagate_shapes() -> None:
 
 
 def test_compiled_misuse_raises_and_does_not_return() -> None:
-    """The fake kernels check too: a wrong shape must not compile into a call that reads out of bounds."""
+    """A wrong shape must not compile into a call that reads out of bounds: torch raises while it traces."""
     for wrong in ({"weight": torch.ones(7)}, {"running_mean": torch.ones(5)}, {"activation": "gelu"}):
         arguments = forward_arguments(Case((4, 6, 5, 3)), "cpu", **wrong)
         with pytest.raises(Exception):  # noqa: B017, PT011  (the compiler wraps it in a type of its own)
             torch.compile(user_operator, backend="aot_eager")(arguments)
+
+
+def refusal(operator: Callable[[dict[str, Any]], Any], arguments: dict[str, Any]) -> tuple[type, str]:
+    with pytest.raises((RuntimeError, ValueError, NotImplementedError)) as caught:
+        operator(arguments)
+    return caught.type, str(caught.value).splitlines()[0]
+
+
+# A sparse tensor and a mask of the wrong length are refused before a kernel is asked, in torch's own words;
+# memory is shared by real tensors only.
+REAL_ONLY = ("sparse input", "mask of two", "share")
+
+
+def misuse_of_fakes() -> Iterator[Any]:
+    for operator, table in (
+        (user_operator, WRONG_FORWARD),
+        (forward, WRONG_FORWARD),
+        (backward, WRONG_BACKWARD),
+    ):
+        for name, wrong in table.items():
+            if not any(part in name for part in REAL_ONLY):
+                yield pytest.param(operator, wrong, id=f"{operator.__name__}-{name}")
+
+
+@pytest.mark.parametrize(("operator", "wrong"), list(misuse_of_fakes()))
+def test_fake_kernels_refuse_what_the_real_ones_refuse(operator: Any, wrong: dict[str, Any]) -> None:
+    """The same type and text, under FakeTensorMode and on the meta device."""
+    case = Case((2, 3, 4, 4))
+    arguments = (backward_arguments if operator is backward else forward_arguments)(case) | wrong
+    expected = refusal(operator, arguments)
+    assert refusal(lambda given: fake(operator, given), arguments) == expected
+    if "meta" not in expected[1]:  # on that device there is no other
+        on_meta = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()}
+        assert refusal(operator, on_meta) == expected
+
+
+def test_export_refuses_what_nn_batchnorm_refuses() -> None:
+    """A wrong number of channels, and one value a channel: not a program that fails when it is run."""
+    for shape in ((4, 7, 5, 3), (1, 6, 1, 1)):
+        for norm in (net("relu"), nn.BatchNorm2d(6)):
+            with pytest.raises(
+                Exception, match=r"should contain 7 elements not 6|more than 1 value per channel"
+            ):
+                torch.export.export(norm, (torch.randn(shape),))
+
+
+def test_export_with_a_dynamic_batch_runs_other_sizes() -> None:
+    """The checks hold for symbolic sizes, and bind the program to no single one."""
+    norm = net("relu").eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(norm, (torch.randn(4, 6, 5, 3),), dynamic_shapes=({0: batch},))
+    for size in (2, 9):
+        x = torch.randn(size, 6, 5, 3)
+        assert torch.equal(program.module()(x), norm(x))

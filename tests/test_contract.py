@@ -115,6 +115,10 @@ WRONG_ARGUMENTS = {
         input=lambda: torch.ones(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
     ),
 }
+WRONG_ARGUMENTS |= {
+    f"{name} that requires a gradient": Call(**{name: ones(3, requires_grad=True)})
+    for name in ("running_mean", "running_var")
+}
 EVALUATION_ONLY = {
     "no running statistics": Call(running_mean=nothing, running_var=nothing),
     "eps -1 in evaluation": Call(eps=-1.0),
@@ -226,8 +230,19 @@ def test_unsupported_dtype_device_or_rank_is_one_clear_error(name: str, training
     assert re.search(named, text), text
 
 
+def test_statistics_that_require_a_gradient_are_taken_under_no_grad() -> None:
+    """As F.batch_norm does: nothing is asked to be differentiated."""
+    running_mean, running_var = (torch.ones(3, requires_grad=True) for _ in range(2))
+    with torch.no_grad():
+        fused_bn.functional.batch_norm(torch.randn(2, 3, 4, 4), running_mean, running_var, training=True)
+    assert not torch.equal(running_mean, torch.ones(3))
+
+
 def test_unknown_activation_is_refused_by_module_and_function() -> None:
     x = torch.randn(2, 3)
+    for wrong in (["relu"], None, torch.relu):
+        with pytest.raises(ValueError, match="activation must be one of none, relu, but got"):
+            fused_bn.BatchNorm1d(3, activation=wrong)  # type: ignore[arg-type]
     for wrong in ("gelu", "", "ReLU"):
         with pytest.raises(ValueError, match="activation must be one of none, relu, but got"):
             fused_bn.BatchNorm1d(3, activation=wrong)

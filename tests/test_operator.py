@@ -177,6 +177,8 @@ def test_version_counters_of_written_buffers_move(device: str) -> None:
 
 
 OTHER = torch.ones(2, 3, 4, 4)
+LONGER = torch.ones(5)
+SHARED, SHARED_BY_TWO = LONGER[:3], LONGER[1:4]
 WRONG_FORWARD: dict[str, dict[str, Any]] = {
     "input of rank 1": {"input": torch.ones(3)},
     "input of rank 0": {"input": torch.ones(())},
@@ -204,6 +206,13 @@ WRONG_FORWARD: dict[str, dict[str, Any]] = {
     "unknown activation": {"activation": "gelu"},
     "empty activation": {"activation": ""},
     "one value a channel": {"input": torch.ones(1, 3, 1, 1)},
+    "running_mean whose elements share memory": {"running_mean": torch.full((1,), 0.5).expand(3)},
+    "running_var whose elements share memory": {"running_var": torch.full((1,), 2.0).expand(3)},
+    "running_mean and running_var that share memory": dict.fromkeys(("running_mean", "running_var"), SHARED),
+    "running_mean and running_var that share a part": {"running_mean": SHARED, "running_var": SHARED_BY_TWO},
+    "running_var and weight that share memory": {"running_var": SHARED, "weight": SHARED},
+    "running_mean and bias that share memory": {"running_mean": SHARED, "bias": SHARED},
+    "running_mean that shares the input's memory": {"input": OTHER, "running_mean": OTHER.view(-1)[5:8]},
 }
 
 
@@ -221,6 +230,25 @@ def test_forward_operators_refuse_wrong_arguments_and_change_nothing(name: str, 
         operator(arguments)
     for key, value in buffers.items():
         assert torch.equal(value, before[key]), key
+
+
+def test_shared_memory_is_named_and_read_in_evaluation() -> None:
+    """Training would write one element several times, in turn or at once; evaluation only reads."""
+    arguments = forward_arguments(Case((2, 3, 4, 4))) | {"running_mean": torch.full((1,), 0.5).expand(3)}
+    with pytest.raises(RuntimeError, match="elements of running_mean share memory, and training writes"):
+        forward(arguments)
+    expected = forward(arguments | {"running_mean": torch.full((3,), 0.5), "training": False})
+    assert torch.equal(forward(arguments | {"training": False})[0], expected[0])
+
+
+def test_interleaved_buffers_are_no_shared_memory() -> None:
+    """Every second element of one tensor each."""
+    both = torch.stack((torch.zeros(3), torch.ones(3)), 1)
+    arguments = forward_arguments(Case((2, 3, 4, 4)))
+    expected = forward(arguments | {"running_mean": torch.zeros(3), "running_var": torch.ones(3)})[0]
+    assert torch.equal(
+        forward(arguments | {"running_mean": both[:, 0], "running_var": both[:, 1]})[0], expected
+    )
 
 
 WRONG_BACKWARD: dict[str, dict[str, Any]] = {
