@@ -53,6 +53,23 @@ def test_doctor_knows_the_chosen_instruction_set(capability: str) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.needs_extension
+def test_a_call_without_kernels_is_refused_and_not_counted() -> None:
+    """Also where nothing would be computed."""
+    code = (
+        "import torch, fused_bn\n"
+        "norm = fused_bn.BatchNorm2d(3)\n"
+        "for shape in ((2, 3, 4, 4), (0, 3, 4, 4)):\n"
+        "    try: norm(torch.randn(shape))\n"
+        "    except RuntimeError as error: print(error, int(norm.num_batches_tracked))\n"
+    )
+    result = python("-c", code, FUSED_BN_CPU_CAPABILITY="unheard-of")
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2, result.stdout + result.stderr
+    assert all(line.startswith("FUSED_BN_CPU_CAPABILITY is 'unheard-of'") for line in lines)
+    assert all(line.endswith(" 0") for line in lines)
+
+
 def test_doctor_on_the_fallback_says_what_to_do() -> None:
     result = python("-m", "fused_bn", **{DISABLE_VARIABLE: "1"})
     assert result.returncode == 1

@@ -85,12 +85,13 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const OptionalTensor& we
   const Tensor x = input.contiguous(format);
   Tensor output = empty_output(x, format);
   Tensor statistics = at::empty({3, x.size(1)}, x.options().dtype(statistics_type(x)));
+  const Kernels& kernels = active_kernels();  // first: it may refuse, and what is refused is not counted
   const double factor = count_batch(arguments);
   if (x.numel() == 0) return {output, statistics.zero_()};
-  active_kernels().forward({view_of(x), dtype_of(x), x.const_data_ptr(), output.data_ptr(),
-                            channel_vector(weight), channel_vector(bias), channel_vector(running_mean),
-                            channel_vector(running_var), statistics.data_ptr(), training, factor, eps,
-                            activation_from_name(activation), execution()});
+  kernels.forward({view_of(x), dtype_of(x), x.const_data_ptr(), output.data_ptr(), channel_vector(weight),
+                   channel_vector(bias), channel_vector(running_mean), channel_vector(running_var),
+                   statistics.data_ptr(), training, factor, eps, activation_from_name(activation),
+                   execution()});
   return {output, statistics};
 }
 
