@@ -231,6 +231,29 @@ def test_non_finite_input_spoils_what_it_spoils_in_pytorch_and_no_more(
                 assert torch.equal(mine.select(channel_dim, channel), untouched), (name, layout, place)
 
 
+@pytest.mark.core
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("place", ["first sample", "last sample", "everywhere"])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_a_channel_of_nan_or_inf_leaves_what_is_still_finite(value: float, place: str, device: str) -> None:
+    """A NaN sum is not read to its end; the sum of the gradient, which NaN input leaves finite, must be.
+
+    Over many samples: NaN, inf and finite where PyTorch has them, and the gradient of the bias that of clean
+    input under the same gradient, bit for bit.
+    """
+    rows = {"first sample": slice(0, 1), "last sample": slice(-1, None), "everywhere": slice(None)}[place]
+    for layout, training in product(LAYOUTS, (True, False)):
+        case = Case((9, 5, 6, 7), layout, training=training, activation="none")
+        tensors = make_tensors(case, device)
+        clean = run_fused(case, tensors)
+        tensors.input[rows, 2] = value
+        ours, theirs = run_fused(case, tensors), run_torch(case, tensors)
+        assert torch.equal(present(ours.grad_bias), present(clean.grad_bias))
+        for name in ("output", "grad_input", "grad_weight", "running_mean", "running_var"):
+            mine, other = getattr(ours, name), getattr(theirs, name)
+            assert same_bits(classes(mine), classes(other)), (name, layout, training)
+
+
 @pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
 @pytest.mark.parametrize("value", [INF, -INF, NAN, -1.0])
 def test_non_finite_parameters_and_statistics_act_as_in_pytorch(name: str, value: float, device: str) -> None:

@@ -119,19 +119,21 @@ void save_running_statistics(const ForwardParams& p) {
 }
 
 // Exact to double rounding whatever the values: for channels in which float sums overflowed or met inf or
-// NaN. An infinite value makes the mean infinite and the variance NaN, as in PyTorch.
+// NaN. An infinite value makes the mean infinite and the variance NaN, as in PyTorch. A sum that is NaN stays
+// so, and is not read to its end: one element after the other this is slow, in channels_last most of all.
 template <class T>
 Moments exact_moments(const ForwardParams& p, int64_t c) {
   const View& v = p.view;
   const auto sum = [&](auto term) {
     double total = 0;
-    for (int64_t n = 0; n < v.N; ++n) {
+    for (int64_t n = 0; n < v.N && !std::isnan(total); ++n) {
       for (int64_t s = 0; s < v.S; ++s) total += term(read_element<T>(p.input, v.offset(n, c, s)));
     }
     return total;
   };
   const double count = static_cast<double>(v.values_per_channel());
   const double mean = sum([](double value) { return value; }) / count;
+  if (std::isnan(mean)) return {count, mean, mean};
   return {count, mean, sum([=](double value) { return (value - mean) * (value - mean); })};
 }
 
@@ -172,13 +174,18 @@ struct GradFactors {
   V slope, constant;
 };
 
-// For channels in which float sums overflowed or met inf or NaN.
+// For channels in which float sums overflowed or met inf or NaN. A finite one of the sums `known` is right,
+// and one that is NaN here stays so: the channel is not read further than it takes to know both.
 template <class T, Activation activation>
-GradSums exact_grad_sums(const BackwardParams& p, int64_t c, const Affine<Compute<T>>& affine) {
+GradSums exact_grad_sums(const BackwardParams& p, int64_t c, const Affine<Compute<T>>& affine,
+                         const GradSums& known) {
   using V = Vec<Compute<T>>;
   const auto a = spread(affine);
   GradSums sums;
-  for (int64_t n = 0; n < p.view.N; ++n) {
+  const auto settled = [&] {
+    return std::isnan(sums.grad_centred) && (std::isnan(sums.grad) || std::isfinite(known.grad));
+  };
+  for (int64_t n = 0; n < p.view.N && !settled(); ++n) {
     for (int64_t s = 0; s < p.view.S; ++s) {
       const int64_t at = p.view.offset(n, c, s);
       const V x = broadcast(static_cast<Compute<T>>(read_element<T>(p.input, at)));
@@ -187,6 +194,7 @@ GradSums exact_grad_sums(const BackwardParams& p, int64_t c, const Affine<Comput
       sums.add({g, g * (static_cast<double>(x[0]) - static_cast<double>(affine.mean))});
     }
   }
+  if (std::isfinite(known.grad)) sums.grad = known.grad;
   return sums;
 }
 
@@ -196,7 +204,7 @@ GradFactors<Compute<T>> finish_grad_channel(const BackwardParams& p, int64_t c, 
   using A = Compute<T>;
   const Statistics<A> statistics(const_cast<void*>(p.statistics), p.view.C);
   if (!std::isfinite(sums.grad + sums.grad_centred)) {
-    sums = exact_grad_sums<T, activation>(p, c, statistics.affine(c, p.weight, p.bias));
+    sums = exact_grad_sums<T, activation>(p, c, statistics.affine(c, p.weight, p.bias), sums);
   }
   const double invstd = statistics.invstd[c], mean_lo = statistics.mean_lo[c];
   const double grad_xhat = (sums.grad_centred - mean_lo * sums.grad) * invstd;
