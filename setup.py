@@ -1,15 +1,18 @@
 """Builds the extension `fused_bn._C`: C++ everywhere, CUDA where torch and the toolkit allow it.
 
 Environment variables:
-    FORCE_CUDA=1           build the CUDA kernels, with or without a GPU; stop where that cannot work
-    FUSED_BN_CPU_ONLY=1    leave the CUDA kernels out
-    TORCH_CUDA_ARCH_LIST   architectures to compile for, in torch's notation ("8.0;9.0+PTX")
-    MAX_JOBS               how many compilers run at once (torch reads it)
-    FUSED_BN_SANITIZE=1    build with AddressSanitizer and UndefinedBehaviorSanitizer
+    FORCE_CUDA=1             build the CUDA kernels, with or without a GPU; stop where that cannot work
+    FUSED_BN_CPU_ONLY=1      leave the CUDA kernels out
+    TORCH_CUDA_ARCH_LIST     architectures to compile for, in torch's notation ("8.0;9.0+PTX")
+    MAX_JOBS                 how many compilers run at once (torch reads it)
+    FUSED_BN_NO_EXTENSION=1  compile nothing: the package runs, slowly, on plain PyTorch calls
+    FUSED_BN_SANITIZE=1      build with AddressSanitizer and UndefinedBehaviorSanitizer
+    CXX                      the C++ compiler; one like g++ builds kernels that use all cores, clang's use one
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -130,10 +133,38 @@ def architectures(env: Mapping[str, str], known: Iterable[str]) -> str:
     """TORCH_CUDA_ARCH_LIST, else the default list as far as nvcc knows it, with PTX of the newest."""
     if env.get("TORCH_CUDA_ARCH_LIST"):
         return env["TORCH_CUDA_ARCH_LIST"].replace(" ", ";")
-    return ";".join(arch for arch in DEFAULT_ARCHITECTURES if arch in set(known)) + "+PTX"
+    chosen = [arch for arch in DEFAULT_ARCHITECTURES if arch in set(known)]
+    if not chosen:
+        sys.exit(
+            f"this nvcc compiles for none of {', '.join(DEFAULT_ARCHITECTURES)}: set TORCH_CUDA_ARCH_LIST to "
+            "what it compiles for, or FUSED_BN_CPU_ONLY=1"
+        )
+    return ";".join(chosen) + "+PTX"
+
+
+def compiler_itself(command: str) -> str:
+    """The compiler in a command like CXX's, which may hold a wrapper before it and options behind it."""
+    return [word for word in shlex.split(command) if not word.startswith("-")][-1]
+
+
+def failure_to_compile(error: BaseException) -> str:
+    reason = str(error).strip().split("\n")[0]
+    return (
+        f"fused_bn: the extension could not be compiled ({reason}; the compiler's own words are above): give "
+        "it g++ 11 or later, or set FUSED_BN_NO_EXTENSION=1 to install the package without it, which then "
+        "runs slowly on plain PyTorch calls"
+    )
 
 
 def main() -> None:
+    if is_set(os.environ, "FUSED_BN_NO_EXTENSION"):
+        if is_set(os.environ, "FORCE_CUDA"):
+            sys.exit("FORCE_CUDA and FUSED_BN_NO_EXTENSION contradict each other: set one of them")
+        from setuptools import setup
+
+        print("fused_bn: building no extension (FUSED_BN_NO_EXTENSION was set)", flush=True)
+        setup()
+        return
     try:
         import torch
     except ImportError as error:
@@ -174,7 +205,7 @@ def main() -> None:
     ]
     # at::parallel_for is a header, so that our compiler makes its OpenMP calls; the linker gets no -fopenmp,
     # so that torch's own runtime serves them. That is GNU's, which clang's calls do not fit.
-    has_openmp = cpp_extension.check_compiler_is_gcc(cpp_extension.get_cxx_compiler().split()[-1])
+    has_openmp = cpp_extension.check_compiler_is_gcc(compiler_itself(cpp_extension.get_cxx_compiler()))
     if not has_openmp:
         print("fused_bn: the CPU kernels will use one thread only; g++ (CXX=g++) builds them for all cores")
     # -isystem: torch's headers do not compile cleanly under -Wextra.
@@ -191,7 +222,15 @@ def main() -> None:
         },
         extra_link_args=[flag for flag in mode if flag.startswith("-fsanitize")],
     )
-    setup(ext_modules=[extension], cmdclass={"build_ext": cpp_extension.BuildExtension})
+
+    class Build(cpp_extension.BuildExtension):
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception as error:
+                raise SystemExit(failure_to_compile(error)) from error
+
+    setup(ext_modules=[extension], cmdclass={"build_ext": Build})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import ast
 import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -14,6 +16,7 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "2.11.0+cu130"
+NAME = ("setup.py", "--name")
 
 
 def load_setup() -> ModuleType:
@@ -132,11 +135,23 @@ class TestArchitectures:
         assert build.architectures({}, CUDA_13.architectures) == "7.5;8.0;9.0;10.0;12.0+PTX"
         assert build.architectures({"TORCH_CUDA_ARCH_LIST": ""}, CUDA_12.architectures) == "7.5;8.0;9.0+PTX"
 
+    def test_of_an_nvcc_that_knows_none_of_them_stop_the_build(self) -> None:
+        with pytest.raises(SystemExit, match="compiles for none of 7.5, .* TORCH_CUDA_ARCH_LIST"):
+            build.architectures({}, {"11.0"})
+
     def test_are_understood_by_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", build.architectures({}, CUDA_13.architectures))
         flags = cpp_extension._get_cuda_arch_flags()
         assert "-gencode=arch=compute_90,code=sm_90" in flags
         assert "-gencode=arch=compute_120,code=compute_120" in flags
+
+
+@pytest.mark.parametrize(
+    ("command", "compiler"),
+    [("c++", "c++"), ("g++ -m64", "g++"), ("ccache g++-13 -m64 -pipe", "g++-13"), ("'/a b/g++'", "/a b/g++")],
+)
+def test_compiler_is_found_among_wrappers_and_options(command: str, compiler: str) -> None:
+    assert build.compiler_itself(command) == compiler
 
 
 def test_cuda_sources_are_picked_up_as_they_come(tmp_path: Path) -> None:
@@ -171,10 +186,62 @@ def test_setup_never_asks_for_a_gpu() -> None:
     assert called.isdisjoint({"is_available", "device_count", "get_device_capability", "current_device"})
 
 
-def run_setup(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def test_make_builds_anew_when_a_variable_of_setup_changes() -> None:
+    """build/settings holds all that setup.py reads, but for how many compilers run."""
+    read = set(re.findall(r"is_set\(\w+(?:\.\w+)?, \"(\w+)\"\)", (ROOT / "setup.py").read_text()))
+    read |= {"TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH", "CXX"}
+    assert {"FORCE_CUDA", "FUSED_BN_CPU_ONLY", "FUSED_BN_NO_EXTENSION", "FUSED_BN_SANITIZE"} < read
+    makefile = (ROOT / "Makefile").read_text()
+    recipe = makefile[makefile.index("\nbuild/settings:") :]
+    assert set(re.findall(r"\$\$([A-Z_]+)", recipe)) == read
+
+
+def small_tree(directory: Path) -> Path:
+    """The package with one source file, which does not compile."""
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, directory)
+    shutil.copytree(ROOT / "fused_bn", directory / "fused_bn", ignore=shutil.ignore_patterns("*.so"))
+    (directory / "csrc").mkdir()
+    (directory / "csrc" / "module.cpp").write_text("#error this cannot be compiled\n")
+    return directory
+
+
+def test_a_failing_compiler_ends_in_one_sentence_with_the_way_out(tmp_path: Path) -> None:
+    result = python("setup.py", "build_ext", at=small_tree(tmp_path), FUSED_BN_CPU_ONLY="1")
+    assert result.returncode != 0
+    assert "this cannot be compiled" in result.stdout + result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("fused_bn: the extension could not be compiled (")
+    assert "FUSED_BN_NO_EXTENSION=1" in last
+
+
+def test_without_the_extension_the_package_installs_and_runs(tmp_path: Path) -> None:
+    """Neither torch nor a compiler is asked for; types come with it; the one warning says how to build."""
+    tree = small_tree(tmp_path)
+    built = python("setup.py", "build", "--build-lib", "lib", at=tree, FUSED_BN_NO_EXTENSION="1", PATH="")
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "building no extension (FUSED_BN_NO_EXTENSION was set)" in built.stdout
+    package = tree / "lib" / "fused_bn"
+    assert (package / "py.typed").exists()
+    assert (package / "_C.pyi").exists()
+    assert not list(package.glob("*.so"))
+    code = (
+        "import torch, fused_bn\n"
+        "norm = fused_bn.BatchNorm2d(3, activation='relu')\n"
+        "norm(torch.randn(2, 3, 4, 4)).sum().backward()\n"
+        "print(fused_bn.__file__, int(norm.num_batches_tracked), norm.weight.grad.shape)"
+    )
+    found = python("-c", code, at=tree / "lib")
+    assert found.stdout.strip() == f"{package / '__init__.py'} 1 torch.Size([3])", found.stderr
+    assert found.stderr.count("fused_bn runs on its slow pure-PyTorch fallback") == 1
+    doctor = python("-m", "fused_bn", at=tree / "lib")
+    assert "ok, but only the slow pure-PyTorch fallback" in doctor.stdout
+
+
+def python(*arguments: str, at: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments, "setup.py", "--name"],
-        cwd=ROOT,
+        [sys.executable, *arguments],
+        cwd=at,
         env=os.environ | variables,
         capture_output=True,
         text=True,
@@ -183,14 +250,22 @@ def run_setup(*arguments: str, **variables: str) -> subprocess.CompletedProcess[
 
 
 def test_force_cuda_fails_loudly_where_there_is_none(tmp_path: Path) -> None:
-    result = run_setup(FORCE_CUDA="1", FUSED_BN_CPU_ONLY="0", PATH=str(tmp_path), CUDA_HOME="", CUDA_PATH="")
+    result = python(
+        *NAME, FORCE_CUDA="1", FUSED_BN_CPU_ONLY="0", PATH=str(tmp_path), CUDA_HOME="", CUDA_PATH=""
+    )
     assert result.returncode != 0
     assert result.stderr.startswith("FORCE_CUDA is set, but ")
     assert "Traceback" not in result.stderr
 
 
+def test_force_cuda_without_an_extension_is_an_error() -> None:
+    result = python(*NAME, FORCE_CUDA="1", FUSED_BN_NO_EXTENSION="1")
+    assert result.returncode != 0
+    assert "contradict" in result.stderr
+
+
 def test_without_torch_the_build_says_what_to_do() -> None:
-    result = run_setup("-S", "-E", PYTHONPATH="")
+    result = python("-S", "-E", *NAME, PYTHONPATH="")
     assert result.returncode != 0
     assert "pip install --no-build-isolation ." in result.stderr
     assert "Traceback" not in result.stderr
