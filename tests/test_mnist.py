@@ -143,6 +143,41 @@ def test_incomplete_named_directory_is_reported_and_passed_over(
     assert f"data: no {name} there" in capsys.readouterr().err
 
 
+def test_named_directory_that_is_none_says_so(raw: dict[str, bytes], tmp_path: Path) -> None:
+    """Whatever is wrong with the path, the other sources are asked and all of it is listed in one error."""
+    (tmp_path / "file").write_bytes(raw[idx.FILES[0].name])
+    for name, reason in (
+        ("absent", "does not exist"),
+        ("file", "is not a directory"),
+        ("file/below", "Not a directory"),
+        ("n" * 5000, "File name too long"),
+        ("null\0character", "embedded null byte"),
+    ):
+        with pytest.raises(mnist.MnistError, match=reason) as error:
+            mnist.load(tmp_path / name)
+        assert "name it with --data" in str(error.value)
+
+
+def test_named_directory_that_may_not_be_read_says_so(
+    raw: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files in it, or itself; the next source is asked."""
+    write(search.cache_directory(), raw)
+    data, plain_stat = write(tmp_path / "data", raw), os.stat
+
+    for forbidden in (data, data / idx.FILES[0].name):
+
+        def refusing(path: Any, *rest: Any, forbidden: Path = forbidden, **options: Any) -> os.stat_result:
+            if Path(path) == forbidden:
+                raise PermissionError(13, "Permission denied", str(path))
+            return plain_stat(path, *rest, **options)
+
+        monkeypatch.setattr(os, "stat", refusing)  # root may read everything: this is what others meet
+        assert mnist.load(data).source == f"cache {search.cache_directory()}"
+        reported = capsys.readouterr().err
+        assert "Permission denied" in reported or forbidden != data  # Python 3.14 takes the file for absent
+
+
 @pytest.mark.parametrize("mirror", search.MIRRORS)
 def test_mirrors_fill_the_cache(raw: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, mirror: str) -> None:
     asked = serve(monkeypatch, raw, mirror)

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import stat
 import sys
 import tempfile
 import urllib.request
@@ -74,7 +75,14 @@ def _from_named_directory(directory: Path) -> RawFiles:
 
 
 def _from_directory(directory: Path) -> RawFiles:
-    paths = {file.name: _find(directory, file.name) for file in idx.FILES}
+    try:
+        if not stat.S_ISDIR(os.stat(directory).st_mode):
+            raise idx.SourceError("is not a directory")
+        paths = {file.name: _find(directory, file.name) for file in idx.FILES}
+    except FileNotFoundError as error:
+        raise idx.SourceError("does not exist") from error
+    except (OSError, ValueError) as error:  # a name too long, no permission, a null character
+        raise idx.SourceError(str(error)) from error
     missing = [name for name, path in paths.items() if path is None]
     if missing:
         raise idx.SourceError(f"no {', '.join(missing)} there")
