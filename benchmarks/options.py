@@ -12,9 +12,12 @@ EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
 
 def positive(text: str) -> int:
     """An integer of at least 1."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, but got {value}")
+        raise argparse.ArgumentTypeError(f"must be at least 1, a whole number, but got {text!r}")
     return value
 
 

@@ -17,6 +17,10 @@ FORMAT = 1
 """Goes up when a field of the JSON file changes its meaning or its name."""
 
 
+PUBLISHED_EPOCHS = 10
+"""The published accuracies are those after the first epoch and after this one."""
+
+
 @dataclass
 class Result:
     """One variant: the epochs that are finished, and what a step costs it."""
@@ -83,27 +87,30 @@ class Results:
     def table(self) -> Table:
         """One row a variant, with the published accuracies beside ours."""
         last = max(len(result.epochs) for result in self.results)
+        published = "\n(published)" if last == PUBLISHED_EPOCHS else ""
         table = Table(title=self.conditions, caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("variant", no_wrap=True)
-        headings = ("epoch 1, %\n(published)", f"epoch {last}, %\n(published)")
+        headings = ("epoch 1, %\n(published)", f"epoch {last}, %{published}")
         for heading in (*headings, "images\n/s", "step\nms", "norm\nms", "peak\nMiB"):
             table.add_column(heading, justify="right", no_wrap=True)
         for result in self.results:
-            first_and_last = (
-                f"{100 * epoch.test_accuracy:.2f} ({published})"
-                for epoch, published in zip(
-                    (result.epochs[0], result.epochs[-1]), result.variant.published, strict=True
-                )
-            )
+            first, tenth = result.variant.published
             table.add_row(
                 result.variant.id,
-                *first_and_last,
+                accuracy(result.epochs[0], first),
+                accuracy(result.epochs[-1], tenth if len(result.epochs) == PUBLISHED_EPOCHS else None),
                 f"{result.images_per_second:,.0f}",
                 f"{result.step_ms:.2f}",
                 "-" if result.norm_ms is None else f"{result.norm_ms:.3f}",
                 f"{result.peak_bytes / 2**20:.2f}",
             )
         return table
+
+
+def accuracy(epoch: Epoch, published: str | None) -> str:
+    """In percent, and the published figure of the same epoch where there is one."""
+    percent = f"{100 * epoch.test_accuracy:.2f}"
+    return percent if published is None else f"{percent} ({published})"
 
 
 CAPTION = """\
