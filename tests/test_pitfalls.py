@@ -60,8 +60,11 @@ empty state_dict [110361]
 tall (125000, 50), (20, 6, 65536), C = 256 of 140k rows
     -> test_slow_places_of_others_are_right
 
-Not of this surface: leaky_relu of slope 0 (no such activation), different sizes on each process and
-convert_sync_batchnorm (no synchronised module yet), cuda:1 and streams (no CUDA kernels yet).
+convert_sync_batchnorm, and other functions of torch that replace the module
+    -> test_torchs_converters_drop_the_activation
+
+Not of this surface: leaky_relu of slope 0 (no such activation), different sizes on each process (no
+synchronised module yet), cuda:1 and streams (no CUDA kernels yet).
 """
 
 import importlib
@@ -70,7 +73,8 @@ from itertools import product
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import fused_bn
 from tests.cases import HALF_DTYPES, Case, in_layout, layouts, make_tensors, present, run_fused, run_torch
@@ -216,3 +220,32 @@ def test_slow_places_of_others_are_right(shape: tuple[int, ...], layout: str, de
     """
     case = Case(shape, layout)
     assert_meets_demands(case, make_tensors(case, device))
+
+
+def test_torchs_converters_drop_the_activation() -> None:
+    """What happens, not what is wanted: both take ours for an nn.BatchNorm2d and leave its ReLU behind.
+
+    Parameters and statistics are carried over, so without an activation the result is right.
+    """
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 5, 5)
+    for activation in ("none", "relu"):
+        conv, norm = nn.Conv2d(3, 6, 3).eval(), fused_bn.BatchNorm2d(6, activation=activation)
+        norm(torch.randn(8, 6, 3, 3) * 2 + 1)
+        nn.init.uniform_(present(norm.weight))
+        expected = nn.Sequential(conv, norm.eval())(x)
+
+        synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(conv, norm))
+        assert type(synchronised[1]) is nn.SyncBatchNorm
+        assert not hasattr(synchronised[1], "activation")
+        folded = fuse_conv_bn_eval(conv, norm)
+        assert type(folded) is nn.Conv2d
+
+        def behind(y: Tensor, activation: str = activation) -> Tensor:
+            return y.relu() if activation == "relu" else y
+
+        for converted in (synchronised, folded):
+            # Two ways of the same few roundings in fp32.
+            torch.testing.assert_close(behind(converted(x)), expected, rtol=1e-5, atol=1e-5)
+            if activation == "relu":
+                assert (converted(x) < 0).any()
