@@ -1,0 +1,78 @@
+"""The figures in the README are those of the committed measurements, and its example runs."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+DIRECTIONS = ("forward", "forward+backward")
+
+
+def measured(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((ROOT / "benchmarks/results/cpu" / name).read_text())
+    return loaded
+
+
+def mean_speedup(direction: str) -> float:
+    return statistics.geometric_mean(case["speedup"][direction] for case in measured("speed.json")["cases"])
+
+
+def test_headline_rounds_the_measured_means() -> None:
+    found = re.search(r"([\d.]+)x faster than eager PyTorch in forward and ([\d.]+)x", README)
+    assert found is not None
+    assert list(found.groups()) == [f"{mean_speedup(direction):.1f}" for direction in DIRECTIONS]
+
+
+def test_required_figures_are_the_measured_ones() -> None:
+    figures = measured("speed.json")["required"]
+    assert len(figures) == 6
+    for figure in figures:
+        line = f"- {figure['name']}: {figure['measured']:.2f} (required: "
+        assert line in README, line
+    for direction in DIRECTIONS:
+        assert f"- {direction}, times faster than eager, geometric mean of 24 cases: " in README
+        assert any(abs(figure["measured"] - mean_speedup(direction)) < 1e-9 for figure in figures)
+
+
+def test_speedups_of_the_table_are_the_measured_ones() -> None:
+    for case in measured("speed.json")["cases"]:
+        begin = "| " + " | ".join(case["id"].split()) + " |"
+        (line,) = (line for line in README.splitlines() if line.startswith(begin))
+        cells = [cell.strip() for cell in line.split("|")]
+        assert [cells[7], cells[11]] == [f"{case['speedup'][direction]:.2f}" for direction in DIRECTIONS]
+
+
+LENET_ROWS = {
+    "none": "no batch norm",
+    "torch": "tanh, `nn.BatchNorm2d`",
+    "fused": "tanh, `fused_bn`",
+    "torch-relu": "`nn.BatchNorm2d`, ReLU",
+    "fused-relu": "`fused_bn` with ReLU",
+}
+
+
+def test_lenet_table_is_what_was_measured() -> None:
+    found = measured("lenet/results.json")
+    assert list(found["variants"]) == list(LENET_ROWS)
+    for id, variant in found["variants"].items():
+        first, last = (f"{100 * variant['epochs'][i]['test_accuracy']:.2f}" for i in (0, -1))
+        norm = "" if variant["norm_ms"] is None else f" {variant['norm_ms']:.3f}"
+        peak = f"{variant['peak_bytes'] / 2**20:.2f}"
+        row = (
+            f"| {LENET_ROWS[id]} | {first} | {last} | {variant['images_per_second']:,.0f} |{norm} | {peak} |"
+        )
+        assert row in README, row
+    for checked in found["agreements"]:
+        mantissa, exponent = f"{checked['largest']:.1e}".split("e")
+        assert f"{mantissa}e{int(exponent)} with" in README
+
+
+def test_example_runs(tmp_path: Path, monkeypatch: Any) -> None:
+    example = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert example is not None
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example[1], "README.md", "exec"), {})
+    assert (tmp_path / "norm.pt").exists()
