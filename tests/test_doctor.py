@@ -110,6 +110,11 @@ def test_doctor_sees_wrong_results(
     assert DISABLE_VARIABLE in report
 
 
+def test_the_doctors_values_are_of_the_size_that_its_tolerance_supposes() -> None:
+    step = _doctor.training_step(torch.nn.BatchNorm2d(3), torch.nn.ReLU(), "cpu")
+    assert max(float(value.abs().max()) for value in step.values()) < _doctor.LARGEST
+
+
 def test_doctor_sees_an_extension_built_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     class Extension:
         @staticmethod

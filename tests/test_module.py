@@ -3,7 +3,6 @@
 import copy
 import io
 import pickle
-from itertools import product
 from typing import Any
 
 import pytest
@@ -12,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fused_bn
+from benchmarks.lenet import agreement
 from tests.cases import in_layout, present
-from tests.reference import DEMANDED_GRAD_INPUT, DEMANDED_OUTPUT
+from tests.reference import DEMANDED_GRAD_INPUT, DEMANDED_GRAD_PARAMETER, DEMANDED_OUTPUT
 
 RANKS: dict[str, tuple[type[nn.Module], type[nn.Module], tuple[int, ...], str]] = {
     "1d of rank 2": (fused_bn.BatchNorm1d, nn.BatchNorm1d, (16, 6), "contiguous"),
@@ -34,8 +34,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 OUTPUT_TOLERANCE = 2 * DEMANDED_OUTPUT * 10
 """Twice the demand (one share for PyTorch), for |w xhat| + |w| + |b| of up to 10 here."""
-GRADIENT_TOLERANCE = 2 * DEMANDED_GRAD_INPUT * 100
-"""Twice the demand, for gradients 2 y of size 10 summed over up to 140 values, a sum growing as its root."""
+GRADIENT_TOLERANCE = 2 * DEMANDED_GRAD_INPUT * 20
+"""Twice the demand, for |w invstd| of up to 1.5 and 1 + |dy| + |xhat| of up to 13 here."""
+PARAMETER_TOLERANCE = 2 * DEMANDED_GRAD_PARAMETER * 40
+"""Twice the demand, for sqrt(sum (dy xhat)^2) over up to 140 values: dy has a root mean square of 1, xhat in
+evaluation, where the running statistics are behind, one of 3.3."""
 
 
 def inputs(shape: tuple[int, ...], layout: str, device: str, count: int) -> list[Tensor]:
@@ -84,12 +87,13 @@ def test_training_then_evaluation_follows_nn_batchnorm(
         other = other.relu() if activation == "relu" else other
         torch.testing.assert_close(mine, other, rtol=0, atol=OUTPUT_TOLERANCE)
         assert mine.stride() == x.stride()
-        mine.square().sum().backward()
-        other.square().sum().backward()
+        grad_output = inputs(shape, layout, device, 5)[step + 1].sub(1).div(3)
+        mine.backward(grad_output)
+        other.backward(grad_output)
         torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=GRADIENT_TOLERANCE)
         assert present(a.grad).stride() == x.stride()
         for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-5, atol=GRADIENT_TOLERANCE)
+            torch.testing.assert_close(p.grad, q.grad, rtol=0, atol=PARAMETER_TOLERANCE)
         assert_same_state(ours, theirs, OUTPUT_TOLERANCE)
 
 
@@ -271,11 +275,13 @@ def test_statistics_after_many_batches_follow_nn_batchnorm(momentum: float | Non
 
 
 def test_sequential_of_conv_norm_trains_like_the_original(device: str) -> None:
-    """Ten steps of SGD from one seed: losses follow each other within 1e-4, ten steps of fp32 rounding."""
-    losses = []
-    for ours, layout in product((True, False), ("contiguous", "channels_last")):
+    """Ten steps of SGD from one seed: as near as the original is to itself with other roundings.
+
+    The bound is measured as that of LeNet-5's losses, in which rounding differences grow alike.
+    """
+
+    def losses(layout: str, *norm: nn.Module) -> Tensor:
         torch.manual_seed(0)
-        norm = [fused_bn.BatchNorm2d(8, activation="relu")] if ours else [nn.BatchNorm2d(8), nn.ReLU()]
         net = nn.Sequential(nn.Conv2d(3, 8, 3), *norm, nn.Flatten(), nn.Linear(8 * 36, 4)).to(device)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
         x = in_layout(torch.randn(16, 3, 8, 8).to(device), layout)
@@ -286,8 +292,18 @@ def test_sequential_of_conv_norm_trains_like_the_original(device: str) -> None:
             loss = nn.functional.cross_entropy(net(x), target)
             loss.backward()
             optimizer.step()
-            history.append(loss.item())
-        losses.append(history)
-    assert losses[0][-1] < losses[0][0]
-    for history in losses[1:]:
-        assert history == pytest.approx(losses[0], rel=1e-4)
+            history.append(loss.detach().cpu())
+        return torch.stack(history)
+
+    original = losses("contiguous", nn.BatchNorm2d(8), nn.ReLU())
+    assert original[-1] < original[0]
+    twins = []
+    for seed in range(agreement.TWINS):
+        generator = torch.Generator(device).manual_seed(seed)
+        norm = (nn.BatchNorm2d(8), agreement.Rounding(generator), nn.ReLU())
+        twins.append(losses("contiguous", *norm))
+    for layout in ("contiguous", "channels_last"):
+        ours = losses(layout, fused_bn.BatchNorm2d(8, activation="relu"))
+        differences, bounds = agreement.compare(original, ours, twins)
+        assert (differences <= bounds).all(), layout
+        assert bounds.max() < 1e-3  # else it would show nothing
