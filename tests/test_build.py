@@ -136,7 +136,7 @@ class TestArchitectures:
         assert build.architectures({"TORCH_CUDA_ARCH_LIST": ""}, CUDA_12.architectures) == "7.5;8.0;9.0+PTX"
 
     def test_of_an_nvcc_that_knows_none_of_them_stop_the_build(self) -> None:
-        with pytest.raises(SystemExit, match="compiles for none of 7.5, .* TORCH_CUDA_ARCH_LIST"):
+        with pytest.raises(SystemExit, match=r"compiles for none of .*TORCH_CUDA_ARCH_LIST"):
             build.architectures({}, {"11.0"})
 
     def test_are_understood_by_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
