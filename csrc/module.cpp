@@ -35,12 +35,21 @@ std::vector<std::string> cuda_architectures() {
   return names;
 }
 
+constexpr bool has_openmp() {
+#if defined(_OPENMP)
+  return true;
+#else
+  return false;
+#endif
+}
+
 py::dict build_info() {
   py::dict info;
   info["compiler"] = compiler();
   info["cxx_standard"] = __cplusplus;
   info["torch"] = TORCH_VERSION;
   info["build_type"] = FUSED_BN_BUILD_TYPE;
+  info["openmp"] = has_openmp();
   info["cpu_capabilities"] = cpu::compiled_capabilities();
   info["cuda_version"] = FUSED_BN_CUDA_VERSION;
   info["cuda_architectures"] = cuda_architectures();
@@ -54,8 +63,9 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The compiled operators of fused_bn, and how they were built.";
   module.def("build_info", &fused_bn::build_info,
-             "compiler, cxx_standard, torch, build_type, cpu_capabilities; cuda_version and "
-             "cuda_architectures, empty where CUDA was left out, and without_cuda: why it was.");
+             "compiler, cxx_standard, torch, build_type; openmp: whether the CPU kernels use all cores; "
+             "cpu_capabilities; cuda_version and cuda_architectures, empty where CUDA was left out, and "
+             "without_cuda: why it was.");
   module.def("active_cpu_capability", &fused_bn::cpu::active_capability,
              "The instruction set that the CPU kernels use in this process.");
   fused_bn::cuda::bind_planner(module);

@@ -5,6 +5,7 @@ class BuildInfo(TypedDict):
     cxx_standard: int
     torch: str
     build_type: str
+    openmp: bool
     cpu_capabilities: list[str]
     cuda_version: str
     cuda_architectures: list[str]

@@ -1,5 +1,15 @@
 """Batch normalisation with its activation, computed in one pass, as drop-in PyTorch modules."""
 
+try:
+    import torch as _torch  # noqa: F401
+except ImportError as _error:
+    # By this name `python -m fused_bn` knows that the package itself is at fault, and prints one sentence.
+    raise ImportError(
+        f"fused_bn needs PyTorch, which this Python cannot import ({_error}): `pip install torch`, or use "
+        "the Python that has it",
+        name="fused_bn",
+    ) from _error
+
 from fused_bn import functional
 from fused_bn._plan import LaunchPlan, plan
 from fused_bn._version import __version__

@@ -17,6 +17,10 @@ from fused_bn._extension import (
 )
 
 WORKAROUND = f"{DISABLE_VARIABLE}=1 runs the pure-PyTorch fallback instead"
+THREADS = {
+    True: "CPU threads: all that torch uses (OpenMP)",
+    False: "CPU threads: one, because the compiler was not g++ (no OpenMP); CXX=g++ builds for all",
+}
 
 LARGEST = 30.0
 TOLERANCE = 2 * 100 * 2.0**-24 * LARGEST
@@ -63,6 +67,7 @@ def versions() -> list[tuple[str, str]]:
         ("built", f"{info['build_type']}, by {info['compiler']} (C++{info['cxx_standard'] // 100 % 100})"),
         ("", f"for torch {info['torch']}"),
         ("", f"CPU kernels: {cpu}; active: {active_cpu_capability()}"),
+        ("", THREADS[info["openmp"]]),
         ("", f"CUDA kernels: {cuda if info['cuda_version'] else 'none'}"),
     ]
 

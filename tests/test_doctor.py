@@ -10,7 +10,7 @@ import torch
 
 import fused_bn
 from fused_bn import _doctor
-from fused_bn._extension import DISABLE_VARIABLE
+from fused_bn._extension import DISABLE_VARIABLE, extension
 
 FALLBACK = "RuntimeWarning: fused_bn runs on its slow pure-PyTorch fallback"
 
@@ -36,8 +36,28 @@ def test_doctor_reports_versions_builds_and_a_working_cpu_path() -> None:
     assert f"torch     {torch.__version__}" in report
     assert f"active: {_doctor.active_cpu_capability()}" in report
     assert "CUDA kernels: " in report
+    assert "CPU threads: " in report
     assert "\ncpu       ok, compiled kernels\n" in report
     assert "\ncuda      " in report
+
+
+def test_without_torch_the_doctor_says_so_in_one_sentence() -> None:
+    """-S: this Python without its site-packages."""
+    result = python("-S", "-m", "fused_bn", PYTHONPATH="")
+    assert result.returncode == 1
+    assert (
+        "fused_bn needs PyTorch, which this Python cannot import (No module named 'torch')" in result.stderr
+    )
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.needs_extension
+def test_doctor_says_whether_all_cores_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert extension is not None
+    info = extension.build_info()
+    assert info["openmp"] is info["compiler"].startswith("gcc")
+    monkeypatch.setattr(extension, "build_info", lambda: info | {"openmp": False})
+    assert any("one, because the compiler was not g++" in text for _, text in _doctor.versions())
 
 
 @pytest.mark.needs_extension
