@@ -111,13 +111,11 @@ WRONG_ARGUMENTS = {
     "one value a channel, 4d": Call(input=ones(1, 3, 1, 1)),
     "one value a channel, 2d": Call(input=ones(1, 3)),
     "one value a channel, 5d": Call(input=ones(1, 3, 1, 1, 1)),
+    "running_mean that requires a gradient": Call(running_mean=ones(3, requires_grad=True)),
+    "running_var that requires a gradient": Call(running_var=ones(3, requires_grad=True)),
     "one value a channel, channels_last": Call(
         input=lambda: torch.ones(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
     ),
-}
-WRONG_ARGUMENTS |= {
-    f"{name} that requires a gradient": Call(**{name: ones(3, requires_grad=True)})
-    for name in ("running_mean", "running_var")
 }
 EVALUATION_ONLY = {
     "no running statistics": Call(running_mean=nothing, running_var=nothing),
@@ -240,9 +238,10 @@ def test_statistics_that_require_a_gradient_are_taken_under_no_grad() -> None:
 
 def test_unknown_activation_is_refused_by_module_and_function() -> None:
     x = torch.randn(2, 3)
-    for wrong in (["relu"], None, torch.relu):
+    no_names: tuple[Any, ...] = (["relu"], None, torch.relu)
+    for no_name in no_names:
         with pytest.raises(ValueError, match="activation must be one of none, relu, but got"):
-            fused_bn.BatchNorm1d(3, activation=wrong)  # type: ignore[arg-type]
+            fused_bn.BatchNorm1d(3, activation=no_name)
     for wrong in ("gelu", "", "ReLU"):
         with pytest.raises(ValueError, match="activation must be one of none, relu, but got"):
             fused_bn.BatchNorm1d(3, activation=wrong)
