@@ -1,6 +1,8 @@
 // Backward in training and in evaluation: the gradients of weight and bias, of the input and of a residual.
 #pragma once
 
+#include <cmath>
+
 #include "cuda/affine.cuh"
 #include "cuda/exchange.cuh"
 #include "cuda/sweep.cuh"
@@ -136,12 +138,15 @@ class BackwardKernel {
     bool fails = false;
     const double larger = which == Try::again ? 1.0 / kSmaller<A> : 1.0;
     for (int c = thread_index(); c < g_.channels(slab); c += g_.threads) {
-      A& failed = numbers_.at(kConstant, c);
+      A& constant = numbers_.at(kConstant, c);  // NaN where the first try has failed
       const double grad = totals(0)[c] * larger;
       const double grad_centred = totals(1)[c] * larger * larger;
-      if (which == Try::first) failed = is_finite(static_cast<A>(grad + grad_centred)) ? A{0} : A{1};
-      if (which == Try::first && failed != 0) fails = true;
-      if (which != Try::only && (failed != 0) != (which == Try::again)) continue;
+      if (which == Try::first && !is_finite(static_cast<A>(grad + grad_centred))) {
+        constant = static_cast<A>(NAN);
+        fails = true;
+        continue;
+      }
+      if (which == Try::again && constant == constant) continue;
       const int channel = g_.first_channel(slab) + c;
       const ChannelStatistics<A> s(statistics_, channel);
       const double mean_lo = s.mean_lo, invstd = s.invstd;
@@ -152,8 +157,7 @@ class BackwardKernel {
       }
       const double slope = p_.training ? -grad_xhat * p_.inverse_count * invstd : 0.0;
       numbers_.at(kSlope, c) = static_cast<A>(slope);
-      numbers_.at(kConstant, c) =
-          p_.training ? static_cast<A>(-mean_lo * slope - grad * p_.inverse_count) : A{0};
+      constant = p_.training ? static_cast<A>(-mean_lo * slope - grad * p_.inverse_count) : A{0};
     }
     return fails;
   }
