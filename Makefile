@@ -28,7 +28,7 @@ endif
 
 .PHONY: help
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 13
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 .PHONY: lenet
 lenet: build/extension ## the main job, LeNet-5 on MNIST (EPOCHS=1 for a quick look)
@@ -39,6 +39,11 @@ lenet: build/extension ## the main job, LeNet-5 on MNIST (EPOCHS=1 for a quick l
 test: build/extension ## the test suite
 	@$(require) pytest hypothesis numpy matplotlib rich tqdm
 	$(run) -m pytest $(ARGS)
+
+.PHONY: test-kernels
+test-kernels: build/extension ## the CUDA kernels' source on the CPU: all of it, where `make test` runs a part
+	@$(require) pytest hypothesis numpy
+	$(run) -m pytest tests/simt -m "kernels_full or not kernels_full" $(ARGS)
 
 .PHONY: bench
 bench: build/extension ## speed beside eager PyTorch and torch.compile

@@ -19,22 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-CACHE = ROOT / "build" / "simt"
-COMPILER = os.environ.get("CXX", "g++")
-# For ThreadSanitizer every fiber is a thread, and what they share in here would be races.
-UNWATCHED = frozenset({"fiber.cpp", "guarded.cpp", "block.cpp", "executor.cpp"})
-EXECUTOR = tuple(HERE / name for name in sorted(UNWATCHED))
-
-FLAGS = (
-    *("-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"),
-    # Two modules in one process share nothing.
-    *("-fno-gnu-unique", "-ftls-model=initial-exec"),
-    # As the device computes, and as nvcc reads memory through pointers of other types.
-    *("-ffp-contract=off", "-fno-strict-aliasing"),
-)
-
 
 class CompileError(RuntimeError):
     pass
@@ -45,6 +29,25 @@ class Source:
     path: Path
     defines: tuple[str, ...] = ()
     optimise: str = "2"
+
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CACHE = ROOT / "build" / "simt"
+COMPILER = os.environ.get("CXX", "g++")
+# For ThreadSanitizer every fiber is a thread, and what they share in here would be races.
+UNWATCHED = frozenset({"fiber.cpp", "guarded.cpp", "block.cpp", "executor.cpp"})
+EXECUTOR = tuple(HERE / name for name in sorted(UNWATCHED))
+# Takes longest of all, and optimised four times as long; one object for every variant of the kernels.
+BINDINGS = Source(HERE / "kernels.cpp", optimise="0")
+
+FLAGS = (
+    *("-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"),
+    # Two modules in one process share nothing.
+    *("-fno-gnu-unique", "-ftls-model=initial-exec"),
+    # As the device computes, and as nvcc reads memory through pointers of other types.
+    *("-ffp-contract=off", "-fno-strict-aliasing"),
+)
 
 
 @functools.cache
@@ -100,6 +103,13 @@ def compiled(source: Source, flags: Sequence[str], include: Sequence[Path]) -> P
     return made(target, [COMPILER, *options, *(f"-I{d}" for d in include), "-c", str(source.path)])
 
 
+def python_flags() -> list[str]:
+    import pybind11
+
+    directories = (sysconfig.get_paths()["include"], pybind11.get_include())
+    return [flag for directory in directories for flag in ("-isystem", directory)]
+
+
 def build(
     name: str,
     sources: Sequence[Source],
@@ -120,17 +130,16 @@ def build(
     flags = [*FLAGS, *(f"-D{define}" for define in defines)]
     if has_fma():
         flags.append("-mfma")
-    if thread_sanitizer:
-        flags.append("-DSIMT_THREAD_SANITIZER")
-    if module:
-        import pybind11
-
-        for directory in (sysconfig.get_paths()["include"], pybind11.get_include()):
-            flags += ["-isystem", directory]
 
     def compile_one(source: Source) -> Path:
-        watched = thread_sanitizer and source.path.name not in UNWATCHED
-        return compiled(source, [*flags, "-fsanitize=thread"] if watched else flags, include)
+        more: list[str] = []
+        if source == BINDINGS:
+            more += python_flags()
+        elif thread_sanitizer:
+            more.append("-DSIMT_THREAD_SANITIZER")
+            if source.path.name not in UNWATCHED:
+                more.append("-fsanitize=thread")
+        return compiled(source, [*flags, *more], include)
 
     everything = [*sources, *(Source(path) for path in EXECUTOR)]
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
@@ -160,12 +169,10 @@ def build_kernels(
     *, thread_sanitizer: bool = False, elements: Sequence[str] = tuple(ELEMENTS), overlay: Path | None = None
 ) -> Path:
     """The module simt_kernels: the CUDA kernels of these element types, to run on the CPU."""
-    sources = [
+    kernels = [
         Source(HERE / "kernels_one_type.cpp", (f"SIMT_ELEMENT={ELEMENTS[name]}",)) for name in elements
     ]
-    # The bindings take four times as long to optimise as any kernels do.
-    has = tuple(f"SIMT_HAS_{name}" for name in sorted(elements))
-    sources.append(Source(HERE / "kernels.cpp", has, optimise="0"))
+    sources = [BINDINGS, *kernels]
     return build("simt_kernels", sources, module=True, thread_sanitizer=thread_sanitizer, overlay=overlay)
 
 

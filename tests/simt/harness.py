@@ -1,7 +1,9 @@
-"""Runs the CUDA kernels' own source on the CPU: a case of the grid, on plans, in memory with guard pages."""
+"""Runs the CUDA kernels' own source on the CPU: a case, by launch plans, and how good the results are."""
 
 import functools
+from collections.abc import Collection
 from dataclasses import dataclass
+from math import prod
 from types import ModuleType
 from typing import Any
 
@@ -12,10 +14,14 @@ from fused_bn._extension import extension
 from tests.cases import Case, Result, Tensors, present
 from tests.reference import DEMANDED_INVSTD, DEMANDED_MEAN, DEMANDS, error, errors, precision, reference
 from tests.simt import build
+from tests.simt.memory import Memory, in_memory_order, is_written
 
 ELEMENTS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 
-SMALL_DEVICE = {"architecture": 90, "multiprocessors": 6, "shared_per_block": 65536, "max_cluster": 4}
+SMALL_DEVICE = (
+    *(("architecture", 90), ("multiprocessors", 6), ("max_cluster", 4)),
+    ("shared_per_block", 65536),
+)
 """So little shared memory and so few multiprocessors that small tensors fill them."""
 
 GEOMETRY = (
@@ -33,69 +39,233 @@ def kernels(elements: tuple[str, ...] = tuple(build.ELEMENTS)) -> ModuleType:
 def view_of(case: Case) -> tuple[int, int, int, str]:
     """N, C, S and layout, as the operators see the case's input."""
     n, c, *spatial = case.shape
-    s = 1
-    for size in spatial:
-        s *= size
+    s = prod(spatial)
     first = case.layout == "contiguous" and s > 1
     return n, c, s, "channels_first" if first else "channels_last"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How one direction is launched: a plan, and what a test changes of it."""
+    """How a kernel is launched: by a plan, and what a test changes of it."""
 
-    device: Any = "h200"
+    device: str | tuple[tuple[str, Any], ...] = "h200"
     exchange: str | None = None
     alignment: int = 16
-    register_steps: int | None = None
+    register_steps: int | None = None  # at most so many, of those that the plan keeps
     shared_steps: int | None = None
+    group: int | None = None  # blocks, whatever the planner would say
+    groups: int | None = None
     seed: int = 0
+    workers: int = 0
 
     def plan(self, case: Case, direction: str) -> Any:
+        assert extension is not None
         device = self.device if isinstance(self.device, str) else dict(self.device)
-        element = ELEMENTS[case.dtype]
-        return present_extension().plan(
-            *view_of(case), element, direction, case.residual, self.alignment, device, self.exchange
+        exchange = self.exchange if self.group is None else "none"
+        arguments = (ELEMENTS[case.dtype], direction, case.residual, self.alignment, device)
+        return extension.plan(*view_of(case), *arguments, None if direction == "evaluation" else exchange)
+
+    def __str__(self) -> str:
+        """A part of a test's id."""
+        named = {
+            "group": self.group,
+            "groups": self.groups,
+            "V": self.register_steps,
+            "PS": self.shared_steps,
+        }
+        words = [f"{name}={value}" for name, value in named.items() if value is not None]
+        if self.alignment != 16:
+            words.append(f"aligned to {self.alignment}")
+        return "-".join([self.exchange or "any exchange", *words])
+
+
+def at_most(value: int, limit: int | None) -> int:
+    return value if limit is None else min(value, limit)
+
+
+class Configuration:
+    """What one kernel is launched with, for a case and a direction."""
+
+    def __init__(self, module: ModuleType, case: Case, launch: Launch, direction: str) -> None:
+        self.case, self.launch, self.direction = case, launch, direction
+        self.plan = plan = launch.plan(case, direction)
+        self.dtype = getattr(module.DType, ELEMENTS[case.dtype])
+        self.geometry = g = module.Geometry()
+        for name in GEOMETRY:
+            setattr(g, name, getattr(plan, name))
+        g.mapping = getattr(module.Mapping, plan.mapping)
+        g.row_vectors = module.Division(plan.row_vectors)
+        g.cut_steps()
+        backward = direction == "backward"
+        self.most_registers = most = module.register_steps(self.dtype, backward, g.mapping)
+        assert g.steps == plan.steps, "the extension was built from other sources"
+        assert g.register_steps in (0, most), "the extension was built from other sources"
+        self.exchange = plan.exchange
+        alone = launch.exchange in (None, "none") and direction != "evaluation"
+        if launch.group is not None and (launch.group == 1 or not alone):
+            self.exchange = "none" if direction == "evaluation" else launch.exchange
+            g.group, g.groups = launch.group, launch.groups or g.groups
+        keeps = self.exchange != "two_kernels"
+        g.register_steps = at_most(g.register_steps, launch.register_steps) if keeps else 0
+        g.shared_steps = at_most(g.shared_steps, launch.shared_steps) if keeps else 0
+        self.grid = g.group * g.groups
+        self.shared_bytes = module.shared_bytes(g, self.dtype, 2 if backward else 1)
+
+    @property
+    def workspace_bytes(self) -> int:
+        g, compute = self.geometry, 8 if self.case.dtype is torch.float64 else 4
+        sums = {"barrier": 2 * g.groups, "two_kernels": g.slabs}.get(self.exchange, 0)
+        return int(sums * g.group * 2 * g.slab_channels * compute)
+
+    @property
+    def words(self) -> int:
+        return int(1 + self.geometry.groups) if self.exchange == "barrier" else 1
+
+    @property
+    def instance(self) -> str:
+        """Of the kernel that must run."""
+        words = (
+            "backward" if self.direction == "backward" else "forward",
+            ELEMENTS[self.case.dtype],
+            self.plan.mapping,
+            "whole" if self.plan.whole else "partial",
+            "relu" if self.case.activation == "relu" else "leaky_relu",
         )
+        return " ".join(words)
 
 
-def present_extension() -> Any:
-    assert extension is not None
-    return extension
+class Run:
+    """A forward and a backward, which reads what the forward saved, with all their memory."""
 
+    def __init__(
+        self,
+        case: Case,
+        tensors: Tensors,
+        forward: Launch,
+        backward: Launch | None = None,
+        module: ModuleType | None = None,
+        without: Collection[str] = (),
+    ) -> None:
+        self.case, self.tensors, self.without = case, tensors, without
+        self.module = module or kernels()
+        self.memory = Memory(self.module, forward.alignment)
+        direction = "forward" if case.training else "evaluation"
+        self.configurations = (
+            Configuration(self.module, case, forward, direction),
+            Configuration(self.module, case, backward or forward, "backward"),
+        )
+        self._forward_params()
+        self._backward_params()
 
-class Memory:
-    """The tensors of a launch, each in memory of its own that ends at a guard page."""
+    def _common(self, params: Any, configuration: Configuration) -> Tensor:
+        """Sets what forward and backward have in common; returns the words of their workspace."""
+        n, _, s, _ = view_of(self.case)
+        params.geometry = configuration.geometry
+        params.exchange = getattr(self.module.Exchange, configuration.exchange)
+        params.training = int(self.case.training)
+        params.inverse_count = 1.0 / (n * s)
+        slopes = {"none": 1.0, "relu": 0.0, "leaky_relu": self.case.negative_slope}
+        params.negative_slope = slopes[self.case.activation]
+        space = self.module.Workspace()
+        space.partials, _ = self.memory.empty(configuration.workspace_bytes, torch.uint8)
+        space.words, words = self.memory.empty(32 * configuration.words, torch.int32)
+        words.zero_()
+        params.workspace = space
+        return words
 
-    def __init__(self, module: ModuleType, alignment: int) -> None:
-        self._module, self._alignment = module, alignment
-        self._buffers: list[Any] = []
-
-    def empty(self, size: int, dtype: torch.dtype) -> tuple[int, Tensor]:
-        """The address of `size` elements full of NaN, and a tensor over them."""
-        alignment = max(self._alignment, dtype.itemsize)
-        buffer = self._module.GuardedBuffer(max(1, size * dtype.itemsize), alignment)
-        self._buffers.append(buffer)
-        return buffer.address, torch.frombuffer(buffer, dtype=dtype)[:size]
-
-    def copy(self, tensor: Tensor | None) -> tuple[int, Tensor | None]:
-        """The same in its own order in memory; address 0 for None."""
+    def _vector(self, tensor: Tensor | None, *, filled: bool = True) -> tuple[Any, Tensor | None]:
+        """A per-channel vector with the tensor's values, or without any."""
+        vector = self.module.ChannelVector()
         if tensor is None:
-            return 0, None
-        address, flat = self.empty(tensor.numel(), tensor.dtype)
-        flat.copy_(in_memory_order(tensor))
-        return address, flat.as_strided(tensor.shape, tensor.stride())
+            return vector, None
+        vector.data, copy = self.memory.copy(tensor) if filled else self.memory.like(tensor)
+        vector.stride = tensor.stride(0)
+        vector.dtype = getattr(self.module.DType, ELEMENTS[tensor.dtype])
+        return vector, copy
 
-    def like(self, tensor: Tensor) -> tuple[int, Tensor]:
-        address, flat = self.empty(tensor.numel(), tensor.dtype)
-        return address, flat.as_strided(tensor.shape, tensor.stride())
+    def _forward_params(self) -> None:
+        case, tensors, memory = self.case, self.tensors, self.memory
+        self.p = p = self.module.ForwardParams()
+        p.input, self.input = memory.copy(tensors.input)
+        p.residual, _ = memory.copy(tensors.residual)
+        p.output, self.output = memory.like(tensors.input)
+        self.mask: Tensor | None = None
+        if case.residual and case.activation != "none":
+            p.mask, self.mask = memory.empty(self.configurations[0].plan.mask_bytes, torch.uint8)
+        p.weight, _ = self._vector(tensors.weight)
+        p.bias, _ = self._vector(tensors.bias)
+        p.running_mean, self.running_mean = self._vector(tensors.running_mean)
+        p.running_var, self.running_var = self._vector(tensors.running_var)
+        p.num_batches_tracked, self.tracked = memory.copy(tensors.num_batches_tracked)
+        compute = torch.float64 if case.dtype is torch.float64 else torch.float32
+        p.statistics, self.statistics = memory.empty(3 * case.channels, compute)
+        p.cumulative, p.momentum = int(case.momentum is None), case.momentum or 0.0
+        p.eps = case.eps
+        count = tensors.input.numel() // case.channels
+        p.unbiased = count / max(count - 1, 1)
+        self.forward_words = self._common(p, self.configurations[0])
 
-    def check(self) -> None:
-        assert all(buffer.intact() for buffer in self._buffers), "something was written beside a tensor"
+    def _backward_params(self) -> None:
+        memory, tensors, p = self.memory, self.tensors, self.p
+        self.b = b = self.module.BackwardParams()
+        b.grad_output, _ = memory.copy(tensors.grad_output)
+        b.input, b.statistics, b.mask, b.weight, b.bias = p.input, p.statistics, p.mask, p.weight, p.bias
+        b.grad_input, self.grad_input = memory.like(tensors.input)
+        b.grad_residual, self.grad_residual = 0, None
+        if self.case.residual:
+            b.grad_residual, self.grad_residual = memory.like(tensors.input)
+        b.grad_weight, self.grad_weight = self._vector(tensors.weight, filled=False)
+        b.grad_bias, self.grad_bias = self._vector(tensors.bias, filled=False)
+        self.backward_words = self._common(b, self.configurations[1])
+        for name in self.without:
+            setattr(b, name, self.module.ChannelVector() if name in ("grad_weight", "grad_bias") else 0)
 
+    def _launch(self, name: str, params: Any, configuration: Configuration, words: Tensor) -> None:
+        activation = "relu" if self.case.activation == "relu" else "leaky_relu"
+        ran = getattr(self.module, name)(
+            params,
+            configuration.dtype,
+            getattr(self.module.Activation, activation),
+            grid=configuration.grid,
+            shared_bytes=configuration.shared_bytes,
+            seed=configuration.launch.seed,
+            workers=configuration.launch.workers,
+        )
+        assert ran == configuration.instance
+        self.memory.check()
+        assert not (words & 0x7FFFFFFF).any(), "the counters are not as the next launch needs them"
 
-def in_memory_order(tensor: Tensor) -> Tensor:
-    return tensor.as_strided((tensor.numel(),), (1,))
+    def forward(self) -> None:
+        self._launch("run_forward", self.p, self.configurations[0], self.forward_words)
+        assert is_written(self.output), "an element of the output was left out"
+        assert is_written(self.statistics), "a channel's statistics were left out"
+
+    def backward(self) -> None:
+        self._launch("run_backward", self.b, self.configurations[1], self.backward_words)
+        for name in ("grad_input", "grad_residual", "grad_weight", "grad_bias"):
+            gradient = getattr(self, name)
+            if gradient is not None:
+                assert is_written(gradient) == (name not in self.without), name
+        assert torch.equal(
+            in_memory_order(present(self.input)).view(torch.uint8),
+            in_memory_order(self.tensors.input).view(torch.uint8),
+        ), "the input was written"
+
+    def passed(self) -> Tensor | None:
+        """Whether the mask lets each element's gradient through, in the order of memory."""
+        if self.mask is None:
+            return None
+        assert extension is not None
+        bits = torch.frombuffer(
+            bytearray(extension.plan_mask_bits(self.configurations[0].plan)), dtype=torch.int64
+        )
+        return (self.mask[bits // 8] >> (bits % 8) & 1).bool()
+
+    def outcome(self) -> "Outcome":
+        buffers = (self.running_mean, self.running_var, self.tracked)
+        gradients = (self.grad_input, self.grad_weight, self.grad_bias)
+        result = Result(self.output, *gradients, *buffers, self.grad_residual)
+        return Outcome(result, self.statistics.view(3, -1), self.passed())
 
 
 @dataclass
@@ -104,114 +274,31 @@ class Outcome:
 
     result: Result
     statistics: Tensor
+    passed: Tensor | None
+
+    def tensors(self) -> dict[str, Tensor]:
+        found = {"statistics": self.statistics, "passed": self.passed, **self.result.__dict__}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
 
-def geometry_of(module: ModuleType, plan: Any, launch: Launch) -> Any:
-    geometry = module.Geometry()
-    for name in GEOMETRY:
-        setattr(geometry, name, getattr(plan, name))
-    geometry.mapping = getattr(module.Mapping, plan.mapping)
-    geometry.row_vectors = module.Division(plan.row_vectors)
-    geometry.cut_steps()
-    assert geometry.steps == plan.steps
-    if launch.register_steps is not None:
-        geometry.register_steps = min(launch.register_steps, geometry.register_steps)
-    if launch.shared_steps is not None:
-        geometry.shared_steps = min(launch.shared_steps, geometry.shared_steps)
-    return geometry
-
-
-def channel_vector(module: ModuleType, memory: Memory, tensor: Tensor | None) -> tuple[Any, Tensor | None]:
-    address, copy = memory.copy(tensor)
-    vector = module.ChannelVector()
-    vector.data, vector.stride = address, 1
-    if tensor is not None:
-        vector.dtype = getattr(module.DType, ELEMENTS[tensor.dtype])
-    return vector, copy
-
-
-def workspace(module: ModuleType, memory: Memory, plan: Any) -> tuple[Any, Tensor]:
-    space = module.Workspace()
-    space.partials, _ = memory.empty(plan.workspace_bytes, torch.uint8)
-    space.words, words = memory.empty(32 * plan.words, torch.int32)
-    words.zero_()
-    return space, words
-
-
-def run_kernel(module: ModuleType, name: str, params: Any, plan: Any, case: Case, launch: Launch) -> None:
-    """Sets what forward and backward have in common, and launches."""
-    n, _, s, _ = view_of(case)
-    params.geometry = geometry_of(module, plan, launch)
-    params.exchange = getattr(module.Exchange, plan.exchange)
-    params.training = int(case.training)
-    params.inverse_count = 1.0 / (n * s)
-    params.negative_slope = {"none": 1.0, "relu": 0.0, "leaky_relu": case.negative_slope}[case.activation]
-    activation = module.Activation.relu if case.activation == "relu" else module.Activation.leaky_relu
-    getattr(module, name)(
-        params,
-        getattr(module.DType, ELEMENTS[case.dtype]),
-        activation,
-        grid=plan.grid,
-        shared_bytes=plan.shared_bytes,
-        seed=launch.seed,
-    )
-
-
-def run(case: Case, tensors: Tensors, forward: Launch = Launch(), backward: Launch | None = None) -> Outcome:
-    """One forward and, from what it saved, one backward."""
-    module = kernels()
-    memory = Memory(module, forward.alignment)
-    compute = torch.float64 if case.dtype is torch.float64 else torch.float32
-
-    plan = forward.plan(case, "forward" if case.training else "evaluation")
-    p = module.ForwardParams()
-    p.input, x = memory.copy(tensors.input)
-    p.residual, _ = memory.copy(tensors.residual)
-    p.output, output = memory.like(tensors.input)
-    masked = case.residual and case.activation != "none"
-    if masked:
-        p.mask, _ = memory.empty(plan.mask_bytes, torch.uint8)
-    p.weight, _ = channel_vector(module, memory, tensors.weight)
-    p.bias, _ = channel_vector(module, memory, tensors.bias)
-    p.running_mean, running_mean = channel_vector(module, memory, tensors.running_mean)
-    p.running_var, running_var = channel_vector(module, memory, tensors.running_var)
-    p.num_batches_tracked, tracked = memory.copy(tensors.num_batches_tracked)
-    p.statistics, statistics = memory.empty(3 * case.channels, compute)
-    p.cumulative, p.momentum = int(case.momentum is None), case.momentum or 0.0
-    p.eps = case.eps
-    count = tensors.input.numel() // case.channels
-    p.unbiased = count / max(count - 1, 1)
-    p.workspace, words = workspace(module, memory, plan)
-    run_kernel(module, "run_forward", p, plan, case, forward)
-    memory.check()
-    assert not (words & 0x7FFFFFFF).any(), "the counters are not as the next launch needs them"
-
-    backward = backward or forward
-    plan = backward.plan(case, "backward")
-    b = module.BackwardParams()
-    b.grad_output, _ = memory.copy(tensors.grad_output)
-    b.input, b.statistics, b.mask = p.input, p.statistics, p.mask
-    b.weight, b.bias = p.weight, p.bias
-    b.grad_input, grad_input = memory.like(tensors.input)
-    grad_residual = None
-    if case.residual:
-        b.grad_residual, grad_residual = memory.like(tensors.input)
-    b.grad_weight, grad_weight = channel_vector(module, memory, tensors.weight)
-    b.grad_bias, grad_bias = channel_vector(module, memory, tensors.bias)
-    b.workspace, words = workspace(module, memory, plan)
-    run_kernel(module, "run_backward", b, plan, case, backward)
-    memory.check()
-    assert not (words & 0x7FFFFFFF).any(), "the counters are not as the next launch needs them"
-    assert torch.equal(in_memory_order(present(x)), in_memory_order(tensors.input)), "the input was written"
-
-    result = Result(
-        output, grad_input, grad_weight, grad_bias, running_mean, running_var, tracked, grad_residual
-    )
-    return Outcome(result, statistics.view(3, -1))
+def run(
+    case: Case,
+    tensors: Tensors,
+    forward: Launch = Launch(),
+    backward: Launch | None = None,
+    *,
+    module: ModuleType | None = None,
+    without: Collection[str] = (),
+) -> Outcome:
+    """One forward and, from what it saved, one backward; `without` some of the gradients."""
+    both = Run(case, tensors, forward, backward, module, without)
+    both.forward()
+    both.backward()
+    return both.outcome()
 
 
 def assert_right(case: Case, tensors: Tensors, outcome: Outcome, demands: dict[str, float] = DEMANDS) -> None:
-    """All results within their demands, statistics and counter included."""
+    """All results within their demands, statistics, mask and counter included."""
     factor = precision(case.dtype)
     truth = reference(case, tensors)
     mean = outcome.statistics[0].double() + outcome.statistics[1].double()
@@ -227,4 +314,8 @@ def assert_right(case: Case, tensors: Tensors, outcome: Outcome, demands: dict[s
     before, after = tensors.num_batches_tracked, outcome.result.num_batches_tracked
     if before is not None and int(present(after)) != int(before) + case.training:
         wrong.append(f"num_batches_tracked: {int(present(after))} after {int(before)}")
+    if outcome.passed is not None:
+        differs = outcome.passed == (in_memory_order(outcome.result.output) <= 0)
+        if differs.any():
+            wrong.append(f"mask: {int(differs.sum())} bits are not the output's sign")
     assert not wrong, "\n".join(wrong)

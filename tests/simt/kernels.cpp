@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
@@ -45,28 +46,25 @@ class Struct {
   py::class_<T> bound_;
 };
 
-template <class Params>
-void run_launch(const Params& params, DType dtype, Activation activation, const simt::Launch& launch) {
-  switch (dtype) {
-#if defined(SIMT_HAS_f32)
-    case DType::f32:
-      return simt::run_kernel<float>(params, activation, launch);
-#endif
-#if defined(SIMT_HAS_f64)
-    case DType::f64:
-      return simt::run_kernel<double>(params, activation, launch);
-#endif
-#if defined(SIMT_HAS_bf16)
-    case DType::bf16:
-      return simt::run_kernel<fused_bn::BFloat16>(params, activation, launch);
-#endif
-#if defined(SIMT_HAS_f16)
-    case DType::f16:
-      return simt::run_kernel<fused_bn::Float16>(params, activation, launch);
-#endif
-    default:
-      throw std::invalid_argument("simt_kernels was built without this element type");
+std::string launch_one(const ForwardParams& params, DType dtype, Activation activation,
+                       const simt::Launch& launch) {
+  const auto forward = simt::kernels[static_cast<int>(dtype)].forward;
+  if (forward == nullptr) throw std::invalid_argument("simt_kernels was built without this element type");
+  return forward(params, activation, launch);
+}
+std::string launch_one(const BackwardParams& params, DType dtype, Activation activation,
+                       const simt::Launch& launch) {
+  const auto backward = simt::kernels[static_cast<int>(dtype)].backward;
+  if (backward == nullptr) throw std::invalid_argument("simt_kernels was built without this element type");
+  return backward(params, activation, launch);
+}
+
+std::set<std::string> instances() {
+  std::set<std::string> names;
+  for (const simt::Kernels& each : simt::kernels) {
+    if (each.instances != nullptr) names.merge(each.instances());
   }
+  return names;
 }
 
 SharedLayout shared_layout(const Geometry& geometry, DType dtype, int tensors) {
@@ -76,8 +74,8 @@ SharedLayout shared_layout(const Geometry& geometry, DType dtype, int tensors) {
 
 // As a GPU would be asked to: two launches where the exchange is two_kernels.
 template <class Params>
-void run(Params params, DType dtype, Activation activation, int64_t grid, int64_t shared_bytes, uint64_t seed,
-         int workers) {
+std::string run(Params params, DType dtype, Activation activation, int64_t grid, int64_t shared_bytes,
+                uint64_t seed, int workers) {
   params.layout = shared_layout(params.geometry, dtype, std::is_same_v<Params, ForwardParams> ? 1 : 2);
   simt::Launch launch;
   launch.grid = grid;
@@ -88,11 +86,13 @@ void run(Params params, DType dtype, Activation activation, int64_t grid, int64_
   launch.seed = seed;
   launch.workers = workers;
   const bool two = params.exchange == Exchange::two_kernels;
+  std::string name;
   for (const Phase phase : {Phase::gather, Phase::emit}) {
     if (!two && phase == Phase::emit) break;
     params.phase = two ? phase : Phase::both;
-    run_launch(params, dtype, activation, launch);
+    name = launch_one(params, dtype, activation, launch);
   }
+  return name;
 }
 
 template <class Params>
@@ -100,7 +100,8 @@ void bind_run(py::module_& module, const char* name) {
   module.def(name, run<Params>, py::arg("params"), py::arg("dtype"), py::arg("activation"), py::kw_only(),
              py::arg("grid"), py::arg("shared_bytes"), py::arg("seed") = 0, py::arg("workers") = 0,
              py::call_guard<py::gil_scoped_release>(),
-             "Sets layout and phase of `params`. RuntimeError for whatever a GPU would do wrong.");
+             "Sets layout and phase of `params`, and returns the name of the instance that ran. RuntimeError "
+             "for whatever a GPU would do wrong.");
 }
 
 void bind_enums(py::module_& module) {
@@ -236,6 +237,8 @@ PYBIND11_MODULE(simt_kernels, module) {
   bind_guarded_buffer(module);
   bind_run<ForwardParams>(module, "run_forward");
   bind_run<BackwardParams>(module, "run_backward");
+  module.def("instances", instances, "The names of all instances.");
+  module.def("register_steps", register_steps, py::arg("dtype"), py::arg("backward"), py::arg("mapping"));
   module.def(
       "shared_bytes",
       [](const Geometry& geometry, DType dtype, int tensors) {

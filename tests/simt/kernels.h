@@ -1,5 +1,8 @@
-// Runs the kernels of one element type.
+// The kernels of one element type, as the bindings find them.
 #pragma once
+
+#include <set>
+#include <string>
 
 #include "common/activation.h"
 #include "cuda/params.h"
@@ -7,11 +10,16 @@
 
 namespace simt {
 
-template <class T>
-void run_kernel(const fused_bn::cuda::ForwardParams& params, fused_bn::Activation activation,
-                const Launch& launch);
-template <class T>
-void run_kernel(const fused_bn::cuda::BackwardParams& params, fused_bn::Activation activation,
-                const Launch& launch);
+// Each file of kernels enters its own, so that the bindings need not know which ones there are. Functions
+// launch a kernel and return the name of the instance that ran.
+struct Kernels {
+  using Forward = fused_bn::cuda::ForwardParams;
+  using Backward = fused_bn::cuda::BackwardParams;
+
+  std::string (*forward)(const Forward&, fused_bn::Activation, const Launch&) = nullptr;
+  std::string (*backward)(const Backward&, fused_bn::Activation, const Launch&) = nullptr;
+  std::set<std::string> (*instances)() = nullptr;  // the names of all
+};
+inline Kernels kernels[4];  // by DType
 
 }  // namespace simt

@@ -3,15 +3,12 @@
 import os
 import platform
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.simt import build
-
-pytestmark = pytest.mark.skipif(shutil.which(build.COMPILER) is None, reason="no C++ compiler")
 
 WORKS = [
     "indices",

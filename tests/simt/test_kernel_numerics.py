@@ -1,0 +1,236 @@
+"""Data that breaks careless arithmetic, given to the kernels: huge means, outliers, extremes, inf and NaN."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cases import Case, Tensors, in_layout, make_tensors, present, run_torch, same_bits
+from tests.reference import DEMANDED_MEAN_ADVERSARIAL, DEMANDS, errors
+from tests.simt.grid import EXCHANGES, small
+from tests.simt.harness import Launch, Outcome, assert_right, run
+
+pytestmark = pytest.mark.needs_extension
+
+INF, NAN = float("inf"), float("nan")
+
+SHAPES = (
+    ((2, 3, 4104), "contiguous"),
+    ((3, 5, 1001), "contiguous"),
+    ((1500, 24), "contiguous"),
+    ((37, 20, 7, 7), "contiguous"),
+)
+"""Each mapping, with whole vectors and without; `on_each_plan` splits each among blocks."""
+
+LAUNCHES = {
+    exchange: small(exchange, group=1 if exchange == "none" else 3, groups=1) for exchange in EXCHANGES
+}
+
+on_each_plan = pytest.mark.parametrize(
+    ("shape", "layout", "launch"),
+    [
+        pytest.param(shape, layout, launch, id=f"{'x'.join(map(str, shape))}-{exchange}")
+        for (shape, layout), (exchange, launch) in product(SHAPES, LAUNCHES.items())
+    ],
+)
+
+
+def noise(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def tensors_with(case: Case, values: Tensor) -> Tensors:
+    """The case's tensors with `values` (fp64) as input."""
+    tensors = make_tensors(case)
+    tensors.input = in_layout(values.to(case.dtype), case.layout)
+    return tensors
+
+
+def own_means(shape: tuple[int, ...]) -> Tensor:
+    means = torch.linspace(-1e5, 1e5, shape[1], dtype=torch.float64)
+    return noise(shape) + means.view(1, -1, *[1] * (len(shape) - 2))
+
+
+def set_first(values: Tensor, value: float) -> None:
+    """The first value of each channel."""
+    index: Any = (0, slice(None), *[0] * (values.dim() - 2))
+    values[index] = value
+
+
+HARD_DATA: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
+    "N(0, 1)": noise,
+    "1e4 +- 1e-2": lambda shape: 1e4 + 1e-2 * noise(shape),
+    "1e6 +- 1": lambda shape: 1e6 + noise(shape),
+    "own mean each channel": own_means,
+}
+
+
+@on_each_plan
+@pytest.mark.parametrize("data", HARD_DATA)
+def test_huge_means_cost_no_accuracy(data: str, shape: tuple[int, ...], layout: str, launch: Launch) -> None:
+    """The ordinary demands: sums of squares are wrong by 6e7 on the second of these, Welford by 7 %."""
+    case = Case(shape, layout)
+    tensors = tensors_with(case, HARD_DATA[data](shape))
+    assert_right(case, tensors, run(case, tensors, launch))
+
+
+@on_each_plan
+def test_first_element_a_million_sigmas_off(shape: tuple[int, ...], layout: str, launch: Launch) -> None:
+    """The pivot is the outlier: the mean may be off by 2e-5 sigma, and the output by as much times |w|."""
+    case = Case(shape, layout, activation="none")
+    tensors = tensors_with(case, noise(shape))
+    set_first(tensors.input, 1e6)
+    # A smaller one, or none, would make dweight small beside what a shift of the mean adds to it.
+    set_first(tensors.grad_output, 1.0)
+    looser = {name: demand + DEMANDED_MEAN_ADVERSARIAL for name, demand in DEMANDS.items()}
+    assert_right(case, tensors, run(case, tensors, launch), {**looser, "mean": DEMANDED_MEAN_ADVERSARIAL})
+
+
+@on_each_plan
+@pytest.mark.parametrize("mean", [5.0, -5.0])
+def test_bfloat16_with_a_mean_of_fifty_sigmas(
+    mean: float, shape: tuple[int, ...], layout: str, launch: Launch
+) -> None:
+    """E[x^2] - E[x]^2 in half precision is negative here, and its root NaN."""
+    case = Case(shape, layout, torch.bfloat16)
+    tensors = tensors_with(case, mean + 0.1 * noise(shape))
+    assert_right(case, tensors, run(case, tensors, launch))
+
+
+@on_each_plan
+@pytest.mark.parametrize("value", [0.0, 0.1, 12345.678, -3.3e7, 1e10])
+def test_a_constant_channel_has_no_variance_at_all(
+    value: float, shape: tuple[int, ...], layout: str, launch: Launch
+) -> None:
+    """Exactly 0, so that the output is the bias bit for bit and the weight has no gradient."""
+    case = Case(shape, layout, activation="none")
+    tensors = tensors_with(case, torch.full(shape, value, dtype=torch.float64))
+    outcome = run(case, tensors, launch)
+    bias = present(tensors.bias).view(1, -1, *[1] * (len(shape) - 2))
+    assert torch.equal(outcome.result.output, bias.expand(shape))
+    assert (outcome.statistics[2] == torch.tensor(case.eps, dtype=torch.float64).rsqrt().float()).all()
+    assert (present(outcome.result.grad_weight) == 0).all()
+    assert outcome.result.grad_input.isfinite().all()
+
+
+# ---- sums that overflow
+
+
+def all_huge(shape: tuple[int, ...]) -> Tensor:
+    return 1e30 * (1 + 0.1 * noise(shape))
+
+
+def one_channel_huge(shape: tuple[int, ...]) -> Tensor:
+    values = noise(shape)
+    values[:, shape[1] // 2] = all_huge(shape)[:, shape[1] // 2]
+    return values
+
+
+def huge_in_the_middle(shape: tuple[int, ...]) -> Tensor:
+    """A few values only, which one block has and the others do not."""
+    values = noise(shape)
+    flat = values.transpose(0, 1).flatten(1)
+    middle = flat.shape[1] // 2
+    flat[shape[1] // 2, middle : middle + 4] = 1e30
+    in_order = flat.view(shape[1], shape[0], *shape[2:]).transpose(0, 1)
+    return in_order.contiguous()
+
+
+HUGE = {"all": all_huge, "one channel": one_channel_huge, "the middle of a channel": huge_in_the_middle}
+
+
+@on_each_plan
+@pytest.mark.parametrize("what", HUGE)
+@pytest.mark.parametrize("gradient", [1.0, 1e30])
+def test_values_near_1e30_are_normalised_although_their_squares_overflow(
+    gradient: float, what: str, shape: tuple[int, ...], layout: str, launch: Launch
+) -> None:
+    """Sums that overflow are gathered again from smaller values, in the channels that need it and no other.
+
+    The variance itself, 1e58, is infinite in fp32, and so is the running one.
+    """
+    case = Case(shape, layout, activation="leaky_relu")
+    tensors = tensors_with(case, HUGE[what](shape))
+    tensors.grad_output *= gradient
+    result = run(case, tensors, launch).result
+    # The demands on gradients are for those of about unit size.
+    tensors.grad_output = tensors.grad_output.double() / gradient
+    for name in ("grad_input", "grad_weight", "grad_bias"):
+        setattr(result, name, getattr(result, name).double() / gradient)
+    found = errors(case, tensors, result)
+    for name in ("output", "grad_input", "grad_weight", "grad_bias", "running_mean"):
+        assert found[name] <= DEMANDS[name], f"{name}: {found[name]:.2e}"
+    overflows = tensors.input.double().var([d for d in range(len(shape)) if d != 1]) > 3e39
+    assert torch.equal(present(result.running_var) == INF, overflows)
+
+
+def test_fp64_values_near_1e150_are_normalised() -> None:
+    """Squares of 1e300 still fit: no shortcut through fp32 anywhere."""
+    case = Case((37, 20, 7, 7), dtype=torch.float64, parameter_dtype=torch.float64)
+    tensors = tensors_with(case, 1e150 * (1 + 0.1 * noise(case.shape)))
+    for launch in LAUNCHES.values():
+        assert_right(case, tensors, run(case, tensors, launch))
+
+
+# ---- values that are not finite
+
+
+def classes(tensor: Tensor) -> Tensor:
+    """0 finite, 1 NaN, 2 infinite and positive, 3 infinite and negative: an element each."""
+    return tensor.isnan() * 1 + (tensor == INF) * 2 + (tensor == -INF) * 3
+
+
+NAMES = ("output", "grad_input", "grad_weight", "grad_bias", "running_mean", "running_var")
+
+
+def assert_spoils_as_pytorch(
+    case: Case, tensors: Tensors, found: Outcome, clean: Outcome, spoilt: int
+) -> None:
+    theirs = run_torch(case, tensors)
+    for name in NAMES:
+        mine, other, before = (getattr(result, name) for result in (found.result, theirs, clean.result))
+        assert same_bits(classes(mine), classes(other)), name
+        kept = [c for c in range(case.channels) if c != spoilt]
+        channel = min(1, mine.dim() - 1)
+        index = torch.tensor(kept)
+        assert torch.equal(mine.index_select(channel, index), before.index_select(channel, index)), name
+
+
+@on_each_plan
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("poison", [INF, -INF, NAN])
+def test_non_finite_input_spoils_its_channel_and_no_other(
+    poison: float, training: bool, shape: tuple[int, ...], layout: str, launch: Launch
+) -> None:
+    """As in PyTorch: NaN, inf and finite in the same places; one inf makes running_mean infinite.
+
+    The poison stands first, in the middle and last, so that pivots, vector bodies and tails are all hit.
+    """
+    case = Case(shape, layout, training=training)
+    spoilt = shape[1] // 2
+    clean = run(case, make_tensors(case), launch)
+    for where in (0, -1, 1):
+        tensors = make_tensors(case)
+        last = [size - 1 if where < 0 else (size // 2) * where for size in (shape[0], *shape[2:])]
+        index = (last[0], spoilt, *last[1:])
+        tensors.input[index] = poison
+        assert_spoils_as_pytorch(case, tensors, run(case, tensors, launch), clean, spoilt)
+
+
+@on_each_plan
+@pytest.mark.parametrize("residual", [False, True])
+def test_nan_passes_through_relu_and_its_gradient_too(
+    residual: bool, shape: tuple[int, ...], layout: str, launch: Launch
+) -> None:
+    """fmaxf(NaN, 0) is 0, and z > 0 is false for NaN: the mask is !(z <= 0), as PyTorch's."""
+    case = Case(shape, layout, training=False, residual=residual)
+    tensors = make_tensors(case)
+    present(tensors.bias)[1] = NAN
+    outcome = run(case, tensors, launch)
+    assert outcome.result.output[:, 1].isnan().all()
+    assert not outcome.result.output[:, 0].isnan().any()
+    assert (outcome.result.grad_input[:, 1] != 0).all()
+    assert_right(case, tensors, outcome)

@@ -1,0 +1,45 @@
+"""The CUDA kernels against the fp64 reference, over everything that the planner can ask of them."""
+
+import pytest
+
+from tests.cases import make_tensors
+from tests.simt.coverage import demanded, exercised
+from tests.simt.grid import Trial, trials
+from tests.simt.harness import Configuration, assert_right, kernels, run
+
+pytestmark = pytest.mark.needs_extension
+
+TRIALS = trials()
+
+
+def parameters() -> list[object]:
+    full = pytest.mark.kernels_full
+    return [pytest.param(each, marks=() if each.quick else full, id=str(each)) for each in TRIALS]
+
+
+@pytest.mark.parametrize("trial", parameters())
+def test_results_are_right(trial: Trial) -> None:
+    """Outputs, gradients, statistics, running buffers, counter and mask: right, and nothing else is touched.
+
+    Every tensor begins as NaN and ends at a guard page, shared memory too; threads and blocks run in an
+    order of their own.
+    """
+    tensors = make_tensors(trial.case)
+    assert_right(trial.case, tensors, run(trial.case, tensors, trial.launch))
+
+
+def configurations(trial: Trial) -> list[Configuration]:
+    forward = "forward" if trial.case.training else "evaluation"
+    return [Configuration(kernels(), trial.case, trial.launch, d) for d in (forward, "backward")]
+
+
+def test_the_grid_leaves_nothing_out() -> None:
+    """Each instance of a kernel, and whatever mapping, vectors, exchange and blocks can be combined to."""
+    found = set().union(*(exercised(launch) for trial in TRIALS for launch in configurations(trial)))
+    missing = (set(demanded()) | kernels().instances()) - found
+    assert not missing, "\n".join(sorted(missing))
+
+
+def test_the_quick_part_runs_every_instance() -> None:
+    quick = (trial for trial in TRIALS if trial.quick)
+    assert {launch.instance for trial in quick for launch in configurations(trial)} == kernels().instances()
