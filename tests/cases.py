@@ -1,5 +1,6 @@
 """The one grid of cases: which shapes, layouts, dtypes and options are tested, and why each is there."""
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -13,6 +14,9 @@ from fused_bn._extension import devices_with_kernels, extension
 from fused_bn.functional import batch_norm
 
 HAS_EXTENSION = extension is not None
+
+NEWER_TORCH = "bias" in inspect.signature(torch.nn.BatchNorm2d).parameters
+"""Later than 2.11: nn.BatchNorm* takes `bias`, and F.batch_norm an eps of 0 in evaluation, in other words."""
 
 SHAPES: dict[tuple[int, ...], str] = {
     (2, 4, 2, 2): "tiny: the whole tensor is smaller than one wide vector per channel",

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import fused_bn
 from fused_bn._extension import DISABLE_VARIABLE
-from tests.cases import DEVICES, HAS_EXTENSION, why_no_cuda
+from tests.cases import DEVICES, HAS_EXTENSION, NEWER_TORCH, why_no_cuda
 
 MODULES = {
     "1d": (fused_bn.BatchNorm1d, nn.BatchNorm1d),
@@ -124,10 +124,16 @@ EVALUATION_ONLY = {
 }
 
 
+def skip_older_words(name: str) -> None:
+    if name.startswith("eps") and not NEWER_TORCH:
+        pytest.skip("this torch says it in other words, and refuses an eps of 0 in evaluation too")
+
+
 @pytest.mark.core
 @pytest.mark.parametrize("name", WRONG_ARGUMENTS)
 def test_misuse_in_training_raises_what_torch_raises(name: str) -> None:
     """Type and text, and running statistics, counter and version counters untouched."""
+    skip_older_words(name)
     call = WRONG_ARGUMENTS[name]
     expected = raised(lambda: F.batch_norm(*call.tensors(), True, call.momentum, call.eps))
     assert refused(call) == expected
@@ -136,6 +142,7 @@ def test_misuse_in_training_raises_what_torch_raises(name: str) -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("name", WRONG_ARGUMENTS | EVALUATION_ONLY)
 def test_misuse_in_evaluation_raises_what_torch_raises(name: str) -> None:
+    skip_older_words(name)
     call = replace((WRONG_ARGUMENTS | EVALUATION_ONLY)[name], training=False)
     if name.startswith("one value") or name == "eps 0 in training":  # evaluation takes these
         fused_bn.functional.batch_norm(*call.tensors(), False, call.momentum, call.eps)

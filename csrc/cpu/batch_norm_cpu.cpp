@@ -9,32 +9,12 @@
 
 #include "batch_norm.h"
 #include "cpu/kernels.h"
+#include "tensors.h"
 
 namespace fused_bn::cpu {
 namespace {
 
 using at::Tensor;
-
-DType dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble:
-      return DType::f64;
-    case at::kBFloat16:
-      return DType::bf16;
-    case at::kHalf:
-      return DType::f16;
-    default:
-      return DType::f32;
-  }
-}
-
-ChannelVector channel_vector(const Tensor& tensor) {
-  return {tensor.data_ptr(), dtype_of(tensor), tensor.stride(0)};
-}
-
-ChannelVector channel_vector(const OptionalTensor& tensor) {
-  return present(tensor) ? channel_vector(*tensor) : ChannelVector{};
-}
 
 Execution execution() {
   const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
@@ -99,24 +79,21 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Ten
                                             const OptionalTensor& weight, const OptionalTensor& bias,
                                             const Tensor& statistics, bool training,
                                             std::string_view activation, std::array<bool, 3> output_mask) {
-  check({grad_output, input, weight, bias, statistics, training, activation});
+  const BackwardArguments arguments{grad_output, input, weight, bias, statistics, training, activation};
+  check(arguments);
   const auto format = input.suggest_memory_format();
   const Tensor x = input.contiguous(format), dy = grad_output.contiguous(format);
   const Tensor saved = statistics.contiguous();
-  const auto parameter_options = [&](const OptionalTensor& parameter) {
-    return present(parameter) ? parameter->options() : statistics.options();
-  };
   Tensor grad_input = output_mask[0] ? empty_output(x, format) : at::empty({0}, x.options());
-  Tensor grad_weight = at::empty({output_mask[1] ? x.size(1) : 0}, parameter_options(weight));
-  Tensor grad_bias = at::empty({output_mask[2] ? x.size(1) : 0}, parameter_options(bias));
-  if (x.numel() == 0) return {grad_input, grad_weight.zero_(), grad_bias.zero_()};
+  const Gradients gradients(arguments, output_mask);
+  if (x.numel() == 0) return {grad_input, gradients.weight.zero_(), gradients.bias.zero_()};
   active_kernels().backward({view_of(x), dtype_of(x), dy.const_data_ptr(), x.const_data_ptr(),
                              channel_vector(weight), channel_vector(bias), saved.const_data_ptr(),
                              output_mask[0] ? grad_input.data_ptr() : nullptr,
-                             output_mask[1] ? channel_vector(grad_weight) : ChannelVector{},
-                             output_mask[2] ? channel_vector(grad_bias) : ChannelVector{}, training,
+                             output_mask[1] ? channel_vector(gradients.weight) : ChannelVector{},
+                             output_mask[2] ? channel_vector(gradients.bias) : ChannelVector{}, training,
                              activation_from_name(activation), execution()});
-  return {grad_input, grad_weight, grad_bias};
+  return {grad_input, gradients.weight, gradients.bias};
 }
 
 }  // namespace
