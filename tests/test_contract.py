@@ -302,7 +302,7 @@ def test_module_refuses_the_ranks_nn_batchnorm_refuses(kind: str, activation: st
 def test_module_raises_what_nn_batchnorm_raises(tracking: bool, training: bool) -> None:
     """Wrong number of channels, one value a channel, eps out of range; nothing counted where refused."""
     inputs = [torch.randn(2, 4, 5, 5), torch.randn(1, 3, 1, 1), torch.randn(2, 3, 1, 1)]
-    for eps in (1e-5, 0.0, -1.0):
+    for eps in (1e-5, 0.0, -1.0) if NEWER_TORCH else (1e-5,):
         theirs = nn.BatchNorm2d(3, eps=eps, track_running_stats=tracking).train(training)
         for x in inputs:
             ours = fused_bn.BatchNorm2d(3, eps=eps, track_running_stats=tracking).train(training)
