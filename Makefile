@@ -18,11 +18,13 @@ ifeq ($(VENV),)
 run := $(PYTHON)
 ready := given-interpreter
 lint-ready := given-interpreter
+cuda-ready := given-interpreter
 require = $(run) .ci/require.py
 else
 run := $(VENV)/bin/python
 ready := $(VENV)/ready-torch-$(TORCH)
 lint-ready := $(VENV)/ready-lint
+cuda-ready := $(VENV)/ready-cuda
 require = @:
 endif
 
@@ -36,7 +38,7 @@ lenet: build/extension ## the main job, LeNet-5 on MNIST (EPOCHS=1 for a quick l
 	$(run) -m benchmarks.lenet $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 .PHONY: test
-test: build/extension ## the test suite
+test: build/extension $(if $(shell command -v nvcc),$(cuda-ready)) ## the test suite
 	@$(require) pytest hypothesis numpy matplotlib rich tqdm
 	$(run) -m pytest $(ARGS)
 
@@ -44,6 +46,12 @@ test: build/extension ## the test suite
 test-kernels: build/extension ## the CUDA kernels' source on the CPU: all of it, where `make test` runs a part
 	@$(require) pytest hypothesis numpy
 	$(run) -m pytest tests/simt -m "kernels_full or not kernels_full" $(ARGS)
+
+.PHONY: gates
+gates: $(ready) $(cuda-ready) ## the CUDA kernels compiled for every architecture: no spills, wide loads and stores
+	@$(require) pytest hypothesis numpy
+	$(run) -m tests.cuda.toolchain
+	$(run) -m pytest tests/cuda -m "kernels_full or not kernels_full" $(ARGS)
 
 .PHONY: bench
 bench: build/extension ## speed beside eager PyTorch and torch.compile
@@ -97,6 +105,10 @@ $(VENV)/ready-torch-$(TORCH): .ci/requirements.txt
 
 $(VENV)/ready-lint: .ci/requirements-lint.txt | $(ready)
 	$(run) -m pip install --quiet --disable-pip-version-check -r .ci/requirements-lint.txt
+	touch $@
+
+$(VENV)/ready-cuda: .ci/requirements-cuda.txt | $(ready)
+	$(run) -m pip install --quiet --disable-pip-version-check -r .ci/requirements-cuda.txt
 	touch $@
 
 .PHONY: given-interpreter

@@ -40,6 +40,7 @@ SANITIZE_FLAGS = [
     "-fno-sanitize=vptr,null",
     "-fno-sanitize-recover=undefined",
 ]
+NVCC_FLAGS = ["-std=c++17", "-O3"]
 
 
 class Toolkit(NamedTuple):
@@ -218,7 +219,7 @@ def main() -> None:
         depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/**/*.*h")),
         extra_compile_args={
             "cxx": [*COMMON_FLAGS, *mode, *["-fopenmp"] * has_openmp, *facts, *torch_headers],
-            "nvcc": ["-std=c++17", "-O3"],
+            "nvcc": NVCC_FLAGS,
         },
         extra_link_args=[flag for flag in mode if flag.startswith("-fsanitize")],
     )

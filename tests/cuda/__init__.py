@@ -1,0 +1,1 @@
+"""What nvcc makes of the CUDA kernels, read without a GPU."""
