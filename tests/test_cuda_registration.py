@@ -19,7 +19,8 @@ def cuda_build() -> Any:
 
 @pytest.mark.core
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_every_operator_has_a_cuda_kernel(operator: str, cuda_build: Any) -> None:
+@pytest.mark.usefixtures("cuda_build")
+def test_every_operator_has_a_cuda_kernel(operator: str) -> None:
     """Else CUDA tensors would silently be computed by plain PyTorch calls."""
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fused_bn::{operator}", "CUDA")
     assert "cuda" in devices_with_kernels
