@@ -1,0 +1,33 @@
+"""The README's table of predictions is what the planner says today."""
+
+import pytest
+
+import fused_bn
+from tests.cases import HAS_EXTENSION
+from tests.test_readme import readme
+
+CASES: tuple[tuple[tuple[int, ...], str, str], ...] = (
+    *(
+        ((256, c, s, s), "channels_last", "bf16")
+        for c, s in ((64, 112), (256, 56), (512, 28), (1024, 14), (2048, 7))
+    ),
+    *(((32, c, s, s), "channels_first", "f32") for c, s in ((64, 112), (256, 56), (512, 28), (2048, 7))),
+    *(((64, c, s, s), "channels_first", "f32") for c, s in ((6, 28), (16, 10))),
+)
+
+
+def row(shape: tuple[int, ...], layout: str, dtype: str) -> str:
+    """A case's plans on an H200: microseconds and megabytes, forward and backward."""
+    cells = ["x".join(map(str, shape)), layout, dtype]
+    for direction in ("forward", "backward"):
+        plan = fused_bn.plan(shape, dtype, layout, "h200", direction)
+        traffic = (plan.read - plan.l2_hits + plan.written) / 1e6
+        cells += [f"{plan.predicted_time:.1f}", f"{plan.floor_time:.1f}", f"{traffic:.1f}"]
+    return f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.skipif(not HAS_EXTENSION, reason="the planner is part of the extension")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{'x'.join(map(str, case[0]))}-{case[1]}")
+def test_readme_shows_what_the_planner_predicts(case: tuple[tuple[int, ...], str, str]) -> None:
+    """A changed constant or plan would leave figures behind that nobody can repeat."""
+    assert row(*case) in readme()
