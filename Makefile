@@ -71,6 +71,10 @@ sanitize: $(ready) ## the operator tests under AddressSanitizer and UndefinedBeh
 	@$(require) pytest hypothesis numpy
 	.ci/sanitize $(run)
 
+.PHONY: cuda
+cuda: $(ready) ## a build with CUDA in an environment of its own, without need of a GPU
+	.ci/cuda $(run)
+
 cxx-files := find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'
 clang-format := from clang_format import clang_format as main; main()
 
