@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
+#include <stdexcept>
 #include <unordered_map>
 
 #include "cuda/launch.h"
@@ -78,11 +79,15 @@ Plan plan_for(const Problem& problem) {
     const std::shared_lock lock(here.mutex);
     if (const auto found = here.plans.find(key); found != here.plans.end()) return found->second;
   }
-  const Plan plan = make_plan(problem, here.device);
-  const std::unique_lock lock(here.mutex);
-  if (here.plans.size() >= kMostPlans) here.plans.clear();
-  here.plans.insert_or_assign(key, plan);
-  return plan;
+  try {
+    const Plan plan = make_plan(problem, here.device);
+    const std::unique_lock lock(here.mutex);
+    if (here.plans.size() >= kMostPlans) here.plans.clear();
+    here.plans.insert_or_assign(key, plan);
+    return plan;
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, "fused_bn: ", error.what());
+  }
 }
 
 }  // namespace fused_bn::cuda

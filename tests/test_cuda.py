@@ -1,0 +1,179 @@
+"""What only a CUDA device shows: streams, graphs, several devices, launches, addresses beyond 2^31."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fused_bn._extension import extension
+from fused_bn.functional import batch_norm
+from tests.cases import Case, make_tensors, run_fused, same_bits, why_no_cuda
+from tests.reference import assert_meets_demands
+
+pytestmark = pytest.mark.skipif(bool(why_no_cuda()), reason=why_no_cuda() or "a CUDA device is there")
+
+CASES = (
+    Case((64, 6, 28, 28)),
+    Case((64, 16, 10, 10), "channels_last"),
+    Case((32, 64, 28, 28), "channels_last", torch.bfloat16),
+    Case((16, 512, 7, 7), dtype=torch.bfloat16),
+    Case((3, 5, 33, 31)),
+    Case((4099, 50)),
+)
+
+
+def launches() -> int:
+    assert extension is not None
+    count: int = extension.cuda_launches()
+    return count
+
+
+@pytest.fixture
+def no_synchronisation() -> Iterator[None]:
+    """Any wait of the host for the device raises."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def call(case: Case, tensors: Any) -> Tensor:
+    return batch_norm(
+        tensors.input,
+        tensors.running_mean,
+        tensors.running_var,
+        tensors.weight,
+        tensors.bias,
+        case.training,
+        case.momentum,
+        case.eps,
+        activation=case.activation,
+        num_batches_tracked=tensors.num_batches_tracked,
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.usefixtures("no_synchronisation")
+def test_one_launch_a_direction_and_no_synchronisation(case: Case, momentum: float | None) -> None:
+    """Running statistics and counter included: nothing else may be launched beside it."""
+    case = replace(case, momentum=momentum)
+    own = make_tensors(case, "cuda").require_grad()
+    before = launches()
+    output = call(case, own)
+    assert launches() == before + 1
+    output.backward(own.grad_output)
+    assert launches() == before + 2
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_stream_of_its_own(case: Case) -> None:
+    """The work is queued where the caller is, behind what is queued there."""
+    tensors = make_tensors(case, "cuda")
+    expected = run_fused(case, tensors)
+    stream = torch.cuda.Stream()
+    late = tensors.clone()
+    late.input.zero_()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)
+        late.input.copy_(tensors.input)
+        result = run_fused(case, late)
+    stream.synchronize()
+    for name, value in vars(expected).items():
+        assert same_bits(getattr(result, name), value), name
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_graph_replays_are_the_eager_bits(case: Case) -> None:
+    """Barriers and counters are as the next replay needs them, and running statistics advance."""
+    tensors = make_tensors(case, "cuda")
+    own, eager = tensors.clone(), tensors.clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call(case, tensors.clone())  # what happens once, before anything is captured
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = call(case, own)
+    for seed in range(20):
+        values = make_tensors(case, "cuda", seed).input
+        own.input.copy_(values)
+        eager.input.copy_(values)
+        graph.replay()
+        assert torch.equal(output, call(case, eager))
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert same_bits(getattr(own, name), getattr(eager, name)), name
+
+
+def test_two_streams_at_once_do_not_meet() -> None:
+    """Launches whose blocks wait for each other share no barrier across streams."""
+    case = Case((64, 64, 56, 56), "channels_last", torch.bfloat16)
+    tensors = make_tensors(case, "cuda")
+    expected = run_fused(case, tensors)
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    results = []
+    for _ in range(10):
+        for stream in streams:
+            stream.wait_stream(torch.cuda.default_stream())
+            with torch.cuda.stream(stream):
+                results.append(run_fused(case, tensors))
+    torch.cuda.synchronize()
+    for result in results:
+        assert torch.equal(result.output, expected.output)
+        assert torch.equal(result.grad_input, expected.grad_input)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device only")
+def test_a_device_that_is_not_the_current_one() -> None:
+    case = CASES[0]
+    with torch.cuda.device(0):
+        assert_meets_demands(case, make_tensors(case, "cuda:1"))
+
+
+@pytest.mark.parametrize("offset", [1, 2, 4])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_views_at_any_address(offset: int, layout: str) -> None:
+    """Without alignment no access has 16 bytes; the values stay the same."""
+    case = Case((8, 24, 14, 14), layout)
+    tensors = make_tensors(case, "cuda")
+    storage = torch.empty(tensors.input.numel() + offset, device="cuda")
+    view = storage[offset:].as_strided(tensors.input.shape, tensors.input.stride(), offset)
+    view.copy_(tensors.input)
+    tensors.input = view
+    assert_meets_demands(case, tensors)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_properties(0).total_memory < 24e9,
+    reason="needs 20 GB of device memory",
+)
+def test_more_than_2_to_the_31_elements() -> None:
+    """Offsets of 64 bits: (4194305, 512) in half precision ended in an illegal address elsewhere."""
+    x = torch.empty(4_194_305, 512, dtype=torch.float16, device="cuda").normal_()
+    output = batch_norm(x, None, None, training=True)
+    for rows in (slice(0, 64), slice(-64, None)):
+        expected = (x[rows].double() - x.mean(0, dtype=torch.float64)) / x.std(0, correction=0).double()
+        assert (output[rows].double() - expected).abs().max() < 2**-8  # half an ulp of values up to 8: 2^-9
+
+
+def test_devices_that_do_not_match() -> None:
+    """One clear error before any launch."""
+    x, cpu = torch.randn(4, 3, 8, 8, device="cuda"), torch.ones(3)
+    before = launches()
+    for arguments in (
+        {"weight": cpu},
+        {"bias": cpu},
+        {"running_mean": cpu, "running_var": cpu},
+        {"num_batches_tracked": torch.tensor(0)},
+    ):
+        buffers = {"running_mean": None, "running_var": None, **arguments}
+        with pytest.raises(RuntimeError, match=r"cpu|same device"):
+            batch_norm(x, training=True, **buffers)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=r"Int|dtype|not implemented"):
+        batch_norm(torch.ones(4, 3, 8, 8, dtype=torch.int32, device="cuda"), None, None, training=True)
+    assert launches() == before
