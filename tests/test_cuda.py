@@ -1,6 +1,7 @@
 """What only a CUDA device shows: streams, graphs, several devices, launches, addresses beyond 2^31."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -31,13 +32,15 @@ def launches() -> int:
     return count
 
 
-@pytest.fixture
+@contextmanager
 def no_synchronisation() -> Iterator[None]:
     """Any wait of the host for the device raises."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def call(case: Case, tensors: Any) -> Tensor:
@@ -57,16 +60,16 @@ def call(case: Case, tensors: Any) -> Tensor:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("momentum", [0.1, None])
-@pytest.mark.usefixtures("no_synchronisation")
 def test_one_launch_a_direction_and_no_synchronisation(case: Case, momentum: float | None) -> None:
     """Running statistics and counter included: nothing else may be launched beside it."""
     case = replace(case, momentum=momentum)
     own = make_tensors(case, "cuda").require_grad()
     before = launches()
-    output = call(case, own)
-    assert launches() == before + 1
-    output.backward(own.grad_output)
-    assert launches() == before + 2
+    with no_synchronisation():
+        output = call(case, own)
+        assert launches() == before + 1
+        output.backward(own.grad_output)
+        assert launches() == before + 2
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
