@@ -1,0 +1,61 @@
+"""Calls captured in CUDA graphs; on the CPU, for smoke runs, a replay is the call itself."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+WARM_UP = 3
+"""Calls before a capture, as torch's notes on graphs have it: the first ones load and tune."""
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """A stream to capture in: autograd runs a backward where its forward ran, so both belong here."""
+    stream = another_stream(device)
+    if stream is not None:
+        torch.cuda.synchronize(device)
+    with beside(stream):
+        yield
+    if stream is not None:
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
+    """What is called within runs on `stream`, where there is one."""
+    if stream is None:
+        yield
+    else:
+        with torch.cuda.stream(stream):
+            yield
+
+
+def another_stream(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+class Captured(Generic[T]):
+    """`call` in a graph, captured on the current stream; `result` is what its last replay left."""
+
+    def __init__(self, call: Callable[[], T], device: torch.device, warm_up: int = WARM_UP) -> None:
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._call = call
+        for _ in range(warm_up):
+            call()
+        if device.type != "cuda":
+            self.result = call()
+            return
+        torch.cuda.synchronize(device)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(device)):
+            self.result = call()
+
+    def replay(self) -> None:
+        if self._graph is None:
+            self.result = self._call()
+        else:
+            self._graph.replay()
