@@ -3,6 +3,7 @@
 #   TORCH=2.11.0                   another torch in .venv
 #   PYTHON=/path/to/python VENV=   that interpreter as it is, with the torch it has: nothing is installed
 #   ARGS="..."                     passed on to what the target runs
+#   OUT=folder STAGES="..."        of `make gpu`: where it writes to, and a part of what it does
 #
 # setup.py lists the variables that steer the build (FORCE_CUDA, FUSED_BN_CPU_ONLY, ...).
 
@@ -11,6 +12,8 @@ PYTHON ?= python3
 VENV ?= .venv
 EPOCHS ?=
 ARGS ?=
+OUT ?= results/gpu
+STAGES ?=
 
 # The interpreter that everything runs in, what must be there before it can, and how to demand a package
 # of it: its own .venv has all of them.
@@ -62,6 +65,11 @@ bench: build/extension ## speed beside eager PyTorch and torch.compile
 bench-quick: build/extension ## proves that every benchmark runs, measures nothing
 	@$(require) pytest pytest_benchmark numpy matplotlib rich tqdm
 	$(run) -m pytest benchmarks -m quick $(ARGS)
+
+.PHONY: gpu
+gpu: $(ready) ## builds, tests and measures on this machine's GPU in 8 minutes (OUT=folder, STAGES="build table")
+	@$(require) setuptools ninja pytest hypothesis numpy matplotlib rich tqdm
+	$(run) -m benchmarks.gpu --out "$(OUT)" $(STAGES) $(ARGS)
 
 .PHONY: build
 build: build/extension ## the extension, in place

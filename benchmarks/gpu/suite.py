@@ -13,20 +13,20 @@ from benchmarks.gpu.session import Session, main, require_kernels
 
 MOST_WORKERS = 8
 """Processes of pytest-xdist, where it is installed: each takes half a gigabyte of the GPU for itself."""
-GATES = ("ptxas", "sass", "nvcc")
-"""In the names of tests of what the compiler made: they need no GPU and take long."""
+WITHOUT_GPU = ("tests/simt", "tests/cuda")
+"""The kernels' source on the CPU, and what nvcc makes of it: long, and the same on every machine."""
 
 
 def command(device: str, report: Path, smoke: bool = False) -> list[str]:
     """pytest on the tests whose names hold the device, as the fixture `device` puts it there."""
-    without = "".join(f" and not {gate}" for gate in GATES)
     options = ["-q", "--maxfail=20", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"]
     if smoke:
         return [sys.executable, "-m", "pytest", "tests/test_determinism.py", "-k", device, *options]
     workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)) // 2)
     if importlib.util.find_spec("xdist") and workers > 1:
         options += ["-n", str(workers)]
-    return [sys.executable, "-m", "pytest", "tests", "--ignore=tests/simt", "-k", device + without, *options]
+    ignored = [f"--ignore={path}" for path in WITHOUT_GPU]
+    return [sys.executable, "-m", "pytest", "tests", *ignored, "-k", device, *options]
 
 
 def summary(report: Path) -> dict[str, object]:
