@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import build, driver, graph, lenet, repeat, rows, session, small_set, suite, table
+from benchmarks.gpu import build, driver, graph, job, lenet, repeat, rows, small_set, suite, table
 from benchmarks.gpu.calls import Case, Tensors, differences, same_bits
 from benchmarks.gpu.captured import Captured
-from benchmarks.gpu.session import Session, SkippedError
+from benchmarks.gpu.job import Job, SkippedError
 from benchmarks.gpu.stages import EXIT_SKIPPED
 from benchmarks.lenet.model import VARIANTS
 from benchmarks.lenet.training import Data, Settings
@@ -30,11 +30,11 @@ def _without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
-def run(work: Callable[[Session], None], tmp_path: Path, smoke: bool = True) -> tuple[int, dict[str, Any]]:
+def run(work: Callable[[Job], None], tmp_path: Path, smoke: bool = True) -> tuple[int, dict[str, Any]]:
     """The exit code and the readings of a stage."""
     file = tmp_path / "readings.json"
     argv = ["--readings", str(file), "--seconds", "100", *["--smoke"] * smoke]
-    code = session.main(work, argv)
+    code = job.main(work, argv)
     return code, json.loads(file.read_text())
 
 
@@ -45,15 +45,15 @@ def test_without_a_gpu_a_stage_fails_and_says_why(tmp_path: Path) -> None:
 
 
 def test_a_stage_keeps_its_readings_whatever_ends_it(tmp_path: Path) -> None:
-    def work(session: Session) -> None:
-        session.readings["found"] = 1
+    def work(job: Job) -> None:
+        job.readings["found"] = 1
         raise ValueError("broken")
 
     assert run(work, tmp_path) == (1, {"found": 1, "failures": ["ValueError: broken"]})
 
 
 def test_a_stage_can_skip_itself(tmp_path: Path) -> None:
-    def work(_: Session) -> None:
+    def work(_: Job) -> None:
         raise SkippedError("no tool")
 
     code, readings = run(work, tmp_path)
@@ -188,7 +188,7 @@ def test_a_wrong_row_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_no_time_left_is_a_failure_that_names_the_cases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Session, "left", -1.0)
+    monkeypatch.setattr(Job, "left", -1.0)
     code, readings = run(table.work, tmp_path)
     assert code == 1
     assert readings["failures"] == [f"no time left for {case}" for case in table.SMOKE_CASES]

@@ -8,7 +8,7 @@ import time
 import torch
 
 from benchmarks.gpu.driver import ROOT
-from benchmarks.gpu.session import Session, main
+from benchmarks.gpu.job import Job, main
 
 
 def settings(device: torch.device) -> dict[str, str]:
@@ -20,26 +20,26 @@ def settings(device: torch.device) -> dict[str, str]:
     return {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "MAX_JOBS": jobs}
 
 
-def work(session: Session) -> None:
-    chosen = settings(session.device)
+def work(job: Job) -> None:
+    chosen = settings(job.device)
     print(" ".join(f"{name}={value}" for name, value in chosen.items()), flush=True)
-    session.readings["settings"] = chosen
+    job.readings["settings"] = chosen
     environment = {**os.environ, **chosen}
-    if not session.smoke:  # which leaves what is built as it is
+    if not job.smoke:  # which leaves what is built as it is
         start = time.monotonic()
         # --force: an extension built for other settings, but after the sources, must not pass as this one.
         build = [sys.executable, "setup.py", "build_ext", "--inplace", "--force"]
         subprocess.run(build, cwd=ROOT, env=environment, check=True)
-        session.readings["seconds"] = time.monotonic() - start
-        session.save()
+        job.readings["seconds"] = time.monotonic() - start
+        job.save()
     doctor = [sys.executable, "-m", "fused_bn"]
     result = subprocess.run(doctor, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     print(result.stdout, result.stderr, flush=True)
-    session.readings["doctor"] = result.stdout.splitlines()
+    job.readings["doctor"] = result.stdout.splitlines()
     if result.returncode != 0:
-        session.fail("the doctor (python -m fused_bn) found something wrong")
-    elif session.device.type == "cuda" and "ok, compiled kernels on " not in result.stdout:
-        session.fail("the doctor (python -m fused_bn) found no compiled kernels for the GPU")
+        job.fail("the doctor (python -m fused_bn) found something wrong")
+    elif job.device.type == "cuda" and "ok, compiled kernels on " not in result.stdout:
+        job.fail("the doctor (python -m fused_bn) found no compiled kernels for the GPU")
 
 
 if __name__ == "__main__":

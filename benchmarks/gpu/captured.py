@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from benchmarks.timing import without_garbage_collection
+
 T = TypeVar("T")
 
 WARM_UP = 3
@@ -51,7 +53,9 @@ class Captured(Generic[T]):
             return
         torch.cuda.synchronize(device)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream(device)):
+        stream = torch.cuda.current_stream(device)
+        # A graph that is collected in the middle of a capture would spoil it.
+        with without_garbage_collection(), torch.cuda.graph(self._graph, stream=stream):
             self.result = call()
 
     def replay(self) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from benchmarks.gpu.calls import Case, Tensors, differences
 from benchmarks.gpu.captured import Captured, another_stream, beside, own_stream
-from benchmarks.gpu.session import Session, main, require_kernels
+from benchmarks.gpu.job import Job, main, require_kernels
 from benchmarks.timing import synchronize
 
 REPLAYS = 1000
@@ -109,22 +109,22 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-def work(session: Session) -> None:
-    device = require_kernels(session)
-    replays = SMOKE_REPLAYS if session.smoke else REPLAYS
-    session.readings.update(replays=replays, cases=[])
+def work(job: Job) -> None:
+    device = require_kernels(job)
+    replays = SMOKE_REPLAYS if job.smoke else REPLAYS
+    job.readings.update(replays=replays, cases=[])
     with own_stream(device):
-        for case in SMOKE_CASES if session.smoke else CASES:
+        for case in SMOKE_CASES if job.smoke else CASES:
             for name, scenario in SCENARIOS.items():
-                if session.left < 1:
-                    session.fail(f"no time left from {case}, {name} on")
+                if job.left < 1:
+                    job.fail(f"no time left from {case}, {name} on")
                     return
                 wrong = scenario(case, device, replays)
-                session.readings["cases"].append({"case": str(case), "scenario": name, "wrong": wrong})
+                job.readings["cases"].append({"case": str(case), "scenario": name, "wrong": wrong})
                 print(f"{case}, {name}: {len(wrong)} of {CHECKS} checks wrong", flush=True)
                 if wrong:
-                    session.fail(f"{case}, {name}: {wrong[0]}; {len(wrong)} in all")
-                session.save()
+                    job.fail(f"{case}, {name}: {wrong[0]}; {len(wrong)} in all")
+                job.save()
 
 
 if __name__ == "__main__":

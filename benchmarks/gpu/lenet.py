@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import mnist, timing
 from benchmarks.gpu.captured import Captured, own_stream
-from benchmarks.gpu.session import Session, main, require_kernels
+from benchmarks.gpu.job import Job, main, require_kernels
 from benchmarks.lenet.model import VARIANTS, Variant
 from benchmarks.lenet.training import LEARNING_RATE, Data, Settings, Trainer
 from benchmarks.speed import contest
@@ -93,43 +93,43 @@ def disagreement(variant: Variant, data: Data, settings: Settings) -> str:
     return ""
 
 
-def measure_steps(session: Session, device: torch.device, order: random.Random) -> None:
+def measure_steps(job: Job, device: torch.device, order: random.Random) -> None:
     """Seconds a step by variant and mode, the modes and variants in turn."""
     found = images()
-    session.readings.update(images=found.source, batch=BATCH)
+    job.readings.update(images=found.source, batch=BATCH)
     data, settings = Data.of(found, device), Settings(batch_size=BATCH, device=device)
-    variants = [VARIANTS["fused-relu"], VARIANTS["torch-relu"]] if session.smoke else list(VARIANTS.values())
+    variants = [VARIANTS["fused-relu"], VARIANTS["torch-relu"]] if job.smoke else list(VARIANTS.values())
     modes = {"eager": False, "graph": True} if device.type == "cuda" else {"eager": False}
     slots: dict[str, Callable[[], object]] = {}
     with own_stream(device):
         for variant in variants:
             if "graph" in modes and (wrong := disagreement(variant, data, settings)):
-                session.fail(f"{variant.id}: {wrong}")
+                job.fail(f"{variant.id}: {wrong}")
             for mode, captured in modes.items():
                 slots[f"{variant.id} {mode}"] = Steps(variant, data, settings, captured)
-        rounds, slot = (SMOKE_ROUNDS, SMOKE_SLOT_SECONDS) if session.smoke else (ROUNDS, SLOT_SECONDS)
-        session.readings["steps"] = timing.interleaved(slots, rounds, device, order, slot)
-    for name, values in session.readings["steps"].items():
+        rounds, slot = (SMOKE_ROUNDS, SMOKE_SLOT_SECONDS) if job.smoke else (ROUNDS, SLOT_SECONDS)
+        job.readings["steps"] = timing.interleaved(slots, rounds, device, order, slot)
+    for name, values in job.readings["steps"].items():
         print(f"{name}: {BATCH / sorted(values)[len(values) // 2]:,.0f} images/s", flush=True)
 
 
-def measure_host(session: Session, device: torch.device, order: random.Random) -> None:
+def measure_host(job: Job, device: torch.device, order: random.Random) -> None:
     """Seconds of a call on next to no data, ours and eager's."""
     competition = contest.Contest(TINY, device)
     competition.check()
-    rounds, slot = (SMOKE_ROUNDS, SMOKE_SLOT_SECONDS) if session.smoke else (ROUNDS, SLOT_SECONDS)
-    session.readings["host"] = {
+    rounds, slot = (SMOKE_ROUNDS, SMOKE_SLOT_SECONDS) if job.smoke else (ROUNDS, SLOT_SECONDS)
+    job.readings["host"] = {
         direction: timing.interleaved(competition.slots(direction), rounds, device, order, slot)
         for direction in contest.DIRECTIONS
     }
 
 
-def work(session: Session) -> None:
-    device = require_kernels(session)
+def work(job: Job) -> None:
+    device = require_kernels(job)
     order = random.Random(0)
-    measure_host(session, device, order)
-    session.save()
-    measure_steps(session, device, order)
+    measure_host(job, device, order)
+    job.save()
+    measure_steps(job, device, order)
 
 
 if __name__ == "__main__":

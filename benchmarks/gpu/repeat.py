@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.gpu.calls import LAYOUTS, Case, Tensors, differences, plans
 from benchmarks.gpu.captured import another_stream, beside
-from benchmarks.gpu.session import Session, main, require_kernels
+from benchmarks.gpu.job import Job, main, require_kernels
 from benchmarks.gpu.tables import in_short
 from benchmarks.timing import synchronize
 
@@ -71,24 +71,24 @@ def differing(case: Case, device: torch.device, runs: int, loads: list[Callable[
     return found
 
 
-def work(session: Session) -> None:
-    device = require_kernels(session)
-    load = Load(device, session.smoke)
+def work(job: Job) -> None:
+    device = require_kernels(job)
+    load = Load(device, job.smoke)
     loads: list[Callable[[], None]] = [lambda: None, load.products, lambda: None, load.norms]
-    runs = SMOKE_RUNS if session.smoke else RUNS
-    session.readings.update(runs=runs, cases=[])
-    for case in SMOKE_CASES if session.smoke else CASES:
-        if session.left < 1:
-            session.fail(f"no time left from {case} on")
+    runs = SMOKE_RUNS if job.smoke else RUNS
+    job.readings.update(runs=runs, cases=[])
+    for case in SMOKE_CASES if job.smoke else CASES:
+        if job.left < 1:
+            job.fail(f"no time left from {case} on")
             break
         planned = plans(case, device)
         wrong = differing(case, device, runs, loads)
-        session.readings["cases"].append({"case": str(case), "plans": planned, "differing": wrong})
+        job.readings["cases"].append({"case": str(case), "plans": planned, "differing": wrong})
         texts = " | ".join(in_short(plan) for plan in planned.values())
         print(f"{case}: {texts}: {len(wrong)} of {runs - 1} differ", flush=True)
         if wrong:
-            session.fail(f"{case}: {wrong[0]}; {len(wrong)} runs in all")
-        session.save()
+            job.fail(f"{case}: {wrong[0]}; {len(wrong)} runs in all")
+        job.save()
 
 
 if __name__ == "__main__":

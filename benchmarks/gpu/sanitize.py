@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.gpu import small_set
 from benchmarks.gpu.driver import ROOT
-from benchmarks.gpu.session import Session, SkippedError, main, require_kernels
+from benchmarks.gpu.job import Job, SkippedError, main, require_kernels
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 ONLY_OURS = ("racecheck", "synccheck")
@@ -61,8 +61,8 @@ def command(sanitizer: str, tool: str, help_text: str) -> list[str]:
     return [sanitizer, *options, sys.executable, "-u", "-m", "benchmarks.gpu.small_set"]
 
 
-def work(session: Session) -> None:
-    device = require_kernels(session)
+def work(job: Job) -> None:
+    device = require_kernels(job)
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         raise SkippedError("compute-sanitizer is not on PATH")
@@ -85,23 +85,23 @@ def work(session: Session) -> None:
                 )
         verdicts = []
         for tool, process in processes.items():
-            code = _ended(process, session)
+            code = _ended(process, job)
             output = logs[tool].read_text(errors="replace")
             print(f"----- {tool}\n{output[:20000]}", flush=True)
             verdicts.append(verdict(tool, output, code))
-    session.readings["tools"] = [asdict(each) for each in verdicts]
+    job.readings["tools"] = [asdict(each) for each in verdicts]
     print(*verdicts, sep="\n", flush=True)
     if all(each.state == "cannot attach" for each in verdicts):
         raise SkippedError("compute-sanitizer cannot attach to this device")
     for each in verdicts:
         if each.state not in ("ok", "cannot attach"):
-            session.fail(str(each))
+            job.fail(str(each))
 
 
-def _ended(process: "subprocess.Popen[bytes]", session: Session) -> int | None:
+def _ended(process: "subprocess.Popen[bytes]", job: Job) -> int | None:
     """The exit code; None where there was no time left to wait for."""
     try:
-        return process.wait(max(0.1, session.left))
+        return process.wait(max(0.1, job.left))
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

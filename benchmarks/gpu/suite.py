@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from benchmarks.gpu.driver import ROOT
-from benchmarks.gpu.session import Session, main, require_kernels
+from benchmarks.gpu.job import Job, main, require_kernels
 
 MOST_WORKERS = 8
 """Processes of pytest-xdist, where it is installed: each takes half a gigabyte of the GPU for itself."""
@@ -44,20 +44,20 @@ def summary(report: Path) -> dict[str, object]:
     return {**counts, "failed_tests": failed}
 
 
-def work(session: Session) -> None:
-    device = require_kernels(session)
+def work(job: Job) -> None:
+    device = require_kernels(job)
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "junit.xml"
         # Workers beside each other: torch's threads would outnumber the cores.
         environment = {**os.environ, "OMP_NUM_THREADS": "2"}
         code = subprocess.run(
-            command(device.type, report, session.smoke), cwd=ROOT, env=environment, check=False
+            command(device.type, report, job.smoke), cwd=ROOT, env=environment, check=False
         ).returncode
         found = summary(report) if report.exists() else {}
-    session.readings.update(found)
+    job.readings.update(found)
     print({name: count for name, count in found.items() if name != "failed_tests"}, flush=True)
     if code != 0 or not found.get("passed"):
-        session.fail(f"pytest ended with exit code {code}, {found.get('passed', 0)} passed")
+        job.fail(f"pytest ended with exit code {code}, {found.get('passed', 0)} passed")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from benchmarks.gpu import rows
 from benchmarks.gpu.bandwidth import bandwidths
 from benchmarks.gpu.calls import Case, Tensors, plans
 from benchmarks.gpu.captured import Captured, own_stream
+from benchmarks.gpu.job import Job, main, require_kernels
 from benchmarks.gpu.rows import DIRECTIONS, RESULTS, Call, Row
-from benchmarks.gpu.session import Session, main, require_kernels
 from benchmarks.gpu.tables import in_short
 from benchmarks.speed import contest
 
@@ -49,12 +49,12 @@ def sets_beyond_l2(tensor_bytes: int, l2_bytes: int) -> int:
 class Table:
     """The stage at work on one device."""
 
-    def __init__(self, session: Session, device: torch.device) -> None:
-        self.session = session
+    def __init__(self, job: Job, device: torch.device) -> None:
+        self.job = job
         self.device = device
         self.order = random.Random(0)
-        self.rounds = SMOKE_ROUNDS if session.smoke else ROUNDS
-        self.slot_seconds = SMOKE_SLOT_SECONDS if session.smoke else SLOT_SECONDS
+        self.rounds = SMOKE_ROUNDS if job.smoke else ROUNDS
+        self.slot_seconds = SMOKE_SLOT_SECONDS if job.smoke else SLOT_SECONDS
         self.l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
 
     def measure(self, case: Case) -> dict[str, Any]:
@@ -88,8 +88,8 @@ class Table:
     def _competitors(self, backend: str) -> dict[str, Row]:
         competitors: dict[str, Row] = {"copy": rows.Copy(), "eager": rows.Torch()}
         if backend != "Native":
-            competitors["eager without cuDNN"] = rows.Torch(cudnn=False)
-        if not self.session.smoke:
+            competitors["native"] = rows.Torch(cudnn=False)
+        if not self.job.smoke:
             competitors["compile"] = rows.compiled()
         return {**competitors, "ours": rows.Ours()}
 
@@ -101,7 +101,7 @@ class Table:
         slots = {}
         for name, row in competitors.items():
             try:
-                captured = Captured(_all(row, direction, sets), self.device, warm_up=1)
+                captured = Captured(_all(row, direction, sets), self.device, warm_up=2)
                 if name != "copy":
                     self._check(name, direction, captured, sets, expected)
             except Exception as error:  # a row's failure must not cost the others
@@ -145,13 +145,13 @@ class _Calls:
         return [call() for call in self.calls]
 
 
-def host_included(case: Case, session: Session, device: torch.device) -> dict[str, dict[str, list[float]]]:
+def host_included(case: Case, job: Job, device: torch.device) -> dict[str, dict[str, list[float]]]:
     """Seconds a call of the modules, from the host's call to the device's end, by direction and row."""
     competition = contest.Contest(
-        contest.Case(case.shape, case.layout, case.dtype), device, compile=not session.smoke
+        contest.Case(case.shape, case.layout, case.dtype), device, compile=not job.smoke
     )
     competition.check()
-    rounds, slot = (SMOKE_ROUNDS, SMOKE_SLOT_SECONDS) if session.smoke else (ROUNDS, SLOT_SECONDS)
+    rounds, slot = (SMOKE_ROUNDS, SMOKE_SLOT_SECONDS) if job.smoke else (ROUNDS, SLOT_SECONDS)
     order = random.Random(0)
     return {
         direction: timing.interleaved(competition.slots(direction), rounds, device, order, slot)
@@ -166,33 +166,33 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def work(session: Session) -> None:
-    device = require_kernels(session)
-    session.readings.update(bandwidth=bandwidths(device, session.smoke), cases=[], host={})
+def work(job: Job) -> None:
+    device = require_kernels(job)
+    job.readings.update(bandwidth=bandwidths(device, job.smoke), cases=[], host={})
     free(device)
-    print({kind: f"{value:.0f} GB/s" for kind, value in session.readings["bandwidth"].items()}, flush=True)
-    table = Table(session, device)
+    print({kind: f"{value:.0f} GB/s" for kind, value in job.readings["bandwidth"].items()}, flush=True)
+    table = Table(job, device)
     longest = 0.0
-    for case in SMOKE_CASES if session.smoke else CASES:
-        before = session.left
+    for case in SMOKE_CASES if job.smoke else CASES:
+        before = job.left
         if before < longest:
-            session.fail(f"no time left for {case}")
+            job.fail(f"no time left for {case}")
             continue
         try:
             reading = table.measure(case)
-            _tell(reading, session)
+            _tell(reading, job)
             if case in LENET:
-                session.readings["host"][str(case)] = host_included(case, session, device)
+                job.readings["host"][str(case)] = host_included(case, job, device)
         except Exception as error:  # a case's failure must not cost the others
-            session.fail(f"{case}: {error}")
+            job.fail(f"{case}: {error}")
         free(device)
-        longest = max(longest, before - session.left)
-        session.save()
+        longest = max(longest, before - job.left)
+        job.save()
 
 
-def _tell(reading: dict[str, Any], session: Session) -> None:
+def _tell(reading: dict[str, Any], job: Job) -> None:
     """Keeps a case's reading and prints a line a direction."""
-    session.readings["cases"].append(reading)
+    job.readings["cases"].append(reading)
     for direction, seconds in reading["seconds"].items():
         medians = {row: sorted(values)[len(values) // 2] for row, values in seconds.items()}
         times = ", ".join(f"{row} {1e6 * value:.1f}" for row, value in medians.items())
@@ -200,7 +200,7 @@ def _tell(reading: dict[str, Any], session: Session) -> None:
             f"{reading['case']}, {direction}: {times} us; {in_short(reading['plans'][direction])}", flush=True
         )
     for text in reading["wrong"]:
-        session.fail(f"{reading['case']}, {text}")
+        job.fail(f"{reading['case']}, {text}")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def speed(readings: dict[str, Any]) -> Iterator[str]:
             f"{MANDATORY[direction]} tensors; floor: those at the copy's GB/s"
         )
         yield "plan: mapping, exchange, groups x blocks, steps in registers + in shared memory + streamed"
+        yield "eager's: whose kernels eager took; native: eager with cuDNN off, where it took cuDNN's"
         yield from aligned(list(_lines([each for each in found if each.direction == direction])))
     yield ""
     for row in _rows(found):

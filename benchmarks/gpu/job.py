@@ -23,7 +23,7 @@ class SkippedError(Exception):
     """This machine lacks what the stage needs; that is no failure."""
 
 
-class Session:
+class Job:
     """One stage at work. `readings` is written by `save`, as often as there is something to lose."""
 
     def __init__(self, readings: Path | None, seconds: float, smoke: bool) -> None:
@@ -61,37 +61,37 @@ class Session:
         os.replace(new, self._file)
 
 
-def main(work: Callable[[Session], None], argv: Sequence[str] | None = None) -> int:
+def main(work: Callable[[Job], None], argv: Sequence[str] | None = None) -> int:
     """A stage's `main`: runs `work` and returns 0, 1 where something failed, or EXIT_SKIPPED."""
     parser = argparse.ArgumentParser(description="One stage of `python -m benchmarks.gpu`, alone.")
     parser.add_argument("--readings", type=Path, help="file for the readings, as JSON")
     parser.add_argument("--seconds", type=float, default=600, help="for all of it")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, also on the CPU")
     args = parser.parse_args(argv)
-    session = Session(args.readings, args.seconds, args.smoke)
+    job = Job(args.readings, args.seconds, args.smoke)
     try:
-        work(session)
+        work(job)
     except SkippedError as reason:
-        session.readings["skipped"] = str(reason)
+        job.readings["skipped"] = str(reason)
         print(f"skipped: {reason}", flush=True)
-        session.save()
+        job.save()
         return EXIT_SKIPPED
     except Exception as error:  # whatever it is, what was read before is to be kept
         traceback.print_exc()
-        session.fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-    session.save()
-    return int(bool(session.failures))
+        job.fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    job.save()
+    return int(bool(job.failures))
 
 
-def require_kernels(session: Session) -> torch.device:
+def require_kernels(job: Job) -> torch.device:
     """The device, with its environment noted; raises where fused_bn would compute with torch's own calls."""
     from benchmarks.environment import environment
     from fused_bn._extension import devices_with_kernels
 
-    device = session.device
+    device = job.device
     if device.type not in devices_with_kernels:
         raise RuntimeError(f"the extension is not built with kernels for {device.type}: run the stage build")
-    session.readings["environment"] = {**environment(device), **_hardware(device), "revision": _revision()}
+    job.readings["environment"] = {**environment(device), **_hardware(device), "revision": _revision()}
     return device
 
 
