@@ -1,6 +1,7 @@
 """The stages of `python -m benchmarks.gpu` on the CPU, at tiny sizes: they run, and they catch faults."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu import build, driver, graph, job, lenet, repeat, rows, small_set, suite, table
+from benchmarks.gpu import build, driver, graph, job, lenet, repeat, rows, sanitize, small_set, suite, table
 from benchmarks.gpu.calls import Case, Tensors, differences, same_bits
 from benchmarks.gpu.captured import Captured
 from benchmarks.gpu.job import Job, SkippedError
@@ -219,6 +220,45 @@ def test_suite_takes_the_tests_of_the_device_and_none_that_need_no_gpu() -> None
     ignored = {part.removeprefix("--ignore=") for part in command if part.startswith("--ignore=")}
     assert ignored == {"tests/simt", "tests/cuda"}
     assert all((driver.ROOT / path).is_dir() for path in ignored)
+
+
+FAKE_SANITIZER = """#!/bin/sh
+case "$1" in
+--help) echo "  --kernel-name arg"; exit;;
+--tool=initcheck) exec sleep 600;;
+--tool=racecheck) findings="RACECHECK SUMMARY: 2 hazards displayed (1 error, 1 warning)"; code=9;;
+*) findings="ERROR SUMMARY: 0 errors"; code=0;;
+esac
+echo "a case: one plan | another: ok"
+echo "small set: done"
+echo "========= $findings"
+exit $code
+"""
+
+
+def test_sanitize_tells_the_tools_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two find nothing, one finds something, and one hangs, which costs the time that there is."""
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(FAKE_SANITIZER)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(sanitize, "require_kernels", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(Job, "left", 1.0)
+    code, readings = run(sanitize.work, tmp_path)
+    assert code == 1
+    assert {tool["tool"]: tool["state"] for tool in readings["tools"]} == {
+        "memcheck": "ok",
+        "racecheck": "found",
+        "synccheck": "ok",
+        "initcheck": "timed out",
+    }
+    assert readings["failures"][0] == "racecheck: found, 2 findings in 1 calls"
+
+
+def test_sanitize_without_the_tool_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, readings = run(sanitize.work, tmp_path)
+    assert (code, readings["skipped"]) == (EXIT_SKIPPED, "compute-sanitizer is not on PATH")
 
 
 def test_small_set_is_right_and_holds_every_kind_of_exchange() -> None:
