@@ -124,10 +124,13 @@ FUSED_BN_DEVICE void wait_flip(const uint32_t* word, uint32_t before) {
   } while (((now ^ before) & 0x80000000u) == 0);
 }
 
-// Counts up to limit, then starts again from 0; returns the count before.
+// Counts up to limit, then starts again from 0; returns the count before. What those who counted earlier have
+// read and written lies before what the calling thread does next.
 FUSED_BN_DEVICE uint32_t count_around(uint32_t* word, uint32_t limit) {
   __threadfence();
-  return atomicInc(word, limit);
+  const uint32_t before = atomicInc(word, limit);
+  __threadfence();
+  return before;
 }
 
 // A barrier of all threads of a cluster; shared memory written before it is seen after it.

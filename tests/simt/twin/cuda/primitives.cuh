@@ -100,7 +100,7 @@ FUSED_BN_DEVICE void wait_flip(const uint32_t* word, uint32_t before) {
 FUSED_BN_DEVICE uint32_t count_around(uint32_t* word, uint32_t limit) {
   simt::visit_memory();
   uint32_t before = __atomic_load_n(word, __ATOMIC_RELAXED);
-  while (!__atomic_compare_exchange_n(word, &before, before >= limit ? 0 : before + 1, true, __ATOMIC_RELEASE,
+  while (!__atomic_compare_exchange_n(word, &before, before >= limit ? 0 : before + 1, true, __ATOMIC_ACQ_REL,
                                       __ATOMIC_RELAXED)) {
   }
   return before;
