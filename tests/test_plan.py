@@ -294,7 +294,8 @@ def highest_partial(plan: "LaunchPlan") -> int:
         turn, team, rank = 1, plan.groups - 1, plan.group - 1
         return ((turn * plan.groups + team) * plan.group + rank) * pair + pair - 1
     if plan.exchange == "two_kernels":
-        return ((plan.slabs - 1) * plan.group + plan.group - 1) * pair + pair - 1
+        triple = 3 * plan.slab_channels
+        return ((plan.slabs - 1) * plan.group + plan.group - 1) * triple + triple - 1
     return -1
 
 

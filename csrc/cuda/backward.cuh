@@ -28,8 +28,6 @@ class BackwardKernel {
 
   FUSED_BN_DEVICE void run() {
     const bool gathers = p_.phase != Phase::emit, emits = p_.phase != Phase::gather;
-    // Only the block that gathers can try again.
-    const Try first = gathers && emits ? Try::first : Try::only;
     for (int slab = exchange_.team(); slab < g_.slabs; slab += g_.groups) {
       const void* const data[2] = {p_.grad_output, p_.input};
       Slab sweep(g_, p_.layout, slab, exchange_.rank(), data);
@@ -38,11 +36,14 @@ class BackwardKernel {
       sync_block();
       const Affine affine(numbers_, channel_of_, sweep.view);
       bool fails = true;
-      for (Try which = first; fails; which = Try::again) {
-        if (gathers) gather(sweep, affine, slab, which == Try::again ? kSmaller<A> : A{1});
-        if (!emits) break;
-        if (p_.exchange != Exchange::none) merge_blocks(slab);
-        fails = any_in_block(finish(slab, which));
+      for (Try which = Try::first; fails; which = Try::again) {
+        const A scale = which == Try::again ? kSmaller<A> : A{1};
+        fails = gathers && gather(sweep, affine, slab, scale);
+        if (emits) {
+          if (p_.exchange != Exchange::none) merge_blocks(slab, scale);
+          fails = finish(slab, which);
+        }
+        fails = any_in_block(fails && which == Try::first);
       }
       if (emits && (p_.grad_input != nullptr || p_.grad_residual != nullptr)) emit(sweep, affine);
       sync_block();  // the next slab overwrites the numbers
@@ -81,8 +82,9 @@ class BackwardKernel {
     }
   }
 
-  // Leaves in totals_ the sums of g and of g * (x - mean_hi), in the units of scale.
-  FUSED_BN_DEVICE void gather(Slab& sweep, const Affine& affine, int slab, A scale) {
+  // Leaves in totals_ the sums of g and of g * (x - mean_hi), in the units of scale. True where what is
+  // published of them has overflowed.
+  FUSED_BN_DEVICE bool gather(Slab& sweep, const Affine& affine, int slab, A scale) {
     A sum[kColumns] = {}, sum_centred[kColumns] = {};
     sweep.gather([&](auto& raw, const Stretch& stretch) {
       // Sums of a few steps first: shorter chains of additions round less than one long one.
@@ -114,18 +116,21 @@ class BackwardKernel {
       for (int k = 0; k < kColumns; ++k) sum[k] = field == 0 ? sum[k] : sum_centred[k];
       reduction_.template over_block<mapping>(channels, sum, totals(field));
     }
-    if (p_.exchange == Exchange::none) return;
+    if (p_.exchange == Exchange::none) return false;
+    bool overflows = false;
     for (int c = thread_index(); c < channels; c += g_.threads) {
-      exchange_.publish(slab, c, static_cast<A>(totals(0)[c]), static_cast<A>(totals(1)[c]));
+      const A grad = static_cast<A>(totals(0)[c]), grad_centred = static_cast<A>(totals(1)[c]);
+      overflows |= exchange_.publish(slab, c, grad, grad_centred, scale);
     }
     if (p_.phase == Phase::both) exchange_.wait();
+    return overflows;
   }
 
-  FUSED_BN_DEVICE void merge_blocks(int slab) {
+  FUSED_BN_DEVICE void merge_blocks(int slab, A scale) {
     FUSED_BN_ROLLED
     for (int field = 0; field < 2; ++field) {
       reduction_.over_rows(
-          g_.group, g_.channels(slab), [&](int b, int c) { return exchange_.read(slab, b, field, c); },
+          g_.group, g_.channels(slab), [&](int b, int c) { return exchange_.read(slab, b, field, c, scale); },
           totals(field));
     }
     exchange_.next_turn();

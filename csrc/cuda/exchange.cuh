@@ -1,5 +1,8 @@
-// What the blocks of a group tell each other: two values a channel from each block.
+// What the blocks of a group tell each other: two values a channel from each block, the first in the units of
+// a scale, the second in those of its square.
 #pragma once
+
+#include <cmath>
 
 #include "cuda/elements.cuh"
 
@@ -21,17 +24,27 @@ class GroupExchange {
   FUSED_BN_DEVICE int team() const { return team_; }
   FUSED_BN_DEVICE int rank() const { return rank_; }
 
-  // This block's values of channel c of the slab.
-  FUSED_BN_DEVICE void publish(int slab, int c, A first, A second) {
+  // This block's values of channel c of the slab, by the same thread each time. With two kernels the second
+  // one cannot ask for them at another scale: given again, they replace only what has overflowed. True where
+  // they have.
+  FUSED_BN_DEVICE bool publish(int slab, int c, A first, A second, A scale) {
     if (kind_ == Exchange::cluster || kind_ == Exchange::none) {
       A* own = in_shared();
       own[c] = first;
       own[g_.slab_channels + c] = second;
     } else {
-      A* own = partials(slab, rank_);
-      store_shared_result(own + c, first);
-      store_shared_result(own + g_.slab_channels + c, second);
+      A* own = partials(slab, rank_) + c;
+      if (kind_ == Exchange::two_kernels) {
+        if (scale != 1 && is_finite(load_shared_result(own)) &&
+            is_finite(load_shared_result(own + g_.slab_channels))) {
+          return false;
+        }
+        store_shared_result(own + 2 * g_.slab_channels, scale);
+      }
+      store_shared_result(own, first);
+      store_shared_result(own + g_.slab_channels, second);
     }
+    return !is_finite(first) || !is_finite(second);
   }
 
   // Between publish and read, by all threads.
@@ -44,12 +57,17 @@ class GroupExchange {
     }
   }
 
-  // Field 0 or 1 of what block `rank` published.
-  FUSED_BN_DEVICE A read(int slab, int rank, int field, int c) const {
+  // Field 0 or 1 of what block `rank` published, at this scale; NaN where that has overflowed.
+  FUSED_BN_DEVICE A read(int slab, int rank, int field, int c, A scale) const {
     const int at = field * g_.slab_channels + c;
     if (kind_ == Exchange::none) return in_shared()[at];
     if (kind_ == Exchange::cluster) return load_from_cluster(in_shared() + at, rank);
-    return load_shared_result(partials(slab, rank) + at);
+    const A* own = partials(slab, rank);
+    const A value = load_shared_result(own + at);
+    if (kind_ != Exchange::two_kernels) return value;
+    const A published = load_shared_result(own + 2 * g_.slab_channels + c);
+    if (published == scale) return value;
+    return published == 1 ? value * scale * (field == 0 ? A{1} : scale) : static_cast<A>(NAN);
   }
 
   // Behind the last read of what was published: the next turn uses other memory, and the one after it begins
@@ -66,7 +84,8 @@ class GroupExchange {
     const unsigned which = kind_ == Exchange::two_kernels ? slab : turn_ * g_.groups + team_;
     const uint64_t block =
         static_cast<uint64_t>(which) * static_cast<unsigned>(g_.group) + static_cast<unsigned>(rank);
-    return static_cast<A*>(workspace_.partials) + block * (2u * static_cast<unsigned>(g_.slab_channels));
+    const unsigned fields = kind_ == Exchange::two_kernels ? 3 : 2;
+    return static_cast<A*>(workspace_.partials) + block * (fields * static_cast<unsigned>(g_.slab_channels));
   }
   FUSED_BN_DEVICE A* in_shared() const {
     return shared_part<A>(layout_.partials) + turn_ * 2 * g_.slab_channels;

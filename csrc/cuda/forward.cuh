@@ -25,8 +25,7 @@ class ForwardKernel {
 
   FUSED_BN_DEVICE void run() {
     const bool gathers = p_.training && p_.phase != Phase::emit, emits = p_.phase != Phase::gather;
-    // Only the block that gathers can try again.
-    const Try first = gathers && emits ? Try::first : Try::only;
+    const Try first = p_.training ? Try::first : Try::only;
     for (int b = thread_index(); p_.training && b < g_.group; b += g_.threads) {
       counts()[b] =
           static_cast<A>(g_.values_before(g_.first_step(b + 1)) - g_.values_before(g_.first_step(b)));
@@ -38,10 +37,13 @@ class ForwardKernel {
       if (gathers) sweep.start();
       bool fails = true;
       for (Try which = first; fails; which = Try::again) {
-        if (gathers) gather(sweep, slab, which == Try::again ? kSmaller<A> : A{1});
-        if (!emits) break;
-        if (p_.training && p_.exchange != Exchange::none) merge_blocks(slab);
-        fails = any_in_block(finish(slab, which));
+        const A scale = which == Try::again ? kSmaller<A> : A{1};
+        fails = gathers && gather(sweep, slab, scale);
+        if (emits) {
+          if (p_.training && p_.exchange != Exchange::none) merge_blocks(slab, scale);
+          fails = finish(slab, which);
+        }
+        fails = any_in_block(fails && which == Try::first);
       }
       if (emits) emit(sweep);
       sync_block();  // the next slab overwrites the numbers
@@ -81,8 +83,9 @@ class ForwardKernel {
     return is_finite(value) ? value : A{0};
   }
 
-  // Leaves in totals_ the sum of (x - pivot) * scale of each channel, and of the squared deviations.
-  FUSED_BN_DEVICE void gather(Slab& sweep, int slab, A scale) {
+  // Leaves in totals_ the sum of (x - pivot) * scale of each channel, and of the squared deviations. True
+  // where what is published of them has overflowed.
+  FUSED_BN_DEVICE bool gather(Slab& sweep, int slab, A scale) {
     A values[kColumns];
     FUSED_BN_UNROLL
     for (int k = 0; k < kColumns; ++k) {
@@ -104,25 +107,28 @@ class ForwardKernel {
       }
       reduction_.template over_block<mapping>(channels, values, totals(field));
     }
-    if (p_.exchange == Exchange::none) return;
+    if (p_.exchange == Exchange::none) return false;
+    bool overflows = false;
     for (int c = thread_index(); c < channels; c += g_.threads) {
-      exchange_.publish(slab, c, static_cast<A>(totals(0)[c]) * inverse, static_cast<A>(totals(1)[c]));
+      const A mean = static_cast<A>(totals(0)[c]) * inverse, m2 = static_cast<A>(totals(1)[c]);
+      overflows |= exchange_.publish(slab, c, mean, m2, scale);
     }
     if (p_.phase == Phase::both) exchange_.wait();
+    return overflows;
   }
 
   // All blocks merge all partial results, in the same order.
-  FUSED_BN_DEVICE void merge_blocks(int slab) {
+  FUSED_BN_DEVICE void merge_blocks(int slab, A scale) {
     const A inverse = static_cast<A>(p_.inverse_count);
     FUSED_BN_ROLLED
     for (int field = 0; field < 2; ++field) {
       reduction_.over_rows(
           g_.group, g_.channels(slab),
           [&](int b, int c) {
-            const A mean = exchange_.read(slab, b, 0, c);
+            const A mean = exchange_.read(slab, b, 0, c, scale);
             if (field == 0) return counts()[b] * mean;
             const A delta = mean - static_cast<A>(totals(0)[c]) * inverse;
-            return exchange_.read(slab, b, 1, c) + counts()[b] * delta * delta;
+            return exchange_.read(slab, b, 1, c, scale) + counts()[b] * delta * delta;
           },
           totals(field));
     }

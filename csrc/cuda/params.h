@@ -20,7 +20,7 @@ enum class Phase : int32_t { gather = 1, emit = 2, both = 3 };
 // Memory that a launch works in.
 struct Workspace {
   // [2, groups, group, 2, slab_channels] of the compute type: two rounds, so that a block that is ahead does
-  // not overwrite what another still reads; [slabs, group, 2, slab_channels] with two_kernels.
+  // not overwrite what another still reads; [slabs, group, 3, slab_channels] with two_kernels.
   void* partials;
   // The first counts finished blocks, then one for each group, kWordStride apart. Zero before the first
   // launch; a launch leaves them as the next one needs them.

@@ -266,7 +266,7 @@ Plan plan_for(const Problem& p, const Device& device, const Geometry& slabs, con
     plan.words = g.groups + 1;
     plan.workspace_bytes = int64_t{2} * g.groups * sums;
   }
-  if (plan.exchange == Exchange::two_kernels) plan.workspace_bytes = g.slabs * sums;
+  if (plan.exchange == Exchange::two_kernels) plan.workspace_bytes = g.slabs * sums / 2 * 3;
   price(p, device, plan);
   return plan;
 }

@@ -114,8 +114,8 @@ class Configuration:
     @property
     def workspace_bytes(self) -> int:
         g, compute = self.geometry, 8 if self.case.dtype is torch.float64 else 4
-        sums = {"barrier": 2 * g.groups, "two_kernels": g.slabs}.get(self.exchange, 0)
-        return int(sums * g.group * 2 * g.slab_channels * compute)
+        values = {"barrier": 2 * 2 * g.groups, "two_kernels": 3 * g.slabs}.get(self.exchange, 0)
+        return int(values * g.group * g.slab_channels * compute)
 
     @property
     def words(self) -> int:
@@ -167,7 +167,7 @@ class Run:
         slopes = {"none": 1.0, "relu": 0.0, "leaky_relu": self.case.negative_slope}
         params.negative_slope = slopes[self.case.activation]
         space = self.module.Workspace()
-        space.partials, _ = self.memory.empty(configuration.workspace_bytes, torch.uint8)
+        space.partials = self.memory.workspace(configuration.workspace_bytes)
         space.words, words = self.memory.empty(32 * configuration.words, torch.int32)
         words.zero_()
         params.workspace = space
