@@ -104,9 +104,9 @@ def compiled(source: Source, flags: Sequence[str], include: Sequence[Path]) -> P
 
 
 def python_flags() -> list[str]:
-    import pybind11
+    from torch.utils.cpp_extension import include_paths
 
-    directories = (sysconfig.get_paths()["include"], pybind11.get_include())
+    directories = (sysconfig.get_paths()["include"], include_paths()[0])  # torch brings pybind11's headers
     return [flag for directory in directories for flag in ("-isystem", directory)]
 
 
@@ -166,12 +166,15 @@ ELEMENTS = {"f32": "float", "f64": "double", "bf16": "fused_bn::BFloat16", "f16"
 
 
 def build_kernels(
-    *, thread_sanitizer: bool = False, elements: Sequence[str] = tuple(ELEMENTS), overlay: Path | None = None
+    *,
+    thread_sanitizer: bool = False,
+    elements: Sequence[str] = tuple(ELEMENTS),
+    overlay: Path | None = None,
+    optimise: str = "2",
 ) -> Path:
     """The module simt_kernels: the CUDA kernels of these element types, to run on the CPU."""
-    kernels = [
-        Source(HERE / "kernels_one_type.cpp", (f"SIMT_ELEMENT={ELEMENTS[name]}",)) for name in elements
-    ]
+    path = HERE / "kernels_one_type.cpp"
+    kernels = [Source(path, (f"SIMT_ELEMENT={ELEMENTS[name]}",), optimise) for name in elements]
     sources = [BINDINGS, *kernels]
     return build("simt_kernels", sources, module=True, thread_sanitizer=thread_sanitizer, overlay=overlay)
 

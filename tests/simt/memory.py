@@ -34,10 +34,10 @@ class Memory:
         """The address of `size` elements, and a tensor over them. Aligned to 16 bytes only if asked for."""
         alignment = max(self._alignment, dtype.itemsize)
         # What ends at a page begins at a multiple of 16 bytes if its size is one.
-        gap = int(alignment < 16 and size * dtype.itemsize % 16 == 0)
+        to_end = -(-size * dtype.itemsize // alignment) * alignment
+        gap = alignment // dtype.itemsize if alignment < 16 and to_end % 16 == 0 else 0
         buffer = self._module.GuardedBuffer(max(1, (size + gap) * dtype.itemsize), alignment)
-        assert buffer.address % 16 == 0 or alignment < 16
-        assert buffer.address % 16 != 0 or alignment >= 16
+        assert (buffer.address % 16 == 0) == (alignment >= 16)
         self._buffers.append(buffer)
         everything = torch.frombuffer(buffer, dtype=dtype)
         if gap:
@@ -48,6 +48,12 @@ class Memory:
         """Room for a tensor of these strides."""
         address, flat = self.empty(extent(tensor), tensor.dtype)
         return address, flat.as_strided(tensor.shape, tensor.stride())
+
+    def workspace(self, count: int) -> int:
+        """The address of what no caller ever sees, and which is always aligned."""
+        buffer = self._module.GuardedBuffer(max(1, count), 16)
+        self._buffers.append(buffer)
+        return int(buffer.address)
 
     def copy(self, tensor: Tensor | None) -> tuple[int, Tensor | None]:
         """The same in its own order in memory; address 0 for None."""
