@@ -8,7 +8,9 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <vector>
 
+#include "cuda/dispatch.h"
 #include "guarded.h"
 
 namespace py = pybind11;
@@ -72,10 +74,10 @@ SharedLayout shared_layout(const Geometry& geometry, DType dtype, int tensors) {
   return SharedLayout::of(geometry, tensors, element, dtype == DType::f64 ? 8 : 4);
 }
 
-// As a GPU would be asked to: two launches where the exchange is two_kernels.
+// By the launch layer's own loop over the phases.
 template <class Params>
-std::string run(Params params, DType dtype, Activation activation, int64_t grid, int64_t shared_bytes,
-                uint64_t seed, int workers) {
+std::vector<std::string> run(Params params, DType dtype, Activation activation, int64_t grid,
+                             int64_t shared_bytes, uint64_t seed, int workers) {
   params.layout = shared_layout(params.geometry, dtype, std::is_same_v<Params, ForwardParams> ? 1 : 2);
   simt::Launch launch;
   launch.grid = grid;
@@ -85,14 +87,13 @@ std::string run(Params params, DType dtype, Activation activation, int64_t grid,
   launch.shared_bytes = shared_bytes;
   launch.seed = seed;
   launch.workers = workers;
-  const bool two = params.exchange == Exchange::two_kernels;
-  std::string name;
-  for (const Phase phase : {Phase::gather, Phase::emit}) {
-    if (!two && phase == Phase::emit) break;
-    params.phase = two ? phase : Phase::both;
-    name = launch_one(params, dtype, activation, launch);
-  }
-  return name;
+  std::vector<std::string> launched;
+  for_each_phase(params.exchange, [&](Phase phase) {
+    params.phase = phase;
+    launched.push_back(launch_one(params, dtype, activation, launch));
+    return 0;
+  });
+  return launched;
 }
 
 template <class Params>
@@ -100,8 +101,8 @@ void bind_run(py::module_& module, const char* name) {
   module.def(name, run<Params>, py::arg("params"), py::arg("dtype"), py::arg("activation"), py::kw_only(),
              py::arg("grid"), py::arg("shared_bytes"), py::arg("seed") = 0, py::arg("workers") = 0,
              py::call_guard<py::gil_scoped_release>(),
-             "Sets layout and phase of `params`, and returns the name of the instance that ran. RuntimeError "
-             "for whatever a GPU would do wrong.");
+             "Sets layout and phase of `params`, and returns the name of the instance of each launch. "
+             "RuntimeError for whatever a GPU would do wrong.");
 }
 
 void bind_enums(py::module_& module) {
