@@ -23,6 +23,10 @@ CASES = (
     Case((16, 512, 7, 7), dtype=torch.bfloat16),
     Case((3, 5, 33, 31)),
     Case((4099, 50)),
+    Case(
+        (256, 2048, 7, 7), "channels_last", torch.bfloat16
+    ),  # clusters and, below, barriers of several rounds
+    Case((256, 512, 28, 28), "channels_last", torch.bfloat16),
 )
 
 
@@ -138,17 +142,27 @@ def test_a_device_that_is_not_the_current_one() -> None:
         assert_meets_demands(case, make_tensors(case, "cuda:1"))
 
 
-@pytest.mark.parametrize("offset", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_views_at_any_address(offset: int, layout: str) -> None:
-    """Without alignment no access has 16 bytes; the values stay the same."""
-    case = Case((8, 24, 14, 14), layout)
-    tensors = make_tensors(case, "cuda")
-    storage = torch.empty(tensors.input.numel() + offset, device="cuda")
-    view = storage[offset:].as_strided(tensors.input.shape, tensors.input.stride(), offset)
-    view.copy_(tensors.input)
-    tensors.input = view
-    assert_meets_demands(case, tensors)
+def test_views_at_any_address(layout: str, dtype: torch.dtype) -> None:
+    """Without alignment no access has 16 bytes; a wrong one would be a misaligned address."""
+    case = Case((8, 24, 14, 14), layout, dtype)
+    tensors = make_tensors(case, "cuda").require_grad()
+
+    def moved(tensor: Tensor) -> Tensor:
+        storage = torch.empty(tensor.numel() + 1, dtype=dtype, device="cuda")
+        return storage.as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor.detach())
+
+    expected = call(case, tensors)
+    gradient = torch.autograd.grad(expected, tensors.input, tensors.grad_output)[0]
+    grad_output = moved(tensors.grad_output)
+    tensors.input = moved(tensors.input).requires_grad_()
+    assert tensors.input.data_ptr() % 16 != 0
+    output = call(case, tensors)
+    found = torch.autograd.grad(output, tensors.input, grad_output)[0]
+    roundings = 2.0**-7 if dtype is torch.bfloat16 else 1e-5  # two plans sum in two orders
+    torch.testing.assert_close(output, expected, rtol=roundings, atol=roundings)
+    torch.testing.assert_close(found, gradient, rtol=roundings, atol=roundings)
 
 
 @pytest.mark.skipif(
@@ -157,11 +171,24 @@ def test_views_at_any_address(offset: int, layout: str) -> None:
 )
 def test_more_than_2_to_the_31_elements() -> None:
     """Offsets of 64 bits: (4194305, 512) in half precision ended in an illegal address elsewhere."""
-    x = torch.empty(4_194_305, 512, dtype=torch.float16, device="cuda").normal_()
+    x = torch.empty(4_194_305, 512, dtype=torch.float16, device="cuda").normal_().requires_grad_()
     output = batch_norm(x, None, None, training=True)
-    for rows in (slice(0, 64), slice(-64, None)):
-        expected = (x[rows].double() - x.mean(0, dtype=torch.float64)) / x.std(0, correction=0).double()
-        assert (output[rows].double() - expected).abs().max() < 2**-8  # half an ulp of values up to 8: 2^-9
+    with torch.no_grad():
+        total = sum(
+            (chunk.double().sum(0) for chunk in x.split(1 << 18)), torch.zeros(512, device="cuda").double()
+        )
+        mean = total / len(x)
+        squares = sum(((chunk.double() - mean).square().sum(0) for chunk in x.split(1 << 18)), 0 * mean)
+        deviation = (squares / len(x)).sqrt()
+        for rows in (slice(0, 64), slice(-64, None)):
+            expected = (x[rows].double() - mean) / deviation
+            assert (
+                output[rows].double() - expected
+            ).abs().max() < 2**-8  # half an ulp of values up to 8: 2^-9
+    output.backward(torch.ones_like(output))
+    assert x.grad is not None
+    for rows in (slice(0, 64), slice(-64, None)):  # a constant gradient is in the mean's direction
+        assert x.grad[rows].abs().max() < 1e-3
 
 
 def test_devices_that_do_not_match() -> None:

@@ -53,7 +53,8 @@ class Numbers {
   // is small enough to be folded into the shift.
   FUSED_BN_DEVICE void set_affine(int c, const ChannelStatistics<A>& s, double weight, double bias) const {
     const A scale = multiply(static_cast<A>(weight), s.invstd);
-    if (is_finite(scale)) bias -= static_cast<double>(s.mean_lo) * static_cast<double>(scale);
+    // By one rounding, whatever the compiler would make of a product and a difference.
+    if (is_finite(scale)) bias = fma(-static_cast<double>(s.mean_lo), static_cast<double>(scale), bias);
     at(kMean, c) = s.mean_hi;
     at(kScale, c) = scale;
     at(kShift, c) = static_cast<A>(bias);

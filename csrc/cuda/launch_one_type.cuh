@@ -93,6 +93,9 @@ int largest_cluster(int limit) {
       cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
     return 1;
   }
+  // Compiled for an older architecture, and by the driver for this one, it has no cluster's instructions.
+  cudaFuncAttributes compiled{};
+  if (cudaFuncGetAttributes(&compiled, kernel) != cudaSuccess || compiled.ptxVersion < 90) return 1;
   for (int blocks = limit; blocks > 1; blocks /= 2) {
     cudaLaunchAttribute attribute{};
     attribute.id = cudaLaunchAttributeClusterDimension;

@@ -142,6 +142,8 @@ FUSED_BN_DEVICE void sync_cluster() {
       :
       :
       : "memory");
+#else
+  __trap();  // no launch asks for clusters here
 #endif
 }
 
@@ -159,6 +161,8 @@ FUSED_BN_DEVICE A load_from_cluster(const A* shared, int rank) {
   } else {
     asm volatile("ld.shared::cluster.f64 %0, [%1];" : "=d"(value) : "r"(address) : "memory");
   }
+#else
+  __trap();
 #endif
   return value;
 }

@@ -7,9 +7,9 @@
 
 namespace fused_bn::cuda {
 
-// Outside of graph capture one buffer for each stream, whose launches follow one another; its words are
-// zeroed once, and every launch leaves them as the next one needs them. A captured launch gets memory of its
-// own from the graph's pool, zeroed by a node of the graph, because a replay may run beside anything else.
+// The sums are a tensor of the call. The words are zeroed once for each stream, whose launches follow one
+// another and leave them as the next one needs them. A captured launch gets words of its own from the graph's
+// pool, zeroed by a node of the graph, because a replay may run beside anything else.
 class Scratch {
  public:
   // On the current stream. counts: the launch counts its blocks, whatever its exchange.
@@ -18,9 +18,7 @@ class Scratch {
   Workspace workspace() const { return workspace_; }
 
  private:
-  void use(const at::Tensor& words, const at::Tensor& partials);
-
-  at::Tensor words_, partials_;  // held until the launch: another thread may replace the stream's
+  at::Tensor words_, partials_;  // held until the launch, whose stream orders what follows
   Workspace workspace_{};
 };
 

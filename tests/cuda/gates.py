@@ -109,8 +109,9 @@ def narrow_stores(kernel: Kernel) -> Counter[int]:
     """By their bits, the stores of what a channel has one of. They stand in loops that are not unrolled."""
     compute = COMPUTE_BITS[kernel.element]
     # write() has one for each type, and is called for the running statistics or the gradients of weight and
-    # bias. Two partial sums go to the other blocks.
-    counts = Counter({64: 2, 32: 2, 16: 2 * 2}) + Counter({compute: 2})
+    # bias. Two partial sums go to the
+    # other blocks, and with two kernels their scale: three stores.
+    counts = Counter({64: 2, 32: 2, 16: 2 * 2}) + Counter({compute: 3})
     if kernel.direction == "forward":
         counts += Counter({compute: 3}) + Counter({64: 1})  # saved statistics; the counter of batches
     return counts

@@ -173,7 +173,7 @@ class TestInstructions:
             ({"LDG.E.NA.128.CONSTANT": 4, "LDG.E.64": 2}, "4 128-bit loads, of at least 5"),
             ({"STG.E.U16": 12}, "12 16-bit stores, of at most 4"),
             ({"STG.E.64": 5}, "5 64-bit stores, of at most 3"),
-            ({"STG.E": 6}, "8 32-bit stores, of at most 7"),
+            ({"STG.E": 7}, "9 32-bit stores, of at most 8"),
             ({"STG.E.U8": 3}, "3 8-bit stores, of at most 2"),
             ({"ST.E.U8": 1}, "3 8-bit stores, of at most 2"),
             ({"LDGSTS.E.32": 1}, "asynchronous copies by bits: {128: 7, 32: 1}, not of 128 bits only"),
