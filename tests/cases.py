@@ -260,22 +260,26 @@ def _backward(tensors: Tensors, output: Tensor) -> Result:
     )
 
 
-def run_fused(case: Case, tensors: Tensors) -> Result:
-    """fused_bn.functional.batch_norm forward and backward, on copies of `tensors`."""
-    own = tensors.clone().require_grad()
-    output = batch_norm(
-        own.input,
-        own.running_mean,
-        own.running_var,
-        own.weight,
-        own.bias,
+def call_fused(case: Case, tensors: Tensors) -> Tensor:
+    """fused_bn.functional.batch_norm forward, on `tensors` themselves."""
+    return batch_norm(
+        tensors.input,
+        tensors.running_mean,
+        tensors.running_var,
+        tensors.weight,
+        tensors.bias,
         case.training,
         case.momentum,
         case.eps,
         activation=case.activation,
-        num_batches_tracked=own.num_batches_tracked if case.training else None,
+        num_batches_tracked=tensors.num_batches_tracked if case.training else None,
     )
-    return _backward(own, output)
+
+
+def run_fused(case: Case, tensors: Tensors) -> Result:
+    """Forward and backward, on copies of `tensors`."""
+    own = tensors.clone().require_grad()
+    return _backward(own, call_fused(case, own))
 
 
 def run_torch(case: Case, tensors: Tensors) -> Result:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from fused_bn._extension import extension
 from fused_bn.functional import batch_norm
-from tests.cases import Case, make_tensors, run_fused, same_bits, why_no_cuda
+from tests.cases import Case, call_fused, make_tensors, run_fused, same_bits, why_no_cuda
 from tests.reference import assert_meets_demands
 
 pytestmark = pytest.mark.skipif(bool(why_no_cuda()), reason=why_no_cuda() or "a CUDA device is there")
@@ -47,21 +46,6 @@ def no_synchronisation() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def call(case: Case, tensors: Any) -> Tensor:
-    return batch_norm(
-        tensors.input,
-        tensors.running_mean,
-        tensors.running_var,
-        tensors.weight,
-        tensors.bias,
-        case.training,
-        case.momentum,
-        case.eps,
-        activation=case.activation,
-        num_batches_tracked=tensors.num_batches_tracked,
-    )
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_one_launch_a_direction_and_no_synchronisation(case: Case, momentum: float | None) -> None:
@@ -70,7 +54,7 @@ def test_one_launch_a_direction_and_no_synchronisation(case: Case, momentum: flo
     own = make_tensors(case, "cuda").require_grad()
     before = launches()
     with no_synchronisation():
-        output = call(case, own)
+        output = call_fused(case, own)
         assert launches() == before + 1
         output.backward(own.grad_output)
         assert launches() == before + 2
@@ -102,17 +86,17 @@ def test_graph_replays_are_the_eager_bits(case: Case) -> None:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        call(case, tensors.clone())  # what happens once, before anything is captured
+        call_fused(case, tensors.clone())  # what happens once, before anything is captured
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        output = call(case, own)
+        output = call_fused(case, own)
     for seed in range(20):
         values = make_tensors(case, "cuda", seed).input
         own.input.copy_(values)
         eager.input.copy_(values)
         graph.replay()
-        assert torch.equal(output, call(case, eager))
+        assert torch.equal(output, call_fused(case, eager))
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         assert same_bits(getattr(own, name), getattr(eager, name)), name
 
@@ -153,12 +137,12 @@ def test_views_at_any_address(layout: str, dtype: torch.dtype) -> None:
         storage = torch.empty(tensor.numel() + 1, dtype=dtype, device="cuda")
         return storage.as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor.detach())
 
-    expected = call(case, tensors)
+    expected = call_fused(case, tensors)
     gradient = torch.autograd.grad(expected, tensors.input, tensors.grad_output)[0]
     grad_output = moved(tensors.grad_output)
     tensors.input = moved(tensors.input).requires_grad_()
     assert tensors.input.data_ptr() % 16 != 0
-    output = call(case, tensors)
+    output = call_fused(case, tensors)
     found = torch.autograd.grad(output, tensors.input, grad_output)[0]
     roundings = 2.0**-7 if dtype is torch.bfloat16 else 1e-5  # two plans sum in two orders
     torch.testing.assert_close(output, expected, rtol=roundings, atol=roundings)

@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_bn.functional import batch_norm
-from tests.cases import Case, Tensors, make_tensors
+from tests.cases import Case, call_fused, make_tensors
 from tests.reference import DEMANDED_GRAD_INPUT, DEMANDED_OUTPUT, assert_meets_demands, error
 
 TALL_SHAPES = [(131072, 1), (65536, 1, 1, 1), (70000, 1, 2), (1, 70000, 2), (2, 3, 70001, 2)]
@@ -33,24 +32,12 @@ def test_evaluation_of_147000_rows_of_100(device: str) -> None:
     case = Case((147000, 100), training=False)
     tensors = make_tensors(case, device)
     rows = 14700
-    results = [run_forward(case, tensors)]
-    results += [run_forward(case, replace(tensors, input=part)) for part in tensors.input.split(rows)]
+    results = [call_fused(case, tensors)]
+    results += [call_fused(case, replace(tensors, input=part)) for part in tensors.input.split(rows)]
     whole, parts = results[0], torch.cat(results[1:])
     assert torch.equal(whole, parts)
     part = replace(tensors, input=tensors.input[-rows:], grad_output=tensors.grad_output[-rows:])
     assert_meets_demands(replace(case, shape=(rows, 100)), part)
-
-
-def run_forward(case: Case, tensors: Tensors) -> Tensor:
-    return batch_norm(
-        tensors.input,
-        tensors.running_mean,
-        tensors.running_var,
-        tensors.weight,
-        tensors.bias,
-        eps=case.eps,
-        activation=case.activation,
-    )
 
 
 @dataclass(frozen=True)
