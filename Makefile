@@ -138,7 +138,7 @@ build/settings: FORCE | $(ready)
 	@{ echo "$(run)"; \
 	   $(run) -c 'import sys, importlib.metadata as m; print(sys.version, m.version("torch"))'; \
 	   echo "$$FORCE_CUDA,$$FUSED_BN_CPU_ONLY,$$FUSED_BN_NO_EXTENSION,$$FUSED_BN_SANITIZE"; \
-   echo "$$TORCH_CUDA_ARCH_LIST,$$CUDA_HOME,$$CUDA_PATH,$$CXX"; \
+	   echo "$$TORCH_CUDA_ARCH_LIST,$$CUDA_HOME,$$CUDA_PATH,$$CXX"; \
 	   command -v nvcc || true; } > $@.new
 	@cmp -s $@.new $@ || cp $@.new $@
 
