@@ -8,7 +8,4 @@ namespace fused_bn::cuda {
 // For the current device.
 Plan plan_for(const Problem& problem);
 
-// The current device, as the planner sees it.
-const Device& current_device();
-
 }  // namespace fused_bn::cuda

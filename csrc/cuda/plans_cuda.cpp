@@ -70,8 +70,6 @@ Known& known() {
 
 }  // namespace
 
-const Device& current_device() { return known().device; }
-
 Plan plan_for(const Problem& problem) {
   Known& here = known();
   const Key key = key_of(problem);
