@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
@@ -12,32 +14,15 @@
 namespace fused_bn {
 namespace {
 
-using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Mask = std::array<bool, 3>;
 
-using ForwardSignature = std::tuple<Tensor, Tensor>(const Tensor&, const OptionalTensor&,
-                                                    const OptionalTensor&, const OptionalTensor&,
-                                                    const OptionalTensor&, const OptionalTensor&, bool,
-                                                    std::optional<double>, double, std::string_view);
-using BackwardSignature = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
-                                                             const OptionalTensor&, const OptionalTensor&,
-                                                             const Tensor&, bool, std::string_view, Mask);
-
-std::tuple<Tensor, Tensor> call_forward(const ForwardArguments& a) {
+std::tuple<Tensor, Tensor, Tensor> call_forward(const ForwardArguments& a) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fused_bn::batch_norm_forward", "")
-                             .typed<ForwardSignature>();
-  return op.call(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.num_batches_tracked, a.training,
-                 a.momentum, a.eps, a.activation);
-}
-
-std::tuple<Tensor, Tensor, Tensor> call_backward(const BackwardArguments& a, Mask mask) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fused_bn::batch_norm_backward", "")
-                             .typed<BackwardSignature>();
-  return op.call(a.grad_output, a.input, a.weight, a.bias, a.statistics, a.training, a.activation, mask);
+                             .typed<ForwardOperator>();
+  return op.call(a.input, a.residual, a.weight, a.bias, a.running_mean, a.running_var, a.num_batches_tracked,
+                 a.training, a.momentum, a.eps, a.activation, a.activation_param, a.save_mask);
 }
 
 bool requires_grad(const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
@@ -47,6 +32,21 @@ bool requires_grad(const OptionalTensor& tensor) { return tensor.has_value() && 
 bool has_tangent(const Tensor& tensor) { return tensor.defined() && tensor._fw_grad(/*level=*/0).defined(); }
 bool has_tangent(const OptionalTensor& tensor) { return tensor.has_value() && has_tangent(*tensor); }
 
+template <class... Tensors>
+bool any_requires_grad(const Tensors&... tensors) {
+  return c10::GradMode::is_enabled() && (requires_grad(tensors) || ...);
+}
+template <class... Tensors>
+bool any_has_tangent(const Tensors&... tensors) {
+  return (has_tangent(tensors) || ...);
+}
+
+// torch.func.grad, vmap, jvp and what is made of them know primitive operators only. They set this key for
+// what they call.
+bool within_function_transform() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
+}
+
 // As F.batch_norm says it.
 void check_not_differentiable(const OptionalTensor& buffer, const char* name) {
   TORCH_CHECK(!requires_grad(buffer),
@@ -55,195 +55,248 @@ void check_not_differentiable(const OptionalTensor& buffer, const char* name) {
               name, "'. This input cannot have requires_grad True.");
 }
 
-Tensor tensor_or_undefined(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
-
 OptionalTensor optional_from(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
+// What is no tensor of the arguments, in the two entries of an autograd node.
+struct Options {
+  bool training;
+  bool residual;
+  Activation activation;
+  double activation_param;
+
+  template <class Arguments>
+  static void save(AutogradContext& context, const Arguments& a) {
+    const auto activation = static_cast<int64_t>(activation_from_name(a.activation));
+    context.saved_data["options"] = activation * 4 + present(a.residual) * 2 + a.training;
+    context.saved_data["activation_param"] = a.activation_param;
+  }
+  explicit Options(AutogradContext& context) {
+    const int64_t options = context.saved_data["options"].toInt();
+    training = options % 2 != 0;
+    residual = options / 2 % 2 != 0;
+    activation = static_cast<Activation>(options / 4);
+    activation_param = context.saved_data["activation_param"].toDouble();
+  }
+};
+
+// Which gradients an autograd node wants, whose edges are counted without the absent tensors.
+template <class... Present>
+std::array<bool, sizeof...(Present)> wanted(AutogradContext& context, const Present&... present) {
+  size_t edge = 0;
+  return {(present && context.needs_input_grad(edge++))...};
+}
+
+}  // namespace
+
+// The autograd nodes are named by their types, in profiles and error texts.
+
 // Saved for backward: the input, the parameters and [3, C] statistics; not the running buffers, which later
-// forwards change. The mask of the activation is recomputed from them.
-class ForwardFunction : public torch::autograd::Function<ForwardFunction> {
+// forwards change. The mask of the activation is computed anew from them. With a residual a bit an element is
+// saved where that is enough, and else the residual itself, never a copy.
+class BatchNorm : public torch::autograd::Function<BatchNorm> {
  public:
-  static Tensor forward(AutogradContext* context, const Tensor& input, const OptionalTensor& weight,
-                        const OptionalTensor& bias, const ForwardArguments& arguments) {
+  static Tensor forward(AutogradContext* context, const Tensor& input, const OptionalTensor& residual,
+                        const OptionalTensor& weight, const OptionalTensor& bias,
+                        const ForwardArguments& arguments) {
     at::AutoDispatchBelowAutograd guard;
-    auto [output, statistics] = call_forward(arguments);
-    context->save_for_backward({input, tensor_or_undefined(weight), tensor_or_undefined(bias), statistics});
-    context->saved_data["training"] = arguments.training;
-    context->saved_data["activation"] = static_cast<int64_t>(activation_from_name(arguments.activation));
+    auto [output, statistics, mask] = call_forward(arguments);
+    const bool takes_z = !has_two_slopes(activation_from_name(arguments.activation));
+    context->save_for_backward({input, takes_z ? residual.value_or(Tensor()) : Tensor(),
+                                weight.value_or(Tensor()), bias.value_or(Tensor()), statistics,
+                                writes_mask(residual, arguments.activation, true) ? mask : Tensor()});
+    Options::save(*context, arguments);
     return output;
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const auto activation =
-        activation_name(static_cast<Activation>(context->saved_data["activation"].toInt()));
-    // Edges are counted without the absent parameters.
-    const bool weight = saved[1].defined(), bias = saved[2].defined();
-    const Mask mask = {context->needs_input_grad(0), weight && context->needs_input_grad(1),
-                       bias && context->needs_input_grad(1 + weight)};
-    auto [grad_input, grad_weight, grad_bias] =
-        call_backward({grads[0], saved[0], optional_from(saved[1]), optional_from(saved[2]), saved[3],
-                       context->saved_data["training"].toBool(), activation},
-                      mask);
-    return {mask[0] ? grad_input : Tensor(), mask[1] ? grad_weight : Tensor(), mask[2] ? grad_bias : Tensor(),
-            Tensor()};
-  }
-};
-
-// Backward is differentiable too: its own gradient runs autograd over the same formulas in plain torch calls.
-class BackwardFunction : public torch::autograd::Function<BackwardFunction> {
- public:
-  static variable_list forward(AutogradContext* context, const Tensor& grad_output, const Tensor& input,
-                               const OptionalTensor& weight, const OptionalTensor& bias,
-                               const BackwardArguments& arguments, Mask mask) {
-    at::AutoDispatchBelowAutograd guard;
-    auto [grad_input, grad_weight, grad_bias] = call_backward(arguments, mask);
-    context->save_for_backward(
-        {grad_output, input, tensor_or_undefined(weight), tensor_or_undefined(bias), arguments.statistics});
-    context->saved_data["training"] = arguments.training;
-    context->saved_data["activation"] = static_cast<int64_t>(activation_from_name(arguments.activation));
-    context->saved_data["mask"] = c10::List<bool>({mask[0], mask[1], mask[2]});
-    return {grad_input, grad_weight, grad_bias};
-  }
-
-  static variable_list backward(AutogradContext* context, variable_list grads) {
-    const variable_list saved = context->get_saved_variables();
-    const auto activation =
-        activation_name(static_cast<Activation>(context->saved_data["activation"].toInt()));
-    const c10::List<bool> mask = context->saved_data["mask"].toBoolList();
-    for (size_t i = 0; i < grads.size(); ++i) {
-      if (!mask[i]) grads[i] = Tensor();
+    const Options options(*context);
+    OutputMask wants = wanted(*context, true, options.residual, saved[2].defined(), saved[3].defined());
+    variable_list result(5);
+    if (options.activation == Activation::none && wants[1]) {
+      result[1] = grads[0];
+      wants[1] = false;
     }
-    const OptionalTensor weight = optional_from(saved[2]), bias = optional_from(saved[3]);
-    variable_list result = double_backward(
-        {saved[0], saved[1], weight, bias, saved[4], context->saved_data["training"].toBool(), activation},
-        grads);
-    result.resize(6);  // nothing flows to the bias (it only moves the mask) nor to what is no tensor
+    if (wants[0] || wants[1] || wants[2] || wants[3]) {
+      const auto found =
+          call_backward({grads[0], saved[0], optional_from(saved[1]), optional_from(saved[2]),
+                         optional_from(saved[3]), saved[4], optional_from(saved[5]), options.training,
+                         activation_name(options.activation), options.activation_param, wants});
+      if (wants[0]) result[0] = std::get<0>(found);
+      if (wants[1]) result[1] = std::get<1>(found);
+      if (wants[2]) result[2] = std::get<2>(found);
+      if (wants[3]) result[3] = std::get<3>(found);
+    }
     return result;
   }
 };
 
-Tensor batch_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                  const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                  const OptionalTensor& num_batches_tracked, bool training, std::optional<double> momentum,
-                  double eps, std::string_view activation) {
-  return std::get<0>(call_forward({input, weight, bias, running_mean, running_var, num_batches_tracked,
-                                   training, momentum, eps, activation}));
-}
+// Backward is differentiable too: its own gradient runs autograd over the same formulas in plain torch calls.
+class BatchNormBackward : public torch::autograd::Function<BatchNormBackward> {
+ public:
+  static variable_list forward(AutogradContext* context, const Tensor& grad_output, const Tensor& input,
+                               const OptionalTensor& residual, const OptionalTensor& weight,
+                               const OptionalTensor& bias, const BackwardArguments& arguments) {
+    at::AutoDispatchBelowAutograd guard;
+    auto [grad_input, grad_residual, grad_weight, grad_bias] = call_backward(arguments);
+    context->save_for_backward({grad_output, input, residual.value_or(Tensor()), weight.value_or(Tensor()),
+                                bias.value_or(Tensor()), arguments.statistics,
+                                arguments.mask.value_or(Tensor())});
+    Options::save(*context, arguments);
+    const OutputMask& mask = arguments.output_mask;
+    context->saved_data["output_mask"] = c10::List<bool>({mask[0], mask[1], mask[2], mask[3]});
+    return {grad_input, grad_residual, grad_weight, grad_bias};
+  }
 
-Tensor batch_norm_autograd(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                           const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                           const OptionalTensor& num_batches_tracked, bool training,
-                           std::optional<double> momentum, double eps, std::string_view activation) {
-  const ForwardArguments arguments{input,    weight,   bias, running_mean, running_var, num_batches_tracked,
-                                   training, momentum, eps,  activation};
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const variable_list saved = context->get_saved_variables();
+    const Options options(*context);
+    const c10::List<bool> mask = context->saved_data["output_mask"].toBoolList();
+    for (size_t i = 0; i < grads.size(); ++i) {
+      if (!mask[i]) grads[i] = Tensor();
+    }
+    const OptionalTensor residual = optional_from(saved[2]), weight = optional_from(saved[3]),
+                         bias = optional_from(saved[4]), bits = optional_from(saved[6]);
+    variable_list result = double_backward({saved[0],
+                                            saved[1],
+                                            residual,
+                                            weight,
+                                            bias,
+                                            saved[5],
+                                            bits,
+                                            options.training,
+                                            activation_name(options.activation),
+                                            options.activation_param,
+                                            {}},
+                                           grads);
+    result.emplace_back();  // nothing flows to what is no tensor
+    return result;
+  }
+};
+
+namespace {
+
+Tensor batch_norm(const ForwardArguments& arguments) { return std::get<0>(call_forward(arguments)); }
+
+Tensor batch_norm_autograd(const ForwardArguments& a) {
   if (c10::GradMode::is_enabled()) {
-    check_not_differentiable(running_mean, "running_mean");
-    check_not_differentiable(running_var, "running_var");
+    check_not_differentiable(a.running_mean, "running_mean");
+    check_not_differentiable(a.running_var, "running_var");
   }
-  if (has_tangent(input) || has_tangent(weight) || has_tangent(bias))
-    return differentiable_forward(arguments);
-  if (c10::GradMode::is_enabled() && (requires_grad(input) || requires_grad(weight) || requires_grad(bias))) {
-    return ForwardFunction::apply(input, weight, bias, arguments);
+  if (within_function_transform() || any_has_tangent(a.input, a.residual, a.weight, a.bias)) {
+    return differentiable_forward(a);
+  }
+  if (any_requires_grad(a.input, a.residual, a.weight, a.bias)) {
+    ForwardArguments saving = a;
+    saving.save_mask = true;
+    return BatchNorm::apply(a.input, a.residual, a.weight, a.bias, saving);
   }
   at::AutoDispatchBelowAutograd guard;
-  return std::get<0>(call_forward(arguments));
+  return batch_norm(a);
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_backward_autograd(
-    const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-    const Tensor& statistics, bool training, std::string_view activation, Mask mask) {
-  const BackwardArguments arguments{grad_output, input, weight, bias, statistics, training, activation};
-  if (has_tangent(grad_output) || has_tangent(input) || has_tangent(weight)) {
-    return differentiable_backward(arguments, mask);
-  }
-  if (c10::GradMode::is_enabled() &&
-      (requires_grad(grad_output) || requires_grad(input) || requires_grad(weight))) {
-    const variable_list grads = BackwardFunction::apply(grad_output, input, weight, bias, arguments, mask);
-    return {grads[0], grads[1], grads[2]};
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_autograd(const BackwardArguments& a) {
+  if (any_has_tangent(a.grad_output, a.input, a.residual, a.weight, a.bias))
+    return differentiable_backward(a);
+  if (any_requires_grad(a.grad_output, a.input, a.residual, a.weight, a.bias)) {
+    const variable_list grads =
+        BatchNormBackward::apply(a.grad_output, a.input, a.residual, a.weight, a.bias, a);
+    return {grads[0], grads[1], grads[2], grads[3]};
   }
   at::AutoDispatchBelowAutograd guard;
-  return call_backward(arguments, mask);
+  return call_backward(a);
 }
 
 // Counts as an in-place change of the buffers, so that autograd sees one that somebody else saved.
-std::tuple<Tensor, Tensor> batch_norm_forward_inplace(const Tensor& input, const OptionalTensor& weight,
-                                                      const OptionalTensor& bias,
-                                                      const OptionalTensor& running_mean,
-                                                      const OptionalTensor& running_var,
-                                                      const OptionalTensor& num_batches_tracked,
-                                                      bool training, std::optional<double> momentum,
-                                                      double eps, std::string_view activation) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_inplace(const ForwardArguments& a) {
   TORCH_CHECK_NOT_IMPLEMENTED(
-      !has_tangent(input) && !has_tangent(weight) && !has_tangent(bias),
+      !any_has_tangent(a.input, a.residual, a.weight, a.bias),
       "fused_bn::batch_norm_forward has no forward-mode derivative; fused_bn::batch_norm has one");
+  const auto for_each_written = [&](auto&& function) {
+    if (!a.training) return;
+    for (const OptionalTensor* buffer : {&a.running_mean, &a.running_var, &a.num_batches_tracked}) {
+      if (present(*buffer)) function(**buffer);
+    }
+  };
+  // As bump_version says it, but before anything is written.
+  for_each_written([](const Tensor& buffer) {
+    TORCH_CHECK(
+        !buffer.is_inference() || c10::InferenceMode::is_enabled(),
+        "Inplace update to inference tensor outside InferenceMode is not allowed. You can make a clone "
+        "to get a normal tensor before doing inplace update.");
+  });
   auto result = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_forward({input, weight, bias, running_mean, running_var, num_batches_tracked, training,
-                         momentum, eps, activation});
+    return call_forward(a);
   }();
-  if (training) {
-    for (const OptionalTensor* buffer : {&running_mean, &running_var, &num_batches_tracked}) {
-      if (present(*buffer)) torch::autograd::impl::bump_version(**buffer);
-    }
-  }
+  for_each_written(torch::autograd::impl::bump_version);
   return result;
 }
 
 // What the fake kernels ask, so that they refuse what the real ones do, in the same words.
-void check_forward(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
-                   const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                   const OptionalTensor& num_batches_tracked, bool training, std::optional<double> momentum,
-                   double eps, std::string_view activation) {
-  check({input, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps,
-         activation});
-}
-
-void check_backward(const Tensor& grad_output, const Tensor& input, const OptionalTensor& weight,
-                    const OptionalTensor& bias, const Tensor& statistics, bool training,
-                    std::string_view activation) {
-  check({grad_output, input, weight, bias, statistics, training, activation});
+void check_forward(const ForwardArguments& arguments) { check(arguments); }
+void check_backward(const BackwardArguments& arguments) { check(arguments); }
+c10::SymInt forward_mask_size(const Tensor& input, const OptionalTensor& residual,
+                              std::string_view activation, bool save_mask) {
+  return writes_mask(residual, activation, save_mask) ? mask_size(input) : c10::SymInt(0);
 }
 
 }  // namespace
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> call_backward(const BackwardArguments& a) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fused_bn::batch_norm_backward", "")
+                             .typed<BackwardOperator>();
+  return op.call(a.grad_output, a.input, a.residual, a.weight, a.bias, a.statistics, a.mask, a.training,
+                 a.activation, a.activation_param, a.output_mask);
+}
+
 TORCH_LIBRARY(fused_bn, m) {
   m.set_python_module("fused_bn._fake");
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  const std::string forward_arguments =
-      "(Tensor input, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-      "Tensor(c!)? num_batches_tracked, bool training, float? momentum, float eps, str activation)";
-  m.def(("batch_norm" + forward_arguments + " -> Tensor").c_str(), tags);
-  m.def(("batch_norm_forward" + forward_arguments + " -> (Tensor output, Tensor statistics)").c_str(), tags);
-  m.def(
-      "check_forward(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, "
-      "Tensor? num_batches_tracked, bool training, float? momentum, float eps, str activation) -> ()",
-      tags);
-  m.def(
-      "check_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor statistics, "
-      "bool training, str activation) -> ()",
-      tags);
-  m.def(
-      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor statistics, "
-      "bool training, str activation, bool[3] output_mask) "
-      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)",
-      tags);
+  const std::string tensors = "Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, ";
+  const std::string written =
+      "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, ";
+  const std::string read = "Tensor? running_mean, Tensor? running_var, Tensor? num_batches_tracked, ";
+  const std::string options =
+      "bool training, float? momentum, float eps, str activation, float activation_param";
+  const std::string backward =
+      "(Tensor grad_output, Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor statistics, "
+      "Tensor? mask, bool training, str activation, float activation_param, bool[4] output_mask) -> ";
+  const auto define = [&](const std::string& schema) { m.def(schema.c_str(), tags); };
+  define("batch_norm(" + tensors + written + options + ") -> Tensor");
+  define("batch_norm_forward(" + tensors + written + options +
+         ", bool save_mask) -> (Tensor output, Tensor statistics, Tensor mask)");
+  define("batch_norm_backward" + backward +
+         "(Tensor grad_input, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
+  define("check_forward(" + tensors + read + options + ") -> ()");
+  define("check_backward" + backward + "()");
+  define("mask_size(Tensor input, Tensor? residual, str activation, bool save_mask) -> SymInt");
 }
 
-TORCH_LIBRARY_IMPL(fused_bn, CompositeExplicitAutograd, m) { m.impl("batch_norm", batch_norm); }
+TORCH_LIBRARY_IMPL(fused_bn, CompositeExplicitAutograd, m) {
+  m.impl("batch_norm", OneByOne<ForwardSignature<Tensor>, batch_norm>::call);
+}
 
 TORCH_LIBRARY_IMPL(fused_bn, CompositeImplicitAutograd, m) {
-  m.impl("check_forward", check_forward);
-  m.impl("check_backward", check_backward);
+  m.impl("check_forward", OneByOne<ForwardSignature<void>, check_forward>::call);
+  m.impl("check_backward", OneByOne<BackwardSignature<void>, check_backward>::call);
+  m.impl("mask_size", forward_mask_size);
 }
 
 TORCH_LIBRARY_IMPL(fused_bn, Autograd, m) {
-  m.impl("batch_norm", batch_norm_autograd);
-  m.impl("batch_norm_backward", batch_norm_backward_autograd);
+  m.impl("batch_norm", OneByOne<ForwardSignature<Tensor>, batch_norm_autograd>::call);
+  m.impl("batch_norm_backward", OneByOne<BackwardOperator, batch_norm_backward_autograd>::call);
 }
 
-TORCH_LIBRARY_IMPL(fused_bn, ADInplaceOrView, m) { m.impl("batch_norm_forward", batch_norm_forward_inplace); }
+TORCH_LIBRARY_IMPL(fused_bn, FuncTorchBatchedDecomposition, m) {
+  m.impl("batch_norm", OneByOne<ForwardSignature<Tensor>, differentiable_forward>::call);
+}
+
+TORCH_LIBRARY_IMPL(fused_bn, ADInplaceOrView, m) {
+  m.impl("batch_norm_forward", OneByOne<ForwardOperator, batch_norm_forward_inplace>::call);
+}
 
 }  // namespace fused_bn

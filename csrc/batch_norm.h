@@ -1,8 +1,10 @@
-// What the device kernels' torch side shares: the operators' arguments, their checks, and the [N, C, S] view.
+// What the device kernels' torch side shares: the operators' signatures and arguments, their checks, and the
+// [N, C, S] view.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 #include <string_view>
 #include <tuple>
@@ -12,10 +14,13 @@
 
 namespace fused_bn {
 
-using OptionalTensor = std::optional<at::Tensor>;
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 
+// The arguments of the operators, in the order of their schemas.
 struct ForwardArguments {
-  const at::Tensor& input;
+  const Tensor& input;
+  const OptionalTensor& residual;
   const OptionalTensor& weight;
   const OptionalTensor& bias;
   const OptionalTensor& running_mean;
@@ -25,17 +30,52 @@ struct ForwardArguments {
   std::optional<double> momentum;
   double eps;
   std::string_view activation;
+  double activation_param;
+  bool save_mask = false;
 };
 
+// Which gradients are wanted: of input, residual, weight and bias.
+using OutputMask = std::array<bool, 4>;
+
 struct BackwardArguments {
-  const at::Tensor& grad_output;
-  const at::Tensor& input;
+  const Tensor& grad_output;
+  const Tensor& input;
+  const OptionalTensor& residual;
   const OptionalTensor& weight;
   const OptionalTensor& bias;
-  const at::Tensor& statistics;
+  const Tensor& statistics;
+  const OptionalTensor& mask;
   bool training;
   std::string_view activation;
+  double activation_param;
+  OutputMask output_mask;
 };
+
+// As operators take and return them: one by one.
+template <class Result, class... More>
+using ForwardSignature = Result(const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                                const OptionalTensor&, bool, std::optional<double>, double, std::string_view,
+                                double, More...);
+template <class Result>
+using BackwardSignature = Result(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                 const OptionalTensor&, const Tensor&, const OptionalTensor&, bool,
+                                 std::string_view, double, OutputMask);
+
+// Of the operators that devices have kernels for: output, statistics, mask; the gradients.
+using ForwardOperator = ForwardSignature<std::tuple<Tensor, Tensor, Tensor>, /*save_mask*/ bool>;
+using BackwardOperator = BackwardSignature<std::tuple<Tensor, Tensor, Tensor, Tensor>>;
+
+// From a function that takes a struct of arguments to one that takes them one by one.
+template <class Signature, auto function>
+struct OneByOne;
+template <class Result, class... Args, auto function>
+struct OneByOne<Result(Args...), function> {
+  static Result call(Args... args) { return function({args...}); }
+};
+
+// The operator, from the keys on that the dispatcher is at.
+std::tuple<Tensor, Tensor, Tensor, Tensor> call_backward(const BackwardArguments& arguments);
 
 // Raise what nn.BatchNorm raises for the same misuse, before anything is written.
 void check(const ForwardArguments& arguments);
@@ -46,11 +86,17 @@ Activation activation_from_name(std::string_view name);
 std::string_view activation_name(Activation activation);
 
 // input is contiguous in the memory format that suggest_memory_format() gives.
-View view_of(const at::Tensor& input);
+View view_of(const Tensor& input);
 
 // float32 for half types, else the input's own: of the statistics, [3, C].
-at::ScalarType statistics_type(const at::Tensor& input);
+at::ScalarType statistics_type(const Tensor& input);
+
+// Elements of a mask, uint8; symbolic, for the fake kernels.
+c10::SymInt mask_size(const Tensor& input);
 
 inline bool present(const OptionalTensor& tensor) { return tensor.has_value() && tensor->defined(); }
+
+// Whether forward writes a mask: not without need.
+bool writes_mask(const OptionalTensor& residual, std::string_view activation, bool save_mask);
 
 }  // namespace fused_bn

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <charconv>
+#include <cmath>
 #include <string>
 #include <utility>
 
@@ -21,7 +22,7 @@ struct Named {
 // Not isReducedFloatingType, which 8-bit types satisfy too.
 bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
 
-void check_input(const at::Tensor& input) {
+void check_input(const Tensor& input) {
   const auto type = input.scalar_type();
   TORCH_CHECK(input.layout() == at::kStrided, "fused_bn: expected a strided input, but got layout ",
               input.layout());
@@ -31,9 +32,9 @@ void check_input(const at::Tensor& input) {
               " dimension(s)");
 }
 
-void check_channel_vector(const at::Tensor& input, const Named& vector) {
+void check_channel_vector(const Tensor& input, const Named& vector) {
   if (!present(vector.tensor)) return;
-  const at::Tensor& tensor = *vector.tensor;
+  const Tensor& tensor = *vector.tensor;
   const c10::SymInt C = input.sym_size(1);
   TORCH_SYM_CHECK(tensor.sym_numel().sym_eq(C), vector.name, " should contain ", C, " elements not ",
                   tensor.sym_numel());
@@ -49,7 +50,7 @@ void check_channel_vector(const at::Tensor& input, const Named& vector) {
 }
 
 // Not so where a fake kernel asks.
-bool has_memory(const at::Tensor& tensor) {
+bool has_memory(const Tensor& tensor) {
   return !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides() && tensor.has_storage() &&
          tensor.storage().data() != nullptr;
 }
@@ -77,11 +78,33 @@ void check_scalars(const ForwardArguments& a) {
   }
 }
 
+// Of the input's shape, dtype and device.
+void check_like_input(const Tensor& input, const char* name, const Tensor& tensor) {
+  TORCH_CHECK(tensor.layout() == at::kStrided, "fused_bn: expected a strided ", name, ", but got layout ",
+              tensor.layout());
+  TORCH_CHECK(tensor.sym_sizes() == input.sym_sizes(), "fused_bn: ", name, " has shape ", tensor.sym_sizes(),
+              ", but the input has ", input.sym_sizes());
+  TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), "fused_bn: ", name, " is of ",
+              toString(tensor.scalar_type()), ", but the input is of ", toString(input.scalar_type()));
+  TORCH_CHECK(tensor.device() == input.device(), "fused_bn: ", name, " is on ", tensor.device(),
+              ", but the input is on ", input.device());
+}
+
+void check_activation(std::string_view activation, double param) {
+  activation_from_name(activation);
+  TORCH_CHECK_VALUE(std::isfinite(param), "activation_param must be a finite number, but got ",
+                    python_float(param));
+}
+
 // The buffers are written while threads read the other tensors, each value once: none may share memory.
 void check_written_memory(const ForwardArguments& a) {
   const OptionalTensor input(a.input);
-  const std::array<Named, 5> all{Named{"running_mean", a.running_mean}, Named{"running_var", a.running_var},
-                                 Named{"weight", a.weight}, Named{"bias", a.bias}, Named{"the input", input}};
+  const std::array<Named, 6> all{Named{"running_mean", a.running_mean},
+                                 Named{"running_var", a.running_var},
+                                 Named{"weight", a.weight},
+                                 Named{"bias", a.bias},
+                                 Named{"the input", input},
+                                 Named{"the residual", a.residual}};
   for (size_t written = 0; written < 2; ++written) {
     const auto& [name, buffer] = all[written];
     if (!present(buffer) || !has_memory(*buffer)) continue;
@@ -99,23 +122,46 @@ void check_written_memory(const ForwardArguments& a) {
 
 }  // namespace
 
-at::ScalarType statistics_type(const at::Tensor& input) {
+namespace {
+
+// Of the dense copy that kernels read. Where both layouts describe the same memory, the longer rows count.
+Layout layout_of(const Tensor& input) {
+  if (input.sym_numel() == input.sym_size(0) * input.sym_size(1)) return Layout::channels_last;
+  if (input.sym_size(1) == 1) return Layout::channels_first;
+  const bool first = input.suggest_memory_format() == at::MemoryFormat::Contiguous;
+  return first ? Layout::channels_first : Layout::channels_last;
+}
+
+}  // namespace
+
+at::ScalarType statistics_type(const Tensor& input) {
   return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
 namespace {
 
-constexpr std::pair<std::string_view, Activation> kActivations[] = {{"none", Activation::none},
-                                                                    {"relu", Activation::relu}};
+constexpr std::pair<std::string_view, Activation> kActivations[] = {
+    {"none", Activation::none},
+    {"relu", Activation::relu},
+    {"leaky_relu", Activation::leaky_relu},
+    {"relu6", Activation::relu6},
+    {"hardswish", Activation::hardswish},
+    {"elu", Activation::elu},
+    {"silu", Activation::silu},
+    {"gelu", Activation::gelu},
+    {"gelu_tanh", Activation::gelu_tanh},
+    {"tanh", Activation::tanh},
+    {"sigmoid", Activation::sigmoid},
+};
 
 }  // namespace
 
 Activation activation_from_name(std::string_view name) {
-  std::string names;
   for (const auto& [known, activation] : kActivations) {
     if (known == name) return activation;
-    names += (names.empty() ? "" : ", ") + std::string(known);
   }
+  std::string names;
+  for (const auto& [known, _] : kActivations) names += (names.empty() ? "" : ", ") + std::string(known);
   TORCH_CHECK_VALUE(false, "activation must be one of ", names, ", but got '", name, "'");
 }
 
@@ -126,9 +172,22 @@ std::string_view activation_name(Activation activation) {
   TORCH_CHECK(false, "fused_bn: no activation has the number ", static_cast<int>(activation));
 }
 
+bool writes_mask(const OptionalTensor& residual, std::string_view activation, bool save_mask) {
+  if (!save_mask || !present(residual)) return false;
+  const Activation known = activation_from_name(activation);
+  return has_two_slopes(known) && known != Activation::none;
+}
+
+c10::SymInt mask_size(const Tensor& input) {
+  if (input.sym_numel() == 0) return 0;
+  const c10::SymInt N = input.sym_size(0), C = input.sym_size(1), S = input.sym_numel() / (N * C);
+  return mask_bytes(N, C, S, (S / kShortRow).min(1), layout_of(input));
+}
+
 void check(const ForwardArguments& a) {
-  activation_from_name(a.activation);
+  check_activation(a.activation, a.activation_param);
   check_input(a.input);
+  if (present(a.residual)) check_like_input(a.input, "the residual", *a.residual);
   check_scalars(a);
   TORCH_CHECK_VALUE(present(a.running_mean) == present(a.running_var) || !a.training,
                     "running_mean and running_var must either both be None or neither be None");
@@ -139,7 +198,7 @@ void check(const ForwardArguments& a) {
     check_channel_vector(a.input, vector);
   }
   if (present(a.num_batches_tracked)) {
-    const at::Tensor& counter = *a.num_batches_tracked;
+    const Tensor& counter = *a.num_batches_tracked;
     TORCH_CHECK(counter.scalar_type() == at::kLong && counter.sym_numel() == 1,
                 "fused_bn: num_batches_tracked should be one int64, but got ", counter.sym_numel(),
                 " element(s) of ", toString(counter.scalar_type()));
@@ -150,33 +209,40 @@ void check(const ForwardArguments& a) {
 }
 
 void check(const BackwardArguments& a) {
-  activation_from_name(a.activation);
+  check_activation(a.activation, a.activation_param);
   check_input(a.input);
+  check_like_input(a.input, "grad_output", a.grad_output);
   check_channel_vector(a.input, {"weight", a.weight});
   check_channel_vector(a.input, {"bias", a.bias});
-  TORCH_CHECK(a.grad_output.sym_sizes() == a.input.sym_sizes(), "fused_bn: grad_output has shape ",
-              a.grad_output.sym_sizes(), ", but the input has ", a.input.sym_sizes());
-  TORCH_CHECK(a.grad_output.scalar_type() == a.input.scalar_type(), "fused_bn: grad_output is of ",
-              toString(a.grad_output.scalar_type()), ", but the input is of ",
-              toString(a.input.scalar_type()));
   const std::array<c10::SymInt, 2> expected{3, a.input.sym_size(1)};
   TORCH_CHECK(a.statistics.sym_sizes() == c10::SymIntArrayRef(expected),
               "fused_bn: statistics should have shape ", c10::SymIntArrayRef(expected), ", but have ",
               a.statistics.sym_sizes());
   TORCH_CHECK(a.statistics.scalar_type() == statistics_type(a.input), "fused_bn: statistics should be of ",
               toString(statistics_type(a.input)), ", but are of ", toString(a.statistics.scalar_type()));
-  for (const at::Tensor* tensor : {&a.grad_output, &a.statistics}) {
-    TORCH_CHECK(tensor->device() == a.input.device(), "fused_bn: grad_output and statistics should be on ",
-                a.input.device(), ", but one is on ", tensor->device());
+  TORCH_CHECK(a.statistics.device() == a.input.device(), "fused_bn: statistics are on ",
+              a.statistics.device(), ", but the input is on ", a.input.device());
+  const bool by_mask = has_two_slopes(activation_from_name(a.activation));
+  if (present(a.residual)) {
+    TORCH_CHECK(!by_mask, "fused_bn: backward of '", a.activation,
+                "' takes forward's mask, not the residual");
+    check_like_input(a.input, "the residual", *a.residual);
+  }
+  if (present(a.mask)) {
+    TORCH_CHECK(by_mask, "fused_bn: backward of '", a.activation, "' takes the residual, not a mask");
+    TORCH_CHECK(
+        a.mask->scalar_type() == at::kByte && a.mask->dim() == 1 && a.mask->sym_numel() == mask_size(a.input),
+        "fused_bn: the mask should be uint8 of shape [", mask_size(a.input), "], but is of ",
+        toString(a.mask->scalar_type()), " and shape ", a.mask->sym_sizes());
+    TORCH_CHECK(a.mask->device() == a.input.device(), "fused_bn: the mask is on ", a.mask->device(),
+                ", but the input is on ", a.input.device());
   }
 }
 
-View view_of(const at::Tensor& input) {
+View view_of(const Tensor& input) {
   const auto N = input.size(0), C = input.size(1);
   const auto S = input.numel() == 0 ? 0 : input.numel() / (N * C);
-  // Where both layouts describe the same memory, rows of channels are the longer rows.
-  const bool first = input.is_contiguous() && S > 1;
-  return {N, C, S, first ? Layout::channels_first : Layout::channels_last};
+  return {N, C, S, layout_of(input)};
 }
 
 }  // namespace fused_bn

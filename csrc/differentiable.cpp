@@ -5,10 +5,11 @@
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "plain_activations.h"
+
 namespace fused_bn {
 namespace {
 
-using at::Tensor;
 using torch::autograd::variable_list;
 
 // A per-channel vector, shaped to broadcast over (N, C, *).
@@ -38,8 +39,40 @@ Normalised normalise(const BackwardArguments& a, const Tensor& x, at::IntArrayRe
   return {moving * invstd, invstd};
 }
 
-// grad_input, grad_weight and grad_bias as functions of grad_output, input and weight, in the statistics'
-// type. Ioffe and Szegedy 2015, section 3.
+// Whether the slope at an element is 1 rather than the activation's other one: as the kernels decide it, bit
+// for bit, by the gradient that they let through.
+Tensor passes(const BackwardArguments& a, Activation activation) {
+  const at::NoGradGuard no_grad;
+  const auto constant = [](const OptionalTensor& tensor) {
+    return present(tensor) ? OptionalTensor(tensor->detach()) : std::nullopt;
+  };
+  const Tensor input = a.input.detach();
+  // Of leaky_relu as well: a slope may round to 1, or be 1.
+  const auto name = activation_name(activation == Activation::relu6 ? activation : Activation::relu);
+  const auto found = call_backward({at::ones_like(input), input, std::nullopt, constant(a.weight),
+                                    constant(a.bias), a.statistics.detach(), a.mask, a.training, name, 0.0,
+                                    OutputMask{false, true, false, false}});
+  return std::get<1>(found) != 0;
+}
+
+// The gradient behind the activation, from that of the output.
+Tensor behind_activation(const BackwardArguments& a, const Tensor& grad, const Tensor& xhat,
+                         const Tensor& weight) {
+  const Activation activation = activation_from_name(a.activation);
+  if (activation == Activation::none) return grad;
+  if (has_two_slopes(activation)) {
+    const bool leaks = activation == Activation::leaky_relu;
+    return at::where(passes(a, activation), grad,
+                     leaks ? grad * a.activation_param : at::zeros({}, grad.options()));
+  }
+  Tensor z = xhat * weight;
+  if (present(a.bias)) z = z + over_channels(a.bias->to(z.scalar_type()), z);
+  if (present(a.residual)) z = z + a.residual->to(z.scalar_type());
+  return grad * plain_derivative(activation, a.activation_param, z);
+}
+
+// grad_input, grad_residual, grad_weight and grad_bias as functions of the tensors in the arguments, in the
+// statistics' type. Ioffe and Szegedy 2015, section 3.
 variable_list formulas_of_backward(const BackwardArguments& a) {
   const auto type = statistics_type(a.input);
   const Tensor x = a.input.to(type);
@@ -49,17 +82,12 @@ variable_list formulas_of_backward(const BackwardArguments& a) {
   const auto [xhat, invstd] = normalise(a, x, dims);
   const Tensor weight = present(a.weight) ? over_channels(a.weight->to(type), x) : at::ones_like(invstd);
 
-  Tensor g = a.grad_output.to(type);
-  if (activation_from_name(a.activation) == Activation::relu) {
-    Tensor z = (xhat * weight).detach();
-    if (present(a.bias)) z = z + over_channels(a.bias->detach().to(type), x);
-    g = at::where(z <= 0, at::zeros({}, g.options()), g);
-  }
+  const Tensor g = behind_activation(a, a.grad_output.to(type), xhat, weight);
   Tensor grad_input = g;
   if (a.training) {
     grad_input = g - g.mean(dims, true) - xhat * (g * xhat).mean(dims, true);
   }
-  return {grad_input * weight * invstd, (g * xhat).sum(dims), g.sum(dims)};
+  return {grad_input * weight * invstd, g, (g * xhat).sum(dims), g.sum(dims)};
 }
 
 // The same values behind a node of their own: gradients asked for them stop here, rather than run on through
@@ -75,33 +103,39 @@ Tensor differentiable_forward(const ForwardArguments& a) {
   if (!a.momentum.has_value() && counts) {
     momentum = 1.0 / static_cast<double>(a.num_batches_tracked->item<int64_t>() + 1);
   }
+  // Within two transforms torch refuses to write the counter, though not the statistics: here, before either.
+  if (counts) Tensor(*a.num_batches_tracked).add_(0);
   Tensor z = at::batch_norm(a.input, a.weight, a.bias, a.running_mean, a.running_var, a.training, momentum,
                             a.eps, at::globalContext().userEnabledCuDNN());
   if (counts) Tensor(*a.num_batches_tracked).add_(1);  // last: what is refused above is not counted
-  return activation_from_name(a.activation) == Activation::relu ? at::relu(z) : z;
+  if (present(a.residual)) z = z + *a.residual;
+  return plain_activation(activation_from_name(a.activation), a.activation_param, z);
 }
 
-std::tuple<Tensor, Tensor, Tensor> differentiable_backward(const BackwardArguments& a,
-                                                           std::array<bool, 3> mask) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> differentiable_backward(const BackwardArguments& a) {
   check(a);
   const variable_list found = formulas_of_backward(a);
   const auto finished = [&](size_t i, const Tensor& like) {
-    return mask[i] ? found[i].to(like.scalar_type()) : at::empty({0}, like.options());
+    return a.output_mask[i] ? found[i].to(like.scalar_type()) : at::empty({0}, like.options());
   };
-  return {finished(0, a.input), finished(1, a.weight.value_or(a.statistics)),
-          finished(2, a.bias.value_or(a.statistics))};
+  return {finished(0, a.input), finished(1, a.input), finished(2, a.weight.value_or(a.statistics)),
+          finished(3, a.bias.value_or(a.statistics))};
 }
 
-variable_list double_backward(const BackwardArguments& arguments, const variable_list& grads) {
+variable_list double_backward(const BackwardArguments& a, const variable_list& grads) {
   const bool differentiable_again = c10::GradMode::is_enabled();
   c10::AutoGradMode enable(true);
 
-  const variable_list candidates{own_node(arguments.grad_output), own_node(arguments.input),
-                                 own_node(arguments.weight.value_or(Tensor()))};
-  const OptionalTensor weight = present(arguments.weight) ? OptionalTensor(candidates[2]) : std::nullopt;
+  const variable_list candidates{own_node(a.grad_output), own_node(a.input),
+                                 own_node(a.residual.value_or(Tensor())),
+                                 own_node(a.weight.value_or(Tensor())), own_node(a.bias.value_or(Tensor()))};
+  const auto own = [&](size_t i) {
+    return candidates[i].defined() ? OptionalTensor(candidates[i]) : std::nullopt;
+  };
+  const OptionalTensor residual = own(2), weight = own(3), bias = own(4);
   const variable_list outputs =
-      formulas_of_backward({candidates[0], candidates[1], weight, arguments.bias, arguments.statistics,
-                            arguments.training, arguments.activation});
+      formulas_of_backward({candidates[0], candidates[1], residual, weight, bias, a.statistics, a.mask,
+                            a.training, a.activation, a.activation_param, a.output_mask});
   variable_list roots, root_grads;
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (!grads[i].defined() || !outputs[i].requires_grad()) continue;

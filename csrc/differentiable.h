@@ -4,7 +4,6 @@
 
 #include <torch/csrc/autograd/variable.h>
 
-#include <array>
 #include <tuple>
 
 #include "batch_norm.h"
@@ -12,16 +11,15 @@
 namespace fused_bn {
 
 // What the operator batch_norm does, buffers and counter included.
-at::Tensor differentiable_forward(const ForwardArguments& arguments);
+Tensor differentiable_forward(const ForwardArguments& arguments);
 
 // What the operator batch_norm_backward does. The derivative through the batch statistics is that of the
 // formulas, their values are those saved.
-std::tuple<at::Tensor, at::Tensor, at::Tensor> differentiable_backward(const BackwardArguments& arguments,
-                                                                       std::array<bool, 3> mask);
+std::tuple<Tensor, Tensor, Tensor, Tensor> differentiable_backward(const BackwardArguments& arguments);
 
-// From the gradients with respect to grad_input, grad_weight and grad_bias (undefined where there is none),
-// those with respect to grad_output, input and weight (undefined where not required). Differentiable again
-// where grad mode is on.
+// From the gradients with respect to what batch_norm_backward returns (undefined where there is none), those
+// with respect to grad_output, input, residual, weight and bias (undefined where not required).
+// Differentiable again where grad mode is on.
 torch::autograd::variable_list double_backward(const BackwardArguments& arguments,
                                                const torch::autograd::variable_list& grads);
 

@@ -4,7 +4,7 @@
 
 namespace fused_bn {
 
-DType dtype_of(const at::Tensor& tensor) {
+DType dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kDouble:
       return DType::f64;
@@ -17,7 +17,7 @@ DType dtype_of(const at::Tensor& tensor) {
   }
 }
 
-ChannelVector channel_vector(const at::Tensor& tensor) {
+ChannelVector channel_vector(const Tensor& tensor) {
   return {tensor.data_ptr(), dtype_of(tensor), tensor.stride(0)};
 }
 
@@ -25,13 +25,30 @@ ChannelVector channel_vector(const OptionalTensor& tensor) {
   return present(tensor) ? channel_vector(*tensor) : ChannelVector{};
 }
 
-Gradients::Gradients(const BackwardArguments& a, std::array<bool, 3> output_mask) {
+const void* data_or_null(const Tensor& tensor) {
+  return tensor.defined() ? tensor.const_data_ptr() : nullptr;
+}
+
+Tensor empty_mask(const ForwardArguments& a) {
+  const bool wanted = writes_mask(a.residual, a.activation, a.save_mask);
+  const int64_t size = wanted ? mask_size(a.input).expect_int() : 0;
+  return at::empty({size}, a.input.options().dtype(at::kByte));
+}
+
+DenseBackward::DenseBackward(const BackwardArguments& a, at::MemoryFormat format)
+    : grad_output(a.grad_output.contiguous(format)),
+      input(a.input.contiguous(format)),
+      residual(present(a.residual) ? a.residual->contiguous(format) : Tensor()),
+      mask(present(a.mask) ? a.mask->contiguous() : Tensor()),
+      statistics(a.statistics.contiguous()) {}
+
+Gradients::Gradients(const BackwardArguments& a) {
   const auto empty = [&](const OptionalTensor& parameter, bool wanted) {
     const auto options = present(parameter) ? parameter->options() : a.statistics.options();
     return at::empty({wanted ? a.input.size(1) : 0}, options);
   };
-  weight = empty(a.weight, output_mask[1]);
-  bias = empty(a.bias, output_mask[2]);
+  weight = empty(a.weight, a.output_mask[2]);
+  bias = empty(a.bias, a.output_mask[3]);
 }
 
 }  // namespace fused_bn

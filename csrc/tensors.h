@@ -6,19 +6,32 @@
 
 namespace fused_bn {
 
-DType dtype_of(const at::Tensor& tensor);
+DType dtype_of(const Tensor& tensor);
 
-ChannelVector channel_vector(const at::Tensor& tensor);
+ChannelVector channel_vector(const Tensor& tensor);
 // Absent where the tensor is.
 ChannelVector channel_vector(const OptionalTensor& tensor);
 
-// What backward returns, not yet filled; empty where the mask does not want it.
+// Null where the tensor is undefined.
+const void* data_or_null(const Tensor& tensor);
+
+// What forward writes the mask to: empty where none is written.
+Tensor empty_mask(const ForwardArguments& arguments);
+
+// What backward reads, dense and in the input's memory format; undefined where absent.
+struct DenseBackward {
+  Tensor grad_output, input, residual, mask, statistics;
+
+  DenseBackward(const BackwardArguments& arguments, at::MemoryFormat format);
+};
+
+// What backward returns of the parameters, not yet filled; empty where the mask does not want it.
 struct Gradients {
-  at::Tensor weight;
-  at::Tensor bias;
+  Tensor weight;
+  Tensor bias;
 
   // Of the parameters' types, or the statistics' where a parameter is absent.
-  Gradients(const BackwardArguments& arguments, std::array<bool, 3> output_mask);
+  explicit Gradients(const BackwardArguments& arguments);
 };
 
 }  // namespace fused_bn

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from fused_bn import _doctor, _plan
+from fused_bn._activations import ACTIVATIONS
 
 
 def main() -> int:
@@ -22,6 +23,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="h200", help=", ".join(_plan.device_names()))
     parser.add_argument("--direction", help=f"{', '.join(_plan.DIRECTIONS)} (default: forward and backward)")
     parser.add_argument("--residual", action="store_true", help="a tensor is added before the activation")
+    parser.add_argument("--activation", default="relu", help=", ".join(ACTIVATIONS))
     parser.add_argument("--alignment", type=int, default=16, help="of the tensors' addresses, in bytes")
 
 
@@ -37,6 +39,7 @@ def print_plans(arguments: argparse.Namespace) -> int:
                 direction,
                 arguments.residual,
                 arguments.alignment,
+                arguments.activation,
             )
             for direction in directions
         ]

@@ -21,6 +21,7 @@ def _statistics_dtype(input: Tensor) -> torch.dtype:
 @torch.library.register_fake("fused_bn::batch_norm_forward")
 def _forward(
     input: Tensor,
+    residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     running_mean: Tensor | None,
@@ -30,9 +31,12 @@ def _forward(
     momentum: float | None,
     eps: float,
     activation: str,
-) -> tuple[Tensor, Tensor]:
+    activation_param: float,
+    save_mask: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     torch.ops.fused_bn.check_forward(
         input,
+        residual,
         weight,
         bias,
         running_mean,
@@ -42,27 +46,51 @@ def _forward(
         momentum,
         eps,
         activation,
+        activation_param,
     )
     statistics = input.new_empty((3, input.shape[1]), dtype=_statistics_dtype(input))
-    return _empty_output(input), statistics
+    mask_size = torch.ops.fused_bn.mask_size(input, residual, activation, save_mask)
+    return _empty_output(input), statistics, input.new_empty(mask_size, dtype=torch.uint8)
 
 
 @torch.library.register_fake("fused_bn::batch_norm_backward")
 def _backward(
     grad_output: Tensor,
     input: Tensor,
+    residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     statistics: Tensor,
+    mask: Tensor | None,
     training: bool,
     activation: str,
+    activation_param: float,
     output_mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    torch.ops.fused_bn.check_backward(grad_output, input, weight, bias, statistics, training, activation)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    torch.ops.fused_bn.check_backward(
+        grad_output,
+        input,
+        residual,
+        weight,
+        bias,
+        statistics,
+        mask,
+        training,
+        activation,
+        activation_param,
+        output_mask,
+    )
+
+    def like_input(wanted: bool) -> Tensor:
+        return _empty_output(input) if wanted else input.new_empty(0)
 
     def per_channel(wanted: bool, parameter: Tensor | None) -> Tensor:
         like = statistics if parameter is None else parameter
         return like.new_empty(input.shape[1] if wanted else 0)
 
-    grad_input = _empty_output(input) if output_mask[0] else input.new_empty(0)
-    return grad_input, per_channel(output_mask[1], weight), per_channel(output_mask[2], bias)
+    return (
+        like_input(output_mask[0]),
+        like_input(output_mask[1]),
+        per_channel(output_mask[2], weight),
+        per_channel(output_mask[3], bias),
+    )

@@ -6,14 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ACTIVATIONS = {"none": lambda z: z, "relu": torch.relu}
-
-
-def check_activation(activation: object) -> None:
-    """ValueError for what is not the name of an activation."""
-    if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}")
-
+from fused_bn._activations import ACTIVATIONS, check_activation
 
 _warned_of: set[str] = set()
 
@@ -32,6 +25,7 @@ def warn_of_device(device_type: str) -> None:
 
 def batch_norm(
     input: Tensor,
+    residual: Tensor | None,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None,
@@ -40,14 +34,30 @@ def batch_norm(
     momentum: float | None,
     eps: float,
     activation: str,
+    activation_param: float,
     num_batches_tracked: Tensor | None,
 ) -> Tensor:
     """See `fused_bn.functional.batch_norm`."""
     check_activation(activation)
+    if residual is not None:
+        _check_residual(input, residual)
     counter = num_batches_tracked if training else None
     if momentum is None:
         momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1)
     z = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if counter is not None:  # after the checks, so that a refused call changes nothing
         counter.add_(1)
-    return ACTIVATIONS[activation](z)
+    if residual is not None:
+        z = z + residual
+    return ACTIVATIONS[activation].function(z, activation_param)
+
+
+def _check_residual(input: Tensor, residual: Tensor) -> None:
+    """The operator's checks, in its words but for the names of dtypes."""
+    for what, verb, theirs, ours in (
+        ("has shape", "has", list(residual.shape), list(input.shape)),
+        ("is of", "is of", residual.dtype, input.dtype),
+        ("is on", "is on", residual.device, input.device),
+    ):
+        if theirs != ours:
+            raise RuntimeError(f"fused_bn: the residual {what} {theirs}, but the input {verb} {ours}")

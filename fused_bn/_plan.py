@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fused_bn._activations import ACTIVATIONS
 from fused_bn._extension import HOW_TO_BUILD, extension, missing_reason
 
 DTYPES = {
@@ -55,7 +56,7 @@ class LaunchPlan:
         memory, and the most that are left, which are read twice.
     shared_bytes: dynamic shared memory of a block.
     workspace_bytes, words: global memory for the sums, and counters beside it.
-    mask_bytes: saved by forward for backward, where there is a residual.
+    mask_bytes: saved by forward for backward, where there is a residual and its activation needs no more.
     read, written: bytes to and from device memory or L2.
     retained, retained_at_once: bytes that the second pass finds on chip, in all and at one time.
     l2_hits: bytes of the second read that L2 is expected to serve.
@@ -108,6 +109,7 @@ def plan(
     direction: str = "forward",
     residual: bool = False,
     alignment: int = 16,
+    activation: str = "relu",
 ) -> LaunchPlan:
     """How the CUDA kernels would be launched for a tensor of this shape.
 
@@ -120,6 +122,7 @@ def plan(
         direction: "forward" and "backward" in training, or "evaluation".
         residual: whether a tensor is added before the activation.
         alignment: in bytes, the largest power of two up to 16 that divides all the tensors' addresses.
+        activation: what follows; of some, kernels keep less on chip, and read a residual in backward too.
 
     Raises:
         ValueError: names the argument and its value.
@@ -143,13 +146,15 @@ def plan(
         bool(residual),
         _small("alignment", alignment),
         device if isinstance(device, str) else dict(device),
+        activation=_one_of("activation", activation, tuple(ACTIVATIONS)),
     )
+    saves_mask = residual and direction != "evaluation" and extension.plan_has_mask(activation)
     longest = -(-made.steps // made.group)
     known: dict[str, Any] = {
         "device": device if isinstance(device, str) else str(device.get("name", "a device of its own")),
         "direction": direction,
         "streamed_steps": max(0, longest - made.register_steps - made.shared_steps),
-        "mask_bytes": made.mask_bytes if residual and direction != "evaluation" else 0,
+        "mask_bytes": made.mask_bytes if saves_mask else 0,
     }
     names = [field.name for field in fields(LaunchPlan)]
     return LaunchPlan(**{name: known[name] if name in known else getattr(made, name) for name in names})

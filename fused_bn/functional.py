@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fused_bn import _fallback
+from fused_bn._activations import DEFAULT_PARAMS
 from fused_bn._extension import devices_with_kernels, extension
 
 if devices_with_kernels:
@@ -21,12 +22,18 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     activation: str = "none",
+    activation_param: float | None = None,
+    residual: Tensor | None = None,
     num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
-    """Batch normalisation followed by an activation, in one pass over memory.
+    """Batch normalisation, the addition of a residual and an activation, in one pass over memory.
 
-    Computes ``act(weight * (x - mean) / sqrt(var + eps) + bias)`` as `torch.nn.functional.batch_norm`
-    followed by the activation does (Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167).
+    Computes ``act(weight * (x - mean) / sqrt(var + eps) + bias + residual)`` as
+    `torch.nn.functional.batch_norm` followed by the addition and the activation does (Ioffe and Szegedy 2015,
+    https://arxiv.org/abs/1502.03167).
+
+    Backward keeps the input and three numbers a channel. With a residual, relu, leaky_relu and relu6 keep a
+    bit an element besides, and the smooth activations the residual itself: no copy, but alive until then.
 
     The same input on the same processor gives the same bits, whatever the number of threads.
 
@@ -40,7 +47,10 @@ def batch_norm(
         momentum: weight of the new statistics in the running ones; None for a cumulative average over
             `num_batches_tracked`.
         eps: added to the variance; positive in training.
-        activation: "none" or "relu".
+        activation: "none", "relu", "leaky_relu", "relu6", "hardswish", "elu", "silu", "gelu", "gelu_tanh",
+            "tanh" or "sigmoid".
+        activation_param: leaky_relu's negative slope, 0.01 where None, or elu's alpha, 1 where None.
+        residual: added before the activation; of the input's shape, dtype and device.
         num_batches_tracked: int64 scalar, incremented in training where given.
 
     Returns:
@@ -48,14 +58,17 @@ def batch_norm(
 
     Raises:
         ValueError: one value a channel in training, eps out of range, only one running statistic, an
-            unknown activation.
+            unknown activation, an activation_param that is not finite.
         RuntimeError: a shape, dtype or device that does not fit; the text holds the offending value.
     """
+    if activation_param is None:
+        activation_param = DEFAULT_PARAMS.get(activation, 0.0)
     if input.device.type not in devices_with_kernels:
         if extension is not None:
             _fallback.warn_of_device(input.device.type)
         return _fallback.batch_norm(
             input,
+            residual,
             running_mean,
             running_var,
             weight,
@@ -64,10 +77,12 @@ def batch_norm(
             momentum,
             eps,
             activation,
+            activation_param,
             num_batches_tracked,
         )
     return _fused(
         input,
+        residual,
         weight,
         bias,
         running_mean,
@@ -77,4 +92,5 @@ def batch_norm(
         momentum,
         eps,
         activation,
+        activation_param,
     )

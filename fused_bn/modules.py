@@ -1,78 +1,221 @@
-"""Modules that drop in for `nn.BatchNorm*`: same constructor, state_dict and errors, and an activation."""
+"""Modules that drop in for `nn.BatchNorm*`: same constructor, state_dict and errors, and more options."""
 
+import inspect
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, fx, nn
 
-from fused_bn._fallback import check_activation
+from fused_bn._activations import check_activation
 from fused_bn.functional import batch_norm
+
+Initialiser = float | Callable[[Tensor], Any]
+
+_TORCH_TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm1d).parameters  # from 2.12 on
+
+
+def apply(
+    norm: Any, input: Tensor, residual: Tensor | None, activation: str, activation_param: float | None
+) -> Tensor:
+    """act(norm(input) + residual), by the parameters, buffers and mode of an nn.BatchNorm* or one of ours."""
+    norm._check_input_dim(input)
+    # nn.Module's attribute look-up costs as much as the rest of this call; a parametrised weight or bias is
+    # no longer in the dictionary.
+    parameters, buffers = norm._parameters, norm._buffers
+    weight = parameters["weight"] if "weight" in parameters else norm.weight
+    bias = parameters["bias"] if "bias" in parameters else norm.bias
+    running_mean, running_var = buffers["running_mean"], buffers["running_var"]
+    training = norm.training and not getattr(norm, "frozen", False)
+    num_batches_tracked = None
+    if training:
+        if norm.track_running_stats:
+            num_batches_tracked = buffers["num_batches_tracked"]
+        else:
+            running_mean = running_var = None
+    return batch_norm(
+        input,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        training or (running_mean is None and running_var is None),
+        norm.momentum,
+        norm.eps,
+        activation=activation,
+        activation_param=activation_param,
+        residual=residual,
+        num_batches_tracked=num_batches_tracked,
+    )
 
 
 class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Adds `activation` to `nn.BatchNorm*`; the subclasses below only choose the input's rank.
+    """Adds to `nn.BatchNorm*`; the subclasses below only choose the input's rank.
 
-    Functions of torch that put another module in the place of an `nn.BatchNorm*` drop the activation in
-    silence: `nn.SyncBatchNorm.convert_sync_batchnorm` and `torch.nn.utils.fusion.fuse_conv_bn_eval`. Leave
-    them alone where `activation` is not "none", or add the activation behind what they return.
+    Args, all by keyword, besides those of `nn.BatchNorm*`:
+        bias: False for a weight alone, with every version of torch.
+        activation: "none", "relu", "leaky_relu", "relu6", "hardswish", "elu", "silu", "gelu", "gelu_tanh",
+            "tanh" or "sigmoid", computed in the same pass.
+        activation_param: leaky_relu's negative slope (0.01 where None) or elu's alpha (1 where None).
+        weight_init, bias_init: a number, or a function of `torch.nn.init`, which `reset_parameters` applies
+            where not None. `weight_init=0` starts a residual block as the identity (Goyal et al. 2017,
+            https://arxiv.org/abs/1706.02677, section 5.1).
+        frozen: normalise with the running statistics and leave them alone, in `train()` too. May be changed
+            at any time.
+
+    Raises:
+        ValueError: an activation, its number or an initialiser that does not fit; frozen without running
+            statistics.
+
+    `torch.nn.utils.fusion.fuse_conv_bn_eval` puts a convolution in the place of the module and drops its
+    activation in silence: add it behind what that returns.
     """
 
-    activation: str
+    # Of modules that were pickled without them.
+    activation = "none"
+    activation_param: float | None = None
+    weight_init: Any = None
+    bias_init: Any = None
+    frozen = False
 
-    def __init__(self, *args: Any, activation: str = "none", **kwargs: Any) -> None:
-        check_activation(activation)
+    def __init__(
+        self,
+        *args: Any,
+        bias: bool = True,
+        activation: str = "none",
+        activation_param: float | None = None,
+        weight_init: Initialiser | None = None,
+        bias_init: Initialiser | None = None,
+        frozen: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        check_activation(activation, activation_param)
+        if not bias and bias_init is not None:
+            raise ValueError("bias_init is given, but bias is False")
+        self.weight_init, self.bias_init = weight_init, bias_init  # asked for by nn.BatchNorm's constructor
+        if _TORCH_TAKES_BIAS:
+            kwargs["bias"] = bias
         super().__init__(*args, **kwargs)
-        self.activation = activation
+        if not bias and not _TORCH_TAKES_BIAS:
+            self.register_parameter("bias", None)
+        if not self.affine and (weight_init is not None or bias_init is not None):
+            raise ValueError("weight_init and bias_init need affine=True")
+        if frozen and not self.track_running_stats:
+            raise ValueError("frozen needs track_running_stats=True")
+        self.activation, self.activation_param, self.frozen = activation, activation_param, frozen
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Shape (N, C, *) as the class says, to the same shape, dtype and memory format."""
-        self._check_input_dim(input)
-        # nn.Module's attribute look-up costs as much as the rest of this call; a parametrised weight or bias
-        # is no longer in the dictionary.
-        parameters, buffers = self._parameters, self._buffers
-        weight = parameters["weight"] if "weight" in parameters else self.weight
-        bias = parameters["bias"] if "bias" in parameters else self.bias
-        running_mean, running_var = buffers["running_mean"], buffers["running_var"]
-        training = self.training
-        num_batches_tracked = None
-        if training:
-            if self.track_running_stats:
-                num_batches_tracked = buffers["num_batches_tracked"]
+    def reset_parameters(self) -> None:
+        """As `nn.BatchNorm*` does it, then `weight_init` and `bias_init`."""
+        if self.affine and self.bias is None and not _TORCH_TAKES_BIAS:  # which would reset a bias too
+            self.reset_running_stats()
+            nn.init.ones_(self.weight)
+        else:
+            super().reset_parameters()
+        for parameter, initialiser in ((self.weight, self.weight_init), (self.bias, self.bias_init)):
+            if parameter is None or initialiser is None or nn.parameter.is_lazy(parameter):
+                continue
+            if callable(initialiser):
+                initialiser(parameter)
             else:
-                running_mean = running_var = None
-        return batch_norm(
-            input,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            training or (running_mean is None and running_var is None),
-            self.momentum,
-            self.eps,
-            activation=self.activation,
-            num_batches_tracked=num_batches_tracked,
-        )
+                nn.init.constant_(parameter, initialiser)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """act(batch_norm(input) + residual).
+
+        Args:
+            input: shape (N, C, *) as the class says.
+            residual: of the input's shape, dtype and device.
+
+        Returns:
+            A tensor of the input's shape, dtype and memory format.
+        """
+        if isinstance(input, fx.Proxy):
+            return self._record(input, residual)
+        return apply(self, input, residual, self.activation, self.activation_param)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
-        return text if self.activation == "none" else f"{text}, activation={self.activation}"
+        if self.activation != "none":
+            text += f", activation={self.activation}"
+        if self.activation_param is not None:
+            text += f", activation_param={self.activation_param}"
+        return f"{text}, frozen=True" if self.frozen else text
+
+    def _record(self, input: fx.Proxy, residual: Any) -> Any:
+        """A call of the module as a whole, as torch.fx records those of torch.nn.
+
+        It would trace into any other, and bind the graph to the mode that the module was in.
+        """
+        name = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
+        if not name or self._forward_hooks or self._forward_pre_hooks:
+            raise fx.proxy.TraceError("torch.fx traces this module within a model, and without hooks")
+        return input.tracer.create_proxy("call_module", name, (input, residual), {})
+
+    def __prepare_scriptable__(self) -> Any:
+        raise RuntimeError(
+            "torch.jit.script cannot compile the modules of fused_bn; torch.jit.trace, torch.export and "
+            "torch.compile can"
+        )
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        # torch.nn.SyncBatchNorm knows no activation, and its convert_sync_batchnorm drops ours in silence. It
+        # offers no hook, but asks each module for its children.
+        if sys._getframe(1).f_code.co_name == "convert_sync_batchnorm" and (
+            self.activation != "none" or self.frozen
+        ):
+            raise RuntimeError(
+                "torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop what this module adds to "
+                f"nn.BatchNorm ({self.extra_repr()}): construct it with activation='none' and add the "
+                "activation behind it, or leave it out of the conversion"
+            )
+        return super().named_children()
+
+
+class _FusedLazyBatchNorm(_FusedBatchNorm):
+    """Infers num_features from the first input and becomes the class that its name says without Lazy."""
+
+    def __init__(self, *args: Any, bias: bool = True, **kwargs: Any) -> None:
+        if not bias and not _TORCH_TAKES_BIAS:
+            raise TypeError(f"torch {torch.__version__} has no lazy batch norm without a bias")
+        super().__init__(*args, bias=bias, **kwargs)
+
+    def initialize_parameters(self, input: Tensor, *_: Any, **__: Any) -> None:
+        """Takes what `forward` takes."""
+        super().initialize_parameters(input)  # type: ignore[misc]
 
 
 class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
-    """`nn.BatchNorm1d` over (N, C) or (N, C, L) input, followed by `activation` ("none" or "relu").
+    __doc__ = f"""`nn.BatchNorm1d` over (N, C) or (N, C, L) input.
 
-    Not for `nn.SyncBatchNorm.convert_sync_batchnorm` and `fuse_conv_bn_eval`: both drop the activation.
-    """
+    {_FusedBatchNorm.__doc__}"""
 
 
 class BatchNorm2d(_FusedBatchNorm, nn.BatchNorm2d):
-    """`nn.BatchNorm2d` over (N, C, H, W) input, followed by `activation` ("none" or "relu").
+    __doc__ = f"""`nn.BatchNorm2d` over (N, C, H, W) input.
 
-    Not for `nn.SyncBatchNorm.convert_sync_batchnorm` and `fuse_conv_bn_eval`: both drop the activation.
-    """
+    {_FusedBatchNorm.__doc__}"""
 
 
 class BatchNorm3d(_FusedBatchNorm, nn.BatchNorm3d):
-    """`nn.BatchNorm3d` over (N, C, D, H, W) input, followed by `activation` ("none" or "relu").
+    __doc__ = f"""`nn.BatchNorm3d` over (N, C, D, H, W) input.
 
-    Not for `nn.SyncBatchNorm.convert_sync_batchnorm` and `fuse_conv_bn_eval`: both drop the activation.
-    """
+    {_FusedBatchNorm.__doc__}"""
+
+
+class LazyBatchNorm1d(_FusedLazyBatchNorm, nn.LazyBatchNorm1d):
+    """`BatchNorm1d` that infers num_features from its first input, and then becomes one."""
+
+    cls_to_become = BatchNorm1d
+
+
+class LazyBatchNorm2d(_FusedLazyBatchNorm, nn.LazyBatchNorm2d):
+    """`BatchNorm2d` that infers num_features from its first input, and then becomes one."""
+
+    cls_to_become = BatchNorm2d
+
+
+class LazyBatchNorm3d(_FusedLazyBatchNorm, nn.LazyBatchNorm3d):
+    """`BatchNorm3d` that infers num_features from its first input, and then becomes one."""
+
+    cls_to_become = BatchNorm3d

@@ -1,8 +1,9 @@
 """The one grid of cases: which shapes, layouts, dtypes and options are tested, and why each is there."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fused_bn._activations import ACTIVATIONS
 from fused_bn._extension import devices_with_kernels, extension
 from fused_bn.functional import batch_norm
 
@@ -84,6 +86,10 @@ def why_no_cuda() -> str:
 DEVICES = ("cpu",) if why_no_cuda() else ("cpu", "cuda")
 
 
+PARAMS = {"leaky_relu": 0.25, "elu": 0.75}
+"""The numbers of the activations that take one: not their defaults, which could pass unread."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One call of batch normalisation; the defaults are the common one and tests vary a field at a time."""
@@ -100,7 +106,6 @@ class Case:
     activation: str = "relu"
     eps: float = 1e-5
     residual: bool = False
-    negative_slope: float = 0.25
 
     def __str__(self) -> str:
         """A test id: the shape, layout and dtypes, and what differs from the defaults."""
@@ -118,6 +123,10 @@ class Case:
     @property
     def channels(self) -> int:
         return self.shape[1]
+
+    @property
+    def activation_param(self) -> float | None:
+        return PARAMS.get(self.activation)
 
 
 def shape_grid() -> Iterator[Case]:
@@ -147,12 +156,26 @@ def option_grid() -> Iterator[Case]:
                 yield replace(case, **mode)  # type: ignore[arg-type]
 
 
+def activation_grid() -> Iterator[Case]:
+    """Every activation with and without a residual, in every layout and dtype, on odd and even sizes."""
+    for shape in ((5, 17, 3, 5), (4, 16, 8, 10), (3, 2, 97), (9, 33), (2, 3, 4, 4, 4)):
+        for layout, (dtype, parameter_dtype) in product(layouts(shape), DTYPES):
+            for activation, residual, training in product(ACTIVATIONS, (False, True), (True, False)):
+                case = Case(shape, layout, dtype, parameter_dtype, activation=activation, residual=residual)
+                if residual or activation not in ("none", "relu"):
+                    yield replace(case, training=training)
+
+
 def core_grid() -> Iterator[Case]:
     """A small set that touches every code path once: repeated for each instruction set and the fallback."""
     for shape in ((64, 6, 28, 28), (2, 33, 5, 13), (3, 1030, 2, 2), (101, 7)):
         for layout, (dtype, parameter_dtype) in product(layouts(shape), DTYPES):
             for training in (True, False):
                 yield Case(shape, layout, dtype, parameter_dtype, training=training)
+    # The dtypes' vectors differ in length, and so do the bytes of the mask that they fill.
+    for odd, (dtype, parameter_dtype) in product(((5, 17, 3, 5), (3, 2, 9, 23), (9, 33)), DTYPES):
+        for layout, activation in product(layouts(odd), ACTIVATIONS):
+            yield Case(odd, layout, dtype, parameter_dtype, activation=activation, residual=True)
 
 
 def present(tensor: Tensor | None) -> Tensor:
@@ -190,7 +213,7 @@ class Tensors:
         return Tensors(**values)
 
     def require_grad(self) -> "Tensors":
-        for tensor in (self.input, self.weight, self.bias):
+        for tensor in (self.input, self.weight, self.bias, self.residual):
             if tensor is not None:
                 tensor.requires_grad_()
         return self
@@ -257,6 +280,7 @@ def _backward(tensors: Tensors, output: Tensor) -> Result:
         tensors.running_mean,
         tensors.running_var,
         tensors.num_batches_tracked,
+        None if tensors.residual is None else tensors.residual.grad,
     )
 
 
@@ -272,6 +296,8 @@ def call_fused(case: Case, tensors: Tensors) -> Tensor:
         case.momentum,
         case.eps,
         activation=case.activation,
+        activation_param=case.activation_param,
+        residual=tensors.residual,
         num_batches_tracked=tensors.num_batches_tracked if case.training else None,
     )
 
@@ -283,7 +309,7 @@ def run_fused(case: Case, tensors: Tensors) -> Result:
 
 
 def run_torch(case: Case, tensors: Tensors) -> Result:
-    """torch.nn.functional.batch_norm, then ReLU where the case has it, on copies of `tensors`."""
+    """torch.nn.functional.batch_norm, then what the case has behind it, on copies of `tensors`."""
     own = tensors.clone().require_grad()
     if case.training and own.num_batches_tracked is not None:
         own.num_batches_tracked.add_(1)
@@ -297,7 +323,17 @@ def run_torch(case: Case, tensors: Tensors) -> Result:
         momentum_factor(case, tensors),
         case.eps,
     )
-    return _backward(own, F.relu(output) if case.activation == "relu" else output)
+    return _backward(own, activate(case, output if own.residual is None else output + own.residual))
+
+
+def activate(case: Case, z: Tensor) -> Tensor:
+    """PyTorch's own activation, and its own derivative."""
+    functions: dict[str, Callable[..., Tensor]] = {
+        "none": lambda z: z,
+        "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    }
+    function: Callable[..., Tensor] = functions.get(case.activation) or getattr(F, case.activation)
+    return function(z) if case.activation_param is None else function(z, case.activation_param)
 
 
 def momentum_factor(case: Case, before: Tensors) -> float:

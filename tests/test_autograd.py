@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import fused_bn
+from fused_bn._activations import ACTIVATIONS
+from tests import reference
 from tests.cases import (
     HAS_EXTENSION,
     Case,
     Tensors,
+    call_fused,
     in_layout,
     layouts,
     make_tensors,
@@ -21,28 +24,29 @@ from tests.cases import (
     run_fused,
     same_bits,
 )
-from tests.reference import beyond_rounding, reference
+from tests.reference import beyond_rounding
 
 LAYOUTS = ["contiguous", "channels_last"]
 
 
+DIFFERENTIABLE = ("input", "residual", "weight", "bias")
+
+
+def leaves(tensors: Tensors) -> list[Tensor]:
+    """What a gradient is asked for, in the order in which `apply` takes it."""
+    found = [getattr(tensors, name) for name in DIFFERENTIABLE]
+    return [tensor for tensor in found if tensor is not None]
+
+
 def apply(case: Case, tensors: Tensors, *differentiable: Tensor) -> Tensor:
-    """The functional on `tensors`, its input, weight and bias replaced by `differentiable` in this order."""
+    """The functional on `tensors`, its `leaves` replaced by `differentiable`."""
     given = iter(differentiable)
-    x, weight, bias = (
-        None if tensor is None else next(given) for tensor in (tensors.input, tensors.weight, tensors.bias)
+    own = replace(
+        tensors,
+        num_batches_tracked=None,
+        **{name: next(given) for name in DIFFERENTIABLE if getattr(tensors, name) is not None},
     )
-    return fused_bn.functional.batch_norm(
-        present(x),
-        tensors.running_mean,
-        tensors.running_var,
-        weight,
-        bias,
-        case.training,
-        case.momentum,
-        case.eps,
-        activation=case.activation,
-    )
+    return call_fused(case, own)
 
 
 GRADCHECK_CASES = [
@@ -62,16 +66,36 @@ GRADCHECK_CASES = [
     for weight, bias in ((True, True), (True, False), (False, True), (False, False))
     if (weight and bias) or shape == (3, 3, 2, 2)
 ]
+OPTIONS: tuple[dict[str, Any], ...] = ({}, {"training": False}, {"weight": False}, {"bias": False})
+GRADCHECK_CASES += [
+    Case(
+        (3, 3, 2, 2),
+        layout,
+        torch.float64,
+        torch.float64,
+        activation=activation,
+        residual=residual,
+        **options,
+    )
+    for activation, residual in product(ACTIVATIONS, (True, False))
+    for layout in LAYOUTS[: 1 + residual]
+    for options in OPTIONS
+    if residual or activation not in ("none", "relu")
+]
+
+
+KINKS = {"elu": (0.0,), "hardswish": (-3.0, 3.0), **reference.KINKS}
 
 
 def smooth_tensors(case: Case) -> tuple[Tensors, list[Tensor]]:
-    """Tensors for which no output lies within 1e-3 of ReLU's kink: differences of 1e-6 stay on one side."""
+    """Tensors for which nothing lies within 1e-3 of a kink: differences of 1e-6 stay on one side."""
     for seed in range(100):
         tensors = make_tensors(case, seed=seed)
-        if reference(case, tensors).z.abs().min() > 1e-3:
+        z = reference.reference(case, tensors).z
+        if all((z - kink).abs().min() > 1e-3 for kink in KINKS.get(case.activation, ())):
             tensors.require_grad()
-            return tensors, [t for t in (tensors.input, tensors.weight, tensors.bias) if t is not None]
-    raise AssertionError("no seed gives outputs away from zero")
+            return tensors, leaves(tensors)
+    raise AssertionError("no seed gives values away from the kinks")
 
 
 @pytest.mark.parametrize("case", GRADCHECK_CASES, ids=str)
@@ -343,7 +367,7 @@ def test_input_changed_in_place_before_backward_is_an_error(device: str) -> None
         output.sum().backward()
 
 
-def tensors_saved_by(module: nn.Module, x: Tensor) -> list[Tensor]:
+def tensors_saved_by(module: Callable[[Tensor], Tensor], x: Tensor) -> list[Tensor]:
     saved: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from tests.cases import DTYPES, Case, in_layout, layouts, make_tensors, present,
 from tests.test_operator import (
     BACKWARD_ARGUMENTS,
     FORWARD_ARGUMENTS,
+    USER_ARGUMENTS,
     WRONG_BACKWARD,
     WRONG_FORWARD,
     backward,
@@ -50,6 +51,12 @@ OPCHECK_CASES += [
     replace(OPCHECK_CASES[0], weight=False, bias=False, buffers=False),
     replace(OPCHECK_CASES[0], dtype=torch.bfloat16),
     replace(OPCHECK_CASES[0], dtype=torch.float64, parameter_dtype=torch.float64),
+    *(replace(OPCHECK_CASES[0], activation=activation) for activation in ("leaky_relu", "gelu")),
+    *(
+        replace(case, residual=True, activation=activation)
+        for case in OPCHECK_CASES[::2]
+        for activation in ("none", "relu", "silu")
+    ),
 ]
 
 
@@ -58,9 +65,9 @@ def test_opcheck_passes_on_the_user_operator(case: Case, device: str) -> None:
     """Schema, autograd registration, fake kernel and AOT dispatch with dynamic shapes, gradients included."""
     tensors = make_tensors(case, device).require_grad()
     arguments = forward_arguments(case, device)
-    arguments |= {"input": tensors.input, "weight": tensors.weight, "bias": tensors.bias}
+    arguments |= {name: getattr(tensors, name) for name in ("input", "residual", "weight", "bias")}
     torch.library.opcheck(
-        torch.ops.fused_bn.batch_norm.default, tuple(arguments[name] for name in FORWARD_ARGUMENTS)
+        torch.ops.fused_bn.batch_norm.default, tuple(arguments[name] for name in USER_ARGUMENTS)
     )
 
 
@@ -74,8 +81,12 @@ def test_opcheck_passes_on_the_forward_operator(case: Case, device: str) -> None
 
 @pytest.mark.parametrize("case", OPCHECK_CASES, ids=str)
 def test_opcheck_passes_on_the_backward_operator(case: Case, device: str) -> None:
-    masks = ([True, True, True], [True, False, False], [False, True, True])
-    for mask in masks if case == OPCHECK_CASES[0] else masks[:1]:
+    masks = (
+        [True, case.residual, True, True],
+        [True, False, False, False],
+        [False, case.residual, True, True],
+    )
+    for mask in masks if case in (OPCHECK_CASES[0], OPCHECK_CASES[-1]) else masks[:1]:
         arguments = backward_arguments(case, device, output_mask=mask)
         torch.library.opcheck(
             torch.ops.fused_bn.batch_norm_backward.default,
@@ -124,17 +135,26 @@ def shapes_and_strides(tensors: Any) -> list[Any]:
 def test_fake_kernels_give_the_strides_of_the_real_ones(shape: tuple[int, ...]) -> None:
     """Shape, strides, dtype and device, over layouts, empty tensors and C = 1, forward and backward."""
     for x in strange_layouts(shape):
-        for (dtype, parameter_dtype), mask in product(DTYPES, ([True] * 3, [False, True, False])):
-            case = Case(shape, "contiguous", dtype, parameter_dtype)
-            arguments = forward_arguments(case)
+        for (dtype, parameter_dtype), residual in product(DTYPES, (False, True)):
+            arguments = forward_arguments(Case(shape, "contiguous", dtype, parameter_dtype))
             arguments["input"] = torch.empty_strided(x.size(), x.stride(), dtype=dtype)
-            of_backward = {name: arguments.get(name) for name in BACKWARD_ARGUMENTS}
-            of_backward |= {"grad_output": torch.ones_like(x, dtype=dtype), "output_mask": mask}
-            for operator in (user_operator, forward, backward):
-                if operator is backward:
-                    of_backward["statistics"] = forward(arguments)[1]
-                given = of_backward if operator is backward else arguments
-                assert fake(operator, given) == shapes_and_strides(operator(given)), (x.stride(), dtype)
+            arguments["residual"] = (
+                torch.empty_strided(x.size(), x.stride(), dtype=dtype) if residual else None
+            )
+            for operator in (user_operator, forward):
+                assert fake(operator, arguments) == shapes_and_strides(operator(arguments)), (
+                    x.stride(),
+                    dtype,
+                )
+            _, statistics, mask = forward(arguments)
+            arguments |= {
+                "grad_output": torch.ones_like(x, dtype=dtype),
+                "residual": None,
+                "statistics": statistics,
+                "mask": mask if residual and mask.numel() > 0 else None,
+                "output_mask": [True, True, True, True] if residual else [False, False, True, False],
+            }
+            assert fake(backward, arguments) == shapes_and_strides(backward(arguments)), (x.stride(), dtype)
 
 
 def fake(operator: Callable[[dict[str, Any]], Any], arguments: dict[str, Any]) -> list[Any]:
@@ -267,7 +287,7 @@ def test_fake_tensors_and_meta_modules_propagate_shapes() -> None:
 
 def test_compiled_misuse_raises_and_does_not_return() -> None:
     """A wrong shape must not compile into a call that reads out of bounds: torch raises while it traces."""
-    for wrong in ({"weight": torch.ones(7)}, {"running_mean": torch.ones(5)}, {"activation": "gelu"}):
+    for wrong in ({"weight": torch.ones(7)}, {"running_mean": torch.ones(5)}, {"activation": "swish"}):
         arguments = forward_arguments(Case((4, 6, 5, 3)), "cpu", **wrong)
         with pytest.raises(Exception):  # noqa: B017, PT011  (the compiler wraps it in a type of its own)
             torch.compile(user_operator, backend="aot_eager")(arguments)
@@ -281,7 +301,7 @@ def refusal(operator: Callable[[dict[str, Any]], Any], arguments: dict[str, Any]
 
 # A sparse tensor and a mask of the wrong length are refused before a kernel is asked, in torch's own words;
 # memory is shared by real tensors only.
-REAL_ONLY = ("sparse input", "mask of two", "share")
+REAL_ONLY = ("sparse", "output_mask of three", "share")
 
 
 def misuse_of_fakes() -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """What only a CUDA device shows: streams, graphs, several devices, launches, addresses beyond 2^31."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import fused_bn
 from fused_bn._extension import extension
 from fused_bn.functional import batch_norm
-from tests.cases import Case, call_fused, make_tensors, run_fused, same_bits, why_no_cuda
+from tests.cases import Case, call_fused, make_tensors, present, run_fused, same_bits, why_no_cuda
 from tests.reference import assert_meets_demands
+from tests.twins import step
 
 pytestmark = pytest.mark.skipif(bool(why_no_cuda()), reason=why_no_cuda() or "a CUDA device is there")
 
@@ -99,6 +102,26 @@ def test_graph_replays_are_the_eager_bits(case: Case) -> None:
         assert torch.equal(output, call_fused(case, eager))
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         assert same_bits(getattr(own, name), getattr(eager, name)), name
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+def test_graphs_of_a_module_with_a_residual_train(activation: str, layout: str) -> None:
+    """make_graphed_callables captures forward and backward: replays give the bits and statistics of calls."""
+    eager = fused_bn.BatchNorm2d(24, activation=activation, momentum=None, device="cuda")
+
+    def given(seed: int) -> tuple[Tensor, Tensor]:
+        tensors = make_tensors(Case((8, 24, 14, 14), layout, residual=True), "cuda", seed)
+        return tensors.input.requires_grad_(), present(tensors.residual).requires_grad_()
+
+    warmed = copy.deepcopy(eager)
+    graphed = torch.cuda.make_graphed_callables(warmed, given(0))
+    assert isinstance(graphed, torch.nn.Module)
+    warmed.load_state_dict(eager.state_dict())  # capturing counted its own calls
+    for seed in range(1, 6):
+        mine, other = step(graphed, *given(seed)), step(eager, *given(seed))
+        assert all(map(same_bits, mine, other))
+    assert all(map(same_bits, warmed.buffers(), eager.buffers()))
 
 
 def test_two_streams_at_once_do_not_meet() -> None:

@@ -120,8 +120,8 @@ def test_doctor_sees_wrong_results(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Wrong(fused_bn.BatchNorm2d):
-        def forward(self, input: torch.Tensor, *args: object) -> torch.Tensor:
-            return super().forward(input, *args) * 1.01
+        def forward(self, input: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+            return super().forward(input, residual) * 1.01
 
     monkeypatch.setattr(fused_bn, "BatchNorm2d", Wrong)
     assert _doctor.main() == 1

@@ -13,8 +13,9 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, jacfwd, jvp
 
 import fused_bn
-from tests.cases import Case, Tensors, layouts, make_tensors, present, same_bits
-from tests.test_autograd import apply, smooth_tensors
+from fused_bn._activations import ACTIVATIONS
+from tests.cases import Case, Tensors, activate, layouts, make_tensors, present, same_bits
+from tests.test_autograd import apply, leaves, smooth_tensors
 from tests.test_module import OUTPUT_TOLERANCE, assert_same_state
 from tests.test_operator import backward, backward_arguments, forward, forward_arguments
 
@@ -25,31 +26,32 @@ CASES = [
     for training, activation in product((True, False), ("none", "relu"))
 ]
 CASES += [replace(CASES[0], weight=False), replace(CASES[0], bias=False), replace(CASES[0], buffers=False)]
+CASES += [
+    replace(CASES[0], activation=activation, residual=residual)
+    for activation, residual in product(ACTIVATIONS, (True, False))
+    if residual or activation not in ("none", "relu")
+]
 
 ROUNDINGS = 1e-13
 """Of fp64 values near 1: some 1e3 roundings of 2^-53, where a missing derivative is off by about 1."""
 
 
-def differentiable(tensors: Tensors) -> list[Tensor]:
-    return [t for t in (tensors.input, tensors.weight, tensors.bias) if t is not None]
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_dual_numbers_agree_with_finite_differences(case: Case) -> None:
     """gradcheck's own tolerance, as for the gradients; it makes the duals of every argument in turn."""
-    tensors, leaves = smooth_tensors(case)
+    tensors, given = smooth_tensors(case)
     assert torch.autograd.gradcheck(
-        lambda *given: apply(case, tensors, *given), leaves, check_forward_ad=True, check_backward_ad=False
+        lambda *given: apply(case, tensors, *given), given, check_forward_ad=True, check_backward_ad=False
     )
 
 
 def test_forward_over_reverse_agrees_with_finite_differences() -> None:
     """The derivative of the gradient along a direction, as in a Hessian times a vector."""
-    for case in CASES[:4]:
-        tensors, leaves = smooth_tensors(case)
+    for case in (*CASES[:4], *CASES[-6:]):
+        tensors, given = smooth_tensors(case)
         assert torch.autograd.gradgradcheck(
             lambda *given, case=case, tensors=tensors: apply(case, tensors, *given),
-            leaves,
+            given,
             check_fwd_over_rev=True,
             check_undefined_grad=False,
             check_rev_over_rev=False,
@@ -60,12 +62,12 @@ def test_forward_over_reverse_agrees_with_finite_differences() -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_make_dual_gives_the_tangent_of_nn_batchnorm(case: Case, needs_grad: bool) -> None:
     ours, theirs = make_tensors(case), make_tensors(case)
-    tangents = [torch.randn_like(leaf) for leaf in differentiable(ours)]
+    tangents = [torch.randn_like(leaf) for leaf in leaves(ours)]
 
     def tangent(tensors: Tensors, function: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-        leaves = [leaf.requires_grad_(needs_grad) for leaf in differentiable(tensors)]
+        given = [leaf.requires_grad_(needs_grad) for leaf in leaves(tensors)]
         with forward_ad.dual_level():
-            duals = [forward_ad.make_dual(leaf, t) for leaf, t in zip(leaves, tangents, strict=True)]
+            duals = [forward_ad.make_dual(leaf, t) for leaf, t in zip(given, tangents, strict=True)]
             output, found = forward_ad.unpack_dual(function(*duals))
         assert found is not None
         assert output.requires_grad is needs_grad
@@ -73,10 +75,11 @@ def test_make_dual_gives_the_tangent_of_nn_batchnorm(case: Case, needs_grad: boo
 
     def reference(*given: Tensor) -> Tensor:
         rest = iter(given)
-        x, weight, bias = next(rest), *(next(rest) if has else None for has in (case.weight, case.bias))
-        arguments = (x, theirs.running_mean, theirs.running_var, weight, bias, case.training)
-        y = torch.nn.functional.batch_norm(*arguments, 0.1, case.eps)
-        return y.relu() if case.activation == "relu" else y
+        has = (True, case.residual, case.weight, case.bias)
+        x, residual, weight, bias = (next(rest) if each else None for each in has)
+        arguments = (present(x), theirs.running_mean, theirs.running_var, weight, bias, case.training)
+        z = torch.nn.functional.batch_norm(*arguments, 0.1, case.eps)
+        return activate(case, z if residual is None else z + residual)
 
     found = tangent(ours, lambda *given: apply(case, ours, *given))
     for mine, other in zip(found, tangent(theirs, reference), strict=True):
@@ -135,9 +138,9 @@ def test_jacfwd_is_the_jacobian_of_reverse_mode(training: bool, activation: str)
 @pytest.mark.needs_extension
 def test_the_backward_operator_has_a_tangent_too() -> None:
     """Raw, its statistics given: the derivative along grad_output, in which it is linear."""
-    for training, activation in product((True, False), ("none", "relu")):
-        case = Case((4, 3, 2, 5), training=training, activation=activation)
-        arguments = backward_arguments(case)
+    for training, activation, residual in product((True, False), ("none", "relu", "silu"), (True, False)):
+        case = Case((4, 3, 2, 5), training=training, activation=activation, residual=residual)
+        arguments = backward_arguments(case, output_mask=[True] * 4)
         direction = torch.randn_like(arguments["grad_output"])
         expected = backward(arguments | {"grad_output": direction})
         with forward_ad.dual_level():

@@ -3,8 +3,19 @@
 import pytest
 import torch
 
-from tests.cases import DTYPES, SHAPES, Case, core_grid, layouts, make_tensors, option_grid, shape_grid
+from tests.cases import (
+    DTYPES,
+    SHAPES,
+    Case,
+    activation_grid,
+    core_grid,
+    layouts,
+    make_tensors,
+    option_grid,
+    shape_grid,
+)
 from tests.reference import DEMANDED_INVSTD, DEMANDED_MEAN, assert_meets_demands, error, precision, reference
+from tests.test_operator import forward, forward_arguments
 
 
 def check(case: Case, device: str, seed: int = 0) -> None:
@@ -18,6 +29,11 @@ def test_every_shape_layout_and_dtype_meets_the_demands(case: Case, device: str)
 
 @pytest.mark.parametrize("case", list(option_grid()), ids=str)
 def test_every_combination_of_options_meets_the_demands(case: Case, device: str) -> None:
+    check(case, device)
+
+
+@pytest.mark.parametrize("case", list(activation_grid()), ids=str)
+def test_every_activation_with_and_without_a_residual_meets_the_demands(case: Case, device: str) -> None:
     check(case, device)
 
 
@@ -49,18 +65,7 @@ def test_statistics_are_mean_in_two_parts_and_invstd(
         case = Case(shape, layout, dtype, parameter_dtype, training=training, activation="none")
         tensors = make_tensors(case, device)
         truth = reference(case, tensors)
-        _, statistics = torch.ops.fused_bn.batch_norm_forward(
-            tensors.input,
-            tensors.weight,
-            tensors.bias,
-            tensors.running_mean,
-            tensors.running_var,
-            None,
-            training,
-            0.1,
-            case.eps,
-            "none",
-        )
+        statistics = forward(forward_arguments(case, device))[1]
         assert statistics.shape == (3, case.channels)
         assert statistics.dtype == (torch.float64 if dtype is torch.float64 else torch.float32)
         mean = statistics[0].double() + statistics[1].double()

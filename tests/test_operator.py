@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from fused_bn._activations import ACTIVATIONS
 from tests.cases import DTYPES, Case, layouts, make_tensors, run_fused, same_bits
 
 pytestmark = pytest.mark.needs_extension
 
 FORWARD_ARGUMENTS = (
     "input",
+    "residual",
     "weight",
     "bias",
     "running_mean",
@@ -22,15 +24,24 @@ FORWARD_ARGUMENTS = (
     "momentum",
     "eps",
     "activation",
+    "activation_param",
+    "save_mask",
 )
+USER_ARGUMENTS = FORWARD_ARGUMENTS[:-1]
+
+WITH_MASK = ("relu", "leaky_relu", "relu6")
+SMOOTH = tuple(ACTIVATIONS.keys() - {"none", *WITH_MASK})
 BACKWARD_ARGUMENTS = (
     "grad_output",
     "input",
+    "residual",
     "weight",
     "bias",
     "statistics",
+    "mask",
     "training",
     "activation",
+    "activation_param",
     "output_mask",
 )
 
@@ -39,6 +50,7 @@ def forward_arguments(case: Case, device: str = "cpu", **changes: Any) -> dict[s
     tensors = make_tensors(case, device)
     values: dict[str, Any] = {
         "input": tensors.input,
+        "residual": tensors.residual,
         "weight": tensors.weight,
         "bias": tensors.bias,
         "running_mean": tensors.running_mean,
@@ -48,30 +60,32 @@ def forward_arguments(case: Case, device: str = "cpu", **changes: Any) -> dict[s
         "momentum": case.momentum,
         "eps": case.eps,
         "activation": case.activation,
+        "activation_param": case.activation_param or 0.0,
+        "save_mask": True,
     }
     return values | changes
 
 
 def user_operator(arguments: dict[str, Any]) -> Tensor:
-    output: Tensor = torch.ops.fused_bn.batch_norm(*(arguments[name] for name in FORWARD_ARGUMENTS))
+    output: Tensor = torch.ops.fused_bn.batch_norm(*(arguments[name] for name in USER_ARGUMENTS))
     return output
 
 
-def forward(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    output, statistics = torch.ops.fused_bn.batch_norm_forward(
-        *(arguments[name] for name in FORWARD_ARGUMENTS)
-    )
-    return output, statistics
+def forward(arguments: dict[str, Any]) -> list[Tensor]:
+    """The output, the statistics and the mask."""
+    return list(torch.ops.fused_bn.batch_norm_forward(*(arguments[name] for name in FORWARD_ARGUMENTS)))
 
 
 def backward_arguments(case: Case, device: str = "cpu", **changes: Any) -> dict[str, Any]:
     arguments = forward_arguments(case, device)
-    _, statistics = forward(arguments)
+    _, statistics, mask = forward(arguments)
     values = {name: arguments.get(name) for name in BACKWARD_ARGUMENTS}
     values |= {
         "grad_output": make_tensors(case, device).grad_output,
+        "residual": arguments["residual"] if case.activation in SMOOTH else None,
         "statistics": statistics,
-        "output_mask": [True, True, True],
+        "mask": mask if mask.numel() > 0 else None,
+        "output_mask": [True, case.residual, True, True],
     }
     return values | changes
 
@@ -81,10 +95,11 @@ def backward(arguments: dict[str, Any]) -> list[Tensor]:
 
 
 CASES = [
-    Case(shape, layout, dtype, parameter_dtype, training=training, activation=activation)
+    Case(shape, layout, dtype, parameter_dtype, training=training, activation=activation, residual=residual)
     for shape in ((3, 17, 4, 5), (6, 9))
     for layout in layouts(shape)
-    for (dtype, parameter_dtype), training, activation in product(DTYPES, (True, False), ("none", "relu"))
+    for (dtype, parameter_dtype), training in product(DTYPES, (True, False))
+    for activation, residual in product(("none", "relu", "silu"), (False, True))
 ]
 
 
@@ -92,24 +107,28 @@ CASES = [
 def test_the_three_operators_agree_bit_for_bit(case: Case, device: str) -> None:
     """The user-level one is forward and backward put together; it adds autograd and nothing else."""
     together = run_fused(case, make_tensors(case, device))
-    output, statistics = forward(forward_arguments(case, device))
-    grad_input, grad_weight, grad_bias = backward(backward_arguments(case, device))
+    output, statistics, mask = forward(forward_arguments(case, device))
+    grad_input, grad_residual, grad_weight, grad_bias = backward(backward_arguments(case, device))
     assert torch.equal(output, together.output)
     assert torch.equal(user_operator(forward_arguments(case, device)), together.output)
     assert statistics.shape == (3, case.channels)
     assert torch.equal(grad_input, together.grad_input)
+    if case.residual:
+        assert same_bits(grad_residual, together.grad_residual)
+    assert (mask.numel() > 0) == (case.residual and case.activation in WITH_MASK)
+    assert mask.dtype is torch.uint8
     assert same_bits(grad_weight, together.grad_weight)
     assert same_bits(grad_bias, together.grad_bias)
     assert grad_weight.dtype == grad_bias.dtype == case.parameter_dtype
 
 
-@pytest.mark.parametrize("mask", list(product((True, False), repeat=3)), ids=str)
+@pytest.mark.parametrize("mask", list(product((True, False), repeat=4)), ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_masked_gradients_are_empty_and_the_others_unchanged(
-    mask: tuple[bool, bool, bool], layout: str, device: str
+    mask: tuple[bool, ...], layout: str, device: str
 ) -> None:
-    for training, activation in product((True, False), ("none", "relu")):
-        case = Case((3, 17, 4, 5), layout, training=training, activation=activation)
+    for training, activation in product((True, False), ("none", "relu", "silu")):
+        case = Case((3, 17, 4, 5), layout, training=training, activation=activation, residual=True)
         everything = backward(backward_arguments(case, device))
         asked = backward(backward_arguments(case, device, output_mask=list(mask)))
         for wanted, full, found in zip(mask, everything, asked, strict=True):
@@ -125,7 +144,7 @@ def test_gradients_without_weight_or_bias(layout: str, device: str) -> None:
     for training, activation in product((True, False), ("none", "relu")):
         case = Case((3, 17, 4, 5), layout, training=training, activation=activation)
         bare = Case((3, 17, 4, 5), layout, training=training, activation=activation, weight=False, bias=False)
-        absent = backward(backward_arguments(bare, device, output_mask=[True, False, False]))[0]
+        absent = backward(backward_arguments(bare, device, output_mask=[True, False, False, False]))[0]
         arguments = backward_arguments(bare, device)
         arguments |= {
             "weight": torch.ones(case.channels, device=device),
@@ -203,7 +222,17 @@ WRONG_FORWARD: dict[str, dict[str, Any]] = {
     "counter on meta": {"num_batches_tracked": torch.ones((), dtype=torch.int64, device="meta")},
     "eps 0": {"eps": 0.0},
     "eps -1": {"eps": -1.0},
-    "unknown activation": {"activation": "gelu"},
+    "unknown activation": {"activation": "swish"},
+    "infinite activation_param": {"activation": "leaky_relu", "activation_param": float("inf")},
+    "activation_param that is no number": {"activation": "elu", "activation_param": float("nan")},
+    "residual of fewer channels": {"residual": torch.ones(2, 2, 4, 4)},
+    "residual of smaller images": {"residual": torch.ones(2, 3, 4, 3)},
+    "residual of another rank": {"residual": torch.ones(2, 3, 16)},
+    "residual that would broadcast": {"residual": torch.ones(1, 3, 1, 1)},
+    "residual in double": {"residual": torch.ones(2, 3, 4, 4).double()},
+    "residual in half": {"residual": torch.ones(2, 3, 4, 4).half()},
+    "residual on meta": {"residual": torch.ones(2, 3, 4, 4, device="meta")},
+    "sparse residual": {"residual": OTHER.to_sparse()},
     "empty activation": {"activation": ""},
     "one value a channel": {"input": torch.ones(1, 3, 1, 1)},
     "running_mean whose elements share memory": {"running_mean": torch.full((1,), 0.5).expand(3)},
@@ -213,6 +242,10 @@ WRONG_FORWARD: dict[str, dict[str, Any]] = {
     "running_var and weight that share memory": {"running_var": SHARED, "weight": SHARED},
     "running_mean and bias that share memory": {"running_mean": SHARED, "bias": SHARED},
     "running_mean that shares the input's memory": {"input": OTHER, "running_mean": OTHER.view(-1)[5:8]},
+    "running_var that shares the residual's memory": {
+        "residual": OTHER,
+        "running_var": OTHER.view(-1)[5:8],
+    },
 }
 
 
@@ -275,8 +308,19 @@ WRONG_BACKWARD: dict[str, dict[str, Any]] = {
     "statistics in double": {"statistics": torch.ones(3, 3).double()},
     "statistics in half": {"statistics": torch.ones(3, 3).half()},
     "statistics on meta": {"statistics": torch.ones(3, 3, device="meta")},
-    "unknown activation": {"activation": "tanh"},
-    "mask of two": {"output_mask": [True, True]},
+    "unknown activation": {"activation": "swish"},
+    "infinite activation_param": {"activation_param": float("inf")},
+    "output_mask of three": {"output_mask": [True, True, True]},
+    "mask too short": {"mask": torch.zeros(11, dtype=torch.uint8)},
+    "mask too long": {"mask": torch.zeros(13, dtype=torch.uint8)},
+    "mask of rank 2": {"mask": torch.zeros(3, 4, dtype=torch.uint8)},
+    "mask in float": {"mask": torch.zeros(12)},
+    "mask on meta": {"mask": torch.zeros(12, dtype=torch.uint8, device="meta")},
+    "residual where a mask tells": {"residual": OTHER},
+    "mask where a residual tells": {"activation": "silu", "mask": torch.zeros(12, dtype=torch.uint8)},
+    "residual of fewer channels": {"activation": "silu", "residual": torch.ones(2, 2, 4, 4)},
+    "residual that would broadcast": {"activation": "silu", "residual": torch.ones(1, 3, 1, 1)},
+    "residual in half": {"activation": "silu", "residual": torch.ones(2, 3, 4, 4).half()},
 }
 
 

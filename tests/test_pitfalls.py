@@ -61,19 +61,25 @@ tall (125000, 50), (20, 6, 65536), C = 256 of 140k rows
     -> test_slow_places_of_others_are_right
 
 convert_sync_batchnorm, and other functions of torch that replace the module
-    -> test_torchs_converters_drop_the_activation
+    -> test_torchs_sync_conversion_is_refused_where_it_would_change_the_model
+    -> test_torchs_sync_conversion_takes_a_plain_norm
+    -> test_folding_into_a_convolution_drops_the_activation
 
-Not of this surface: leaky_relu of slope 0 (no such activation), different sizes on each process (no
-synchronised module yet), cuda:1 and streams (no CUDA kernels yet).
+leaky_relu slope 0
+    -> test_leaky_relu_of_slope_0_is_relu
+
+Not of this surface: different sizes on each process (no synchronised module yet), cuda:1 and streams (no CUDA
+kernels yet).
 """
 
 import importlib
 import re
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import fused_bn
@@ -223,8 +229,47 @@ def test_slow_places_of_others_are_right(shape: tuple[int, ...], layout: str, de
     assert_meets_demands(case, make_tensors(case, device))
 
 
-def test_torchs_converters_drop_the_activation() -> None:
-    """What happens, not what is wanted: both take ours for an nn.BatchNorm2d and leave its ReLU behind.
+@pytest.mark.core
+@pytest.mark.parametrize("residual", [True, False])
+def test_leaky_relu_of_slope_0_is_relu(residual: bool, device: str) -> None:
+    """Nothing is divided by the slope, and nothing is computed back from the output."""
+    case = Case((4, 5, 6, 7), activation="relu", residual=residual)
+    tensors = make_tensors(case, device)
+    results = []
+    for options in ({"activation": "relu"}, {"activation": "leaky_relu", "activation_param": 0.0}):
+        own = tensors.clone().require_grad()
+        arguments = (own.input, own.running_mean, own.running_var, own.weight, own.bias, True)
+        y = fused_bn.functional.batch_norm(*arguments, residual=own.residual, **options)
+        y.backward(own.grad_output)
+        results.append((y, own.input.grad, own.weight.grad, own.bias.grad))  # type: ignore[union-attr]
+    for mine, other in zip(*results, strict=True):
+        assert torch.equal(present(mine), present(other))  # and -0.0 equals 0.0
+
+
+@pytest.mark.parametrize("options", [{"activation": "relu"}, {"frozen": True}], ids=str)
+def test_torchs_sync_conversion_is_refused_where_it_would_change_the_model(options: dict[str, Any]) -> None:
+    """It makes an nn.SyncBatchNorm of whatever is an nn.BatchNorm*, which has neither."""
+    norm = fused_bn.BatchNorm2d(6, **options)
+    for model in (norm, nn.Sequential(nn.Conv2d(3, 6, 3), norm)):
+        with pytest.raises(RuntimeError, match="would drop what this module adds"):
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def test_torchs_sync_conversion_takes_a_plain_norm() -> None:
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 6, 3), fused_bn.BatchNorm2d(6)
+    model = nn.Sequential(conv, norm)
+    model(torch.randn(4, 3, 5, 5))
+    expected = model.eval()(x := torch.randn(4, 3, 5, 5))
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert type(converted[1]) is nn.SyncBatchNorm
+    assert converted[1].weight is norm.weight
+    # Two ways of the same few roundings in fp32.
+    torch.testing.assert_close(converted(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_folding_into_a_convolution_drops_the_activation() -> None:
+    """What happens, not what is wanted: torch takes ours for an nn.BatchNorm2d, and offers no hook.
 
     Parameters and statistics are carried over, so without an activation the result is right.
     """
@@ -235,18 +280,8 @@ def test_torchs_converters_drop_the_activation() -> None:
         norm(torch.randn(8, 6, 3, 3) * 2 + 1)
         nn.init.uniform_(present(norm.weight))
         expected = nn.Sequential(conv, norm.eval())(x)
-
-        synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(conv, norm))
-        assert type(synchronised[1]) is nn.SyncBatchNorm
-        assert not hasattr(synchronised[1], "activation")
         folded = fuse_conv_bn_eval(conv, norm)
         assert type(folded) is nn.Conv2d
-
-        def behind(y: Tensor, activation: str = activation) -> Tensor:
-            return y.relu() if activation == "relu" else y
-
-        for converted in (synchronised, folded):
-            # Two ways of the same few roundings in fp32.
-            torch.testing.assert_close(behind(converted(x)), expected, rtol=1e-5, atol=1e-5)
-            if activation == "relu":
-                assert (converted(x) < 0).any()
+        y = folded(x)
+        torch.testing.assert_close(y.relu() if activation == "relu" else y, expected, rtol=1e-5, atol=1e-5)
+        assert activation == "none" or (y < 0).any()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from fused_bn._activations import ACTIVATIONS
 from fused_bn._extension import extension
 from fused_bn._plan import DIRECTIONS, LAYOUTS
 
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.needs_extension
 
 DEVICES = {} if extension is None else {n: extension.plan_device_fields(n) for n in extension.plan_devices()}
 BYTES = {"f32": 4, "f64": 8, "bf16": 2, "f16": 2}
+MASKED = ("relu", "leaky_relu", "relu6")
+"""Activations of which forward saves a bit an element where there is a residual."""
 BULK = 75_000
 """Random shapes: a few microseconds each."""
 STEPPED = 2**33
@@ -41,6 +44,7 @@ class Problem:
     residual: bool = False
     alignment: int = 16
     device: str = "h200"
+    activation: str = "relu"
 
     def plan(self, exchange: str | None = None, **changes: Any) -> "LaunchPlan":
         assert extension is not None
@@ -77,6 +81,7 @@ def problem(draw: random.Random, device: str) -> Problem:
         draw.random() < 0.3,
         draw.choice((16, 16, 16, BYTES[dtype])),
         device,
+        draw.choice(tuple(ACTIVATIONS)),
     )
 
 
@@ -106,6 +111,7 @@ def small_problems(draw: st.DrawFn) -> Problem:
         draw(st.booleans()),
         draw(st.sampled_from((16, 16, BYTES[dtype]))),
         draw(st.sampled_from(tuple(DEVICES))),
+        draw(st.sampled_from(tuple(ACTIVATIONS))),
     )
 
 
@@ -182,6 +188,20 @@ def test_each_byte_of_the_mask_belongs_to_one_vector(each: Problem) -> None:
         assert each.elements <= 8 * sum(visits)
 
 
+def assert_mask_fits(each: Problem, plan: "LaunchPlan") -> None:
+    """Into what is set aside for it by those who know the shape alone."""
+    assert extension is not None
+    assert plan.mask_bytes <= extension.plan_mask_bytes_set_aside(each.N, each.C, each.S, each.layout)
+
+
+@settings(max_examples=200)
+@with_edges
+def test_the_mask_fits_into_what_is_set_aside_for_it(each: Problem) -> None:
+    """Protects whatever lies behind the mask that forward returns."""
+    for plan in exchanges_of(each):
+        assert_mask_fits(each, plan)
+
+
 @settings(max_examples=200)
 @with_edges
 def test_forward_and_backward_agree_on_the_mask(each: Problem) -> None:
@@ -256,7 +276,8 @@ def assert_blocks_that_wait_run_at_once(each: Problem, plan: "LaunchPlan") -> No
 def assert_streams_only_what_does_not_fit(each: Problem, plan: "LaunchPlan") -> None:
     assert extension is not None
     retains = plan.whole and plan.exchange != "two_kernels" and each.direction != "evaluation"
-    most = extension.plan_register_steps(each.dtype, each.direction, plan.mapping) if retains else 0
+    kernel = (each.dtype, each.direction, plan.mapping, each.activation)
+    most = extension.plan_register_steps(*kernel) if retains else 0
     assert plan.register_steps == most
     longest = -(-plan.steps // plan.group)
     if not retains:
@@ -273,11 +294,13 @@ def assert_streams_only_what_does_not_fit(each: Problem, plan: "LaunchPlan") -> 
 
 def assert_traffic_adds_up(each: Problem, plan: "LaunchPlan") -> None:
     tensor = each.elements * BYTES[each.dtype]
-    mask = plan.mask_bytes if each.residual and each.direction != "evaluation" else 0
+    masked = each.residual and each.activation in MASKED
+    mask = plan.mask_bytes if masked and each.direction != "evaluation" else 0
     residual = tensor if each.residual else 0
+    saved = 0 if masked or each.activation == "none" else residual
     again = each.tensors * tensor - plan.retained
     if each.direction == "backward":
-        assert plan.read == 2 * tensor + again + 2 * mask
+        assert plan.read == 2 * tensor + again + 2 * (mask + saved)
         assert plan.written == tensor + residual
     else:
         assert plan.read == tensor + again + residual
@@ -333,6 +356,7 @@ def test_invariants_of_many_random_shapes() -> None:
     for each, plan in bulk():
         try:
             assert_within_limits(each, plan)
+            assert_mask_fits(each, plan)
             assert_shared_memory_holds_its_parts(each, plan)
             assert_blocks_that_wait_run_at_once(each, plan)
             assert_streams_only_what_does_not_fit(each, plan)

@@ -34,6 +34,7 @@ def test_a_single_value(layout: str, direction: str) -> None:
         ({"N": 2**25, "S": 2**26}, f"N * C * S must be at most {2**50}, but got {2**25} * 64 * {2**26}"),
         ({"layout": "NHWC"}, "layout must be one of channels_first, channels_last, but got 'NHWC'"),
         ({"dtype": "int8"}, "dtype must be one of f32, f64, bf16, f16, but got 'int8'"),
+        ({"activation": "swish"}, "activation must be one of none, relu, leaky_relu, relu6"),
         ({"direction": "up"}, "direction must be one of forward, backward, evaluation, but got 'up'"),
         ({"alignment": 12}, "alignment must be 1, 2, 4, 8 or 16, but got 12"),
         ({"alignment": 1}, "alignment must be at least an element's 2 bytes, but got 1"),
@@ -128,6 +129,20 @@ def test_public_plan() -> None:
         plan.grid = 1  # type: ignore[misc]
 
 
+def test_public_plan_of_an_activation_whose_derivative_takes_z() -> None:
+    """Backward reads the residual twice where a mask would not tell enough; without activation, neither."""
+    shape = (256, 64, 112, 112)
+    tensor = 2 * prod(shape)
+
+    def read(activation: str) -> int:
+        plan = fused_bn.plan(shape, "bf16", direction="backward", residual=True, activation=activation)
+        assert (plan.mask_bytes > 0) == (activation in ("relu", "relu6"))
+        return plan.read + plan.retained
+
+    assert read("silu") - read("none") == 2 * tensor
+    assert read("relu") - read("none") == read("relu6") - read("none") == 2 * tensor // 16
+
+
 def test_public_plan_sees_one_layout_where_both_describe_the_same_memory() -> None:
     first, last = (fused_bn.plan((32, 100), layout=layout) for layout in LAYOUTS)
     assert first == last
@@ -145,6 +160,7 @@ def test_public_plan_sees_one_layout_where_both_describe_the_same_memory() -> No
         ({"alignment": 3}, "alignment must be 1, 2, 4, 8 or 16, but got 3"),
         ({"device": "tpu"}, "device must be one of t4, .*, but got 'tpu'"),
         ({"direction": "sideways"}, "direction must be one of .*, but got 'sideways'"),
+        ({"activation": "swish"}, "activation must be one of .*, but got 'swish'"),
     ],
 )
 def test_public_plan_names_the_bad_argument(arguments: dict[str, Any], text: str) -> None:
@@ -182,6 +198,7 @@ def test_command_line_for_one_direction_and_bad_input(
         (("--shape", "8,a"), "shape must be numbers between commas, but got '8,a'"),
         (("--shape", "8,0,4"), "but got (8, 0, 4)"),
         (("--shape", "8,4", "--device", "abacus"), "but got 'abacus'"),
+        (("--shape", "8,4", "--activation", "swish"), "but got 'swish'"),
     ):
         assert run_cli(monkeypatch, *words) == 2
         error = capsys.readouterr().err

@@ -221,8 +221,8 @@ def test_ours_needs_no_more_than_batch_norm_alone() -> None:
 class Wrong(fused_bn.BatchNorm2d):
     """Right but for what `spoil` does to the output."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        output = super().forward(input)
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        output = super().forward(input, residual)
         return spoil_gradient(output) if self.spoils == "gradient" else output * (1 + 1e-2)
 
     spoils = "output"
@@ -261,8 +261,8 @@ def test_a_wrong_cell_is_not_timed_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class WrongHalf(fused_bn.BatchNorm2d):
-        def forward(self, input: Tensor) -> Tensor:
-            output = super().forward(input)
+        def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+            output = super().forward(input, residual)
             return output + 1 if input.dtype is torch.bfloat16 else output
 
     monkeypatch.setattr(fused_bn, "BatchNorm2d", WrongHalf)

@@ -63,8 +63,9 @@ class Tensors:
 
     def forward(self, counts: bool = True) -> tuple[Tensor, Tensor]:
         """The output and the statistics; updates the running statistics."""
-        output, statistics = torch.ops.fused_bn.batch_norm_forward(
+        output, statistics, _ = torch.ops.fused_bn.batch_norm_forward(
             self.input,
+            None,
             self.weight,
             self.bias,
             self.running_mean,
@@ -74,22 +75,27 @@ class Tensors:
             MOMENTUM,
             EPS,
             ACTIVATION,
+            0.0,
+            False,
         )
         return output, statistics
 
     def backward(self, statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of input, weight and bias."""
-        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.fused_bn.batch_norm_backward(
+        grad_input, _, grad_weight, grad_bias = torch.ops.fused_bn.batch_norm_backward(
             self.grad_output,
             self.input,
+            None,
             self.weight,
             self.bias,
             statistics,
+            None,
             True,
             ACTIVATION,
-            [True, True, True],
+            0.0,
+            [True, False, True, True],
         )
-        return gradients
+        return grad_input, grad_weight, grad_bias
 
     def both(self) -> dict[str, Tensor]:
         """Everything that a forward and a backward compute, but what they update."""

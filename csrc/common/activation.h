@@ -1,36 +1,186 @@
-// The activations behind a batch norm, shared by forward and backward so that their masks agree bit for bit.
+// The activations behind a batch norm, shared by forward and backward, on every device, so that the masks of
+// both directions agree bit for bit. A new one is a name in Activation and a case in each function here.
 #pragma once
 
 #include <cstdint>
 
 #include "common/portable.h"
 
+#define FUSED_BN_ANY_DEVICE FUSED_BN_HOST_DEVICE inline __attribute__((always_inline))
+
 namespace fused_bn {
 
-enum class Activation : int8_t { none, relu, leaky_relu };
+enum class Activation : int8_t {
+  none,
+  relu,
+  leaky_relu,
+  relu6,
+  hardswish,
+  elu,
+  silu,
+  gelu,
+  gelu_tanh,
+  tanh,
+  sigmoid,
+};
+constexpr Activation kFirstOther = Activation::relu6;  // of those whose curve_of() is other
+constexpr Activation kLastActivation = Activation::sigmoid;
 
-// V is a scalar or a vector whose comparisons give a lane mask for ?:. slope is leaky_relu's.
-// Written with !(z <= 0) rather than z > 0 so that NaN passes, as it does in PyTorch.
-template <Activation activation, class V>
-FUSED_BN_HOST_DEVICE inline __attribute__((always_inline)) V activate(V z, V slope = V{}) {
-  if constexpr (activation == Activation::relu) {
+// What kernels are compiled for. No activation is leaky_relu of slope 1, which changes no bit of z; the rest
+// are told apart at run time, because their arithmetic outweighs a branch.
+enum class Curve : int8_t { relu, leaky_relu, other };
+
+FUSED_BN_ANY_DEVICE constexpr Curve curve_of(Activation activation) {
+  if (activation == Activation::relu) return Curve::relu;
+  if (activation == Activation::none || activation == Activation::leaky_relu) return Curve::leaky_relu;
+  return Curve::other;
+}
+
+// The derivative takes one of two values, so that a bit tells which; else it takes z.
+FUSED_BN_ANY_DEVICE constexpr bool has_two_slopes(Activation activation) {
+  return activation <= Activation::relu6;
+}
+
+// An activation and its number: leaky_relu's negative slope, elu's alpha. A is the type computed in.
+template <class A>
+struct Activated {
+  Activation activation;
+  A param;
+
+  FUSED_BN_ANY_DEVICE Activated(Activation activation_, double param_)
+      : activation(activation_), param(activation_ == Activation::none ? A{1} : static_cast<A>(param_)) {}
+};
+
+// In all that follows V is a scalar or a vector of A whose comparisons give a lane mask for ?:, and Math has
+// for it the type A and the functions exp, expm1 and normal_cdf. Comparisons are written so that NaN passes,
+// as it does in PyTorch: !(z <= 0) rather than z > 0.
+
+// 1 / (1 + exp(-z)) and 1 / (1 + exp(z)), neither of which cancels or overflows.
+template <class Math, class V>
+struct Logistic {
+  V value, complement;
+
+  FUSED_BN_ANY_DEVICE explicit Logistic(V z) {
+    const V small = Math::exp(z <= V{} ? z : -z);
+    const V larger = typename Math::A{1} / (small + typename Math::A{1});
+    value = z <= V{} ? small * larger : larger;
+    complement = z <= V{} ? larger : small * larger;
+  }
+};
+
+// tanh(|z|) = -expm1(-2|z|) / (2 + expm1(-2|z|)): exact near 0, where it is about z.
+template <class Math, class V>
+FUSED_BN_ANY_DEVICE V hyperbolic_tangent(V z) {
+  using A = typename Math::A;
+  const V shrunk = Math::expm1(z <= V{} ? z * A{2} : z * A{-2});
+  const V magnitude = -shrunk / (shrunk + A{2});
+  return z <= V{} ? -magnitude : magnitude;
+}
+
+// gelu's approximation is z * logistic(z * (first + second * z * z)): Hendrycks and Gimpel 2016, "Gaussian
+// error linear units", with (1 + tanh(a)) / 2 = logistic(2 a).
+template <class A>
+struct GeluTanh {
+  static constexpr double scale = 1.5957691216057308;  // 2 * sqrt(2 / pi)
+  static constexpr A first = static_cast<A>(scale);
+  static constexpr A second = static_cast<A>(scale * 0.044715);
+};
+
+template <class Math, class V>
+FUSED_BN_ANY_DEVICE V activate_other(V z, const Activated<typename Math::A>& f) {
+  using A = typename Math::A;
+  switch (f.activation) {
+    case Activation::relu6:
+      return z <= V{} ? V{} : (z >= A{6} ? V{} + A{6} : z);
+    case Activation::hardswish:
+      return z <= A{-3} ? V{} : (z >= A{3} ? z : z * (z + A{3}) / A{6});
+    case Activation::elu:
+      return z <= V{} ? Math::expm1(z) * f.param : z;
+    case Activation::silu:
+      return z * Logistic<Math, V>(z).value;
+    case Activation::gelu:
+      return z * Math::normal_cdf(z);
+    case Activation::gelu_tanh:
+      return z * Logistic<Math, V>(z * (z * z * GeluTanh<A>::second + GeluTanh<A>::first)).value;
+    case Activation::tanh:
+      return hyperbolic_tangent<Math>(z);
+    case Activation::sigmoid:
+      return Logistic<Math, V>(z).value;
+    default:
+      return z;
+  }
+}
+
+template <class Math, class V>
+FUSED_BN_ANY_DEVICE V derivative_other(V z, const Activated<typename Math::A>& f) {
+  using A = typename Math::A;
+  const V one = V{} + A{1};
+  switch (f.activation) {
+    case Activation::relu6:
+      return z <= V{} ? V{} : (z >= A{6} ? V{} : one);
+    case Activation::hardswish:
+      return z < A{-3} ? V{} : (z <= A{3} ? z / A{3} + static_cast<A>(0.5) : one);
+    case Activation::elu:
+      return z <= V{} ? Math::exp(z) * f.param : one;
+    case Activation::silu: {
+      const Logistic<Math, V> s(z);
+      return s.value * (z * s.complement + A{1});
+    }
+    case Activation::gelu: {
+      const V density = Math::exp(z * z * static_cast<A>(-0.5)) * static_cast<A>(0.3989422804014327);
+      return Math::normal_cdf(z) + z * density;
+    }
+    case Activation::gelu_tanh: {
+      const Logistic<Math, V> s(z * (z * z * GeluTanh<A>::second + GeluTanh<A>::first));
+      const V slope = z * z * (A{3} * GeluTanh<A>::second) + GeluTanh<A>::first;
+      return s.value * (z * s.complement * slope + A{1});
+    }
+    case Activation::tanh: {
+      const Logistic<Math, V> s(z * A{2});
+      return s.value * s.complement * A{4};
+    }
+    case Activation::sigmoid: {
+      const Logistic<Math, V> s(z);
+      return s.value * s.complement;
+    }
+    default:
+      return one;
+  }
+}
+
+template <Curve curve, class Math, class V>
+FUSED_BN_ANY_DEVICE V activate(V z, const Activated<typename Math::A>& f) {
+  if constexpr (curve == Curve::relu) {
     return z <= V{} ? V{} : z;
-  } else if constexpr (activation == Activation::leaky_relu) {
-    return z <= V{} ? z * slope : z;
+  } else if constexpr (curve == Curve::leaky_relu) {
+    return z <= V{} ? z * f.param : z;
   } else {
-    return z;
+    return activate_other<Math>(z, f);
   }
 }
 
 // The gradient with respect to z, from the gradient with respect to activate(z).
-template <Activation activation, class V>
-FUSED_BN_HOST_DEVICE inline __attribute__((always_inline)) V activate_backward(V z, V grad, V slope = V{}) {
-  if constexpr (activation == Activation::relu) {
+template <Curve curve, class Math, class V>
+FUSED_BN_ANY_DEVICE V activate_backward(V z, V grad, const Activated<typename Math::A>& f) {
+  if constexpr (curve == Curve::relu) {
     return z <= V{} ? V{} : grad;
-  } else if constexpr (activation == Activation::leaky_relu) {
-    return z <= V{} ? grad * slope : grad;
+  } else if constexpr (curve == Curve::leaky_relu) {
+    return z <= V{} ? grad * f.param : grad;
   } else {
-    return grad;
+    const V derivative = derivative_other<Math>(z, f);
+    const bool cuts = f.activation == Activation::relu6 || f.activation == Activation::hardswish;
+    return cuts ? (derivative == V{} ? V{} : grad * derivative) : grad * derivative;
+  }
+}
+
+// Whether z lies where the slope is 1: the bit of a mask, where has_two_slopes(). activate_backward() takes 1
+// for such a z, and 0 for another.
+template <Curve curve, class Math, class V>
+FUSED_BN_ANY_DEVICE auto passes(V z) {
+  if constexpr (curve == Curve::other) {
+    return !(z <= V{} || z >= V{} + typename Math::A{6});  // relu6
+  } else {
+    return !(z <= V{});
   }
 }
 

@@ -14,8 +14,6 @@
 namespace fused_bn::cpu {
 namespace {
 
-using at::Tensor;
-
 Execution execution() {
   const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   return {threads, [](int64_t tasks, const std::function<void(int64_t, int64_t)>& body) {
@@ -53,54 +51,77 @@ double count_batch(const ForwardArguments& a) {
   return batches == 0 ? 0.0 : 1.0 / static_cast<double>(batches);
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& input, const OptionalTensor& weight,
-                                   const OptionalTensor& bias, const OptionalTensor& running_mean,
-                                   const OptionalTensor& running_var,
-                                   const OptionalTensor& num_batches_tracked, bool training,
-                                   std::optional<double> momentum, double eps, std::string_view activation) {
-  const ForwardArguments arguments{input,    weight,   bias, running_mean, running_var, num_batches_tracked,
-                                   training, momentum, eps,  activation};
-  check(arguments);
-  const auto format = input.suggest_memory_format();
-  const Tensor x = input.contiguous(format);
+std::tuple<Tensor, Tensor, Tensor> forward(const ForwardArguments& a) {
+  check(a);
+  const auto format = a.input.suggest_memory_format();
+  const Tensor x = a.input.contiguous(format);
+  const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
   Tensor output = empty_output(x, format);
   Tensor statistics = at::empty({3, x.size(1)}, x.options().dtype(statistics_type(x)));
+  Tensor mask = empty_mask(a);
+  // Where rows end within a byte, or there are more than are written.
+  if (mask.numel() > 0 && 8 * mask.numel() != x.numel()) mask.zero_();
   const Kernels& kernels = active_kernels();  // first: it may refuse, and what is refused is not counted
-  const double factor = count_batch(arguments);
-  if (x.numel() == 0) return {output, statistics.zero_()};
-  kernels.forward({view_of(x), dtype_of(x), x.const_data_ptr(), output.data_ptr(), channel_vector(weight),
-                   channel_vector(bias), channel_vector(running_mean), channel_vector(running_var),
-                   statistics.data_ptr(), training, factor, eps, activation_from_name(activation),
-                   execution()});
-  return {output, statistics};
+  const double factor = count_batch(a);
+  if (x.numel() == 0) return {output, statistics.zero_(), mask};
+  ForwardParams p{};
+  p.view = view_of(x);
+  p.dtype = dtype_of(x);
+  p.input = x.const_data_ptr();
+  p.residual = data_or_null(residual);
+  p.output = output.data_ptr();
+  p.mask = mask.numel() > 0 ? mask.data_ptr<uint8_t>() : nullptr;
+  p.weight = channel_vector(a.weight);
+  p.bias = channel_vector(a.bias);
+  p.running_mean = channel_vector(a.running_mean);
+  p.running_var = channel_vector(a.running_var);
+  p.statistics = statistics.data_ptr();
+  p.training = a.training;
+  p.momentum = factor;
+  p.eps = a.eps;
+  p.activation = activation_from_name(a.activation);
+  p.activation_param = a.activation_param;
+  p.execution = execution();
+  kernels.forward(p);
+  return {output, statistics, mask};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& input,
-                                            const OptionalTensor& weight, const OptionalTensor& bias,
-                                            const Tensor& statistics, bool training,
-                                            std::string_view activation, std::array<bool, 3> output_mask) {
-  const BackwardArguments arguments{grad_output, input, weight, bias, statistics, training, activation};
-  check(arguments);
-  const auto format = input.suggest_memory_format();
-  const Tensor x = input.contiguous(format), dy = grad_output.contiguous(format);
-  const Tensor saved = statistics.contiguous();
-  Tensor grad_input = output_mask[0] ? empty_output(x, format) : at::empty({0}, x.options());
-  const Gradients gradients(arguments, output_mask);
-  if (x.numel() == 0) return {grad_input, gradients.weight.zero_(), gradients.bias.zero_()};
-  active_kernels().backward({view_of(x), dtype_of(x), dy.const_data_ptr(), x.const_data_ptr(),
-                             channel_vector(weight), channel_vector(bias), saved.const_data_ptr(),
-                             output_mask[0] ? grad_input.data_ptr() : nullptr,
-                             output_mask[1] ? channel_vector(gradients.weight) : ChannelVector{},
-                             output_mask[2] ? channel_vector(gradients.bias) : ChannelVector{}, training,
-                             activation_from_name(activation), execution()});
-  return {grad_input, gradients.weight, gradients.bias};
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) {
+  check(a);
+  const auto format = a.input.suggest_memory_format();
+  const DenseBackward dense(a, format);
+  const Tensor& x = dense.input;
+  Tensor grad_input = a.output_mask[0] ? empty_output(x, format) : at::empty({0}, x.options());
+  Tensor grad_residual = a.output_mask[1] ? empty_output(x, format) : at::empty({0}, x.options());
+  const Gradients gradients(a);
+  if (x.numel() == 0) return {grad_input, grad_residual, gradients.weight.zero_(), gradients.bias.zero_()};
+  BackwardParams p{};
+  p.view = view_of(x);
+  p.dtype = dtype_of(x);
+  p.grad_output = dense.grad_output.const_data_ptr();
+  p.input = x.const_data_ptr();
+  p.residual = data_or_null(dense.residual);
+  p.mask = static_cast<const uint8_t*>(data_or_null(dense.mask));
+  p.weight = channel_vector(a.weight);
+  p.bias = channel_vector(a.bias);
+  p.statistics = dense.statistics.const_data_ptr();
+  p.grad_input = a.output_mask[0] ? grad_input.data_ptr() : nullptr;
+  p.grad_residual = a.output_mask[1] ? grad_residual.data_ptr() : nullptr;
+  if (a.output_mask[2]) p.grad_weight = channel_vector(gradients.weight);
+  if (a.output_mask[3]) p.grad_bias = channel_vector(gradients.bias);
+  p.training = a.training;
+  p.activation = activation_from_name(a.activation);
+  p.activation_param = a.activation_param;
+  p.execution = execution();
+  active_kernels().backward(p);
+  return {grad_input, grad_residual, gradients.weight, gradients.bias};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fused_bn, CPU, m) {
-  m.impl("batch_norm_forward", forward);
-  m.impl("batch_norm_backward", backward);
+  m.impl("batch_norm_forward", OneByOne<ForwardOperator, forward>::call);
+  m.impl("batch_norm_backward", OneByOne<BackwardOperator, backward>::call);
 }
 
 }  // namespace fused_bn::cpu

@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "common/activation.h"
 #include "common/moments.h"
+#include "cpu/elements.h"
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 
@@ -67,17 +67,6 @@ inline void write(const ChannelVector& v, int64_t c, double value) {
   });
 }
 
-// z = fma(x - mean, scale, shift). The mean is subtracted first, because shift - mean * scale would lose all
-// digits where the mean is much larger than the deviation; what the mean's rounding left over, mean_lo, is
-// small enough to be folded into the shift.
-template <class V>
-struct Affine {
-  V mean, scale, shift;
-
-  FUSED_BN_INLINE V centre(V x) const { return x - mean; }
-  FUSED_BN_INLINE V transform(V centred) const { return fma(centred, scale, shift); }
-};
-
 // The saved statistics, [3, C].
 template <class A>
 struct Statistics {
@@ -95,11 +84,6 @@ struct Statistics {
     return {mean_hi[c], scale, static_cast<A>(shift)};
   }
 };
-
-template <class A>
-FUSED_BN_INLINE Affine<Vec<A>> spread(const Affine<A>& a) {
-  return {broadcast(a.mean), broadcast(a.scale), broadcast(a.shift)};
-}
 
 template <class A>
 void save(const Statistics<A>& statistics, int64_t c, double mean, double variance, double eps) {
@@ -159,27 +143,12 @@ struct GradSums {
   }
 };
 
-template <class V, Activation activation>
-FUSED_BN_INLINE void add_grad(V dy, V x, const Affine<V>& affine, V& sum, V& sum_centred) {
-  const V centred = affine.centre(x);
-  const V g = activate_backward<activation>(affine.transform(centred), dy);
-  sum += g;
-  sum_centred = fma(g, centred, sum_centred);
-}
-
-// In training dx = scale * (g - mean(g) - xhat * mean(g * xhat)): Ioffe and Szegedy 2015, section 3. What
-// follows g is fma(x - mean_hi, slope, constant), with the means over the batch folded into two numbers.
-template <class V>
-struct GradFactors {
-  V slope, constant;
-};
-
 // For channels in which float sums overflowed or met inf or NaN. A finite one of the sums `known` is right,
 // and one that is NaN here stays so: the channel is not read further than it takes to know both.
-template <class T, Activation activation>
+template <class T, Path path>
 GradSums exact_grad_sums(const BackwardParams& p, int64_t c, const Affine<Compute<T>>& affine,
-                         const GradSums& known) {
-  using V = Vec<Compute<T>>;
+                         const BitRows& bits, const GradSums& known) {
+  const BackwardElements<T, path> elements(p);
   const auto a = spread(affine);
   GradSums sums;
   const auto settled = [&] {
@@ -188,10 +157,9 @@ GradSums exact_grad_sums(const BackwardParams& p, int64_t c, const Affine<Comput
   for (int64_t n = 0; n < p.view.N && !settled(); ++n) {
     for (int64_t s = 0; s < p.view.S; ++s) {
       const int64_t at = p.view.offset(n, c, s);
-      const V x = broadcast(static_cast<Compute<T>>(read_element<T>(p.input, at)));
-      const V dy = broadcast(static_cast<Compute<T>>(read_element<T>(p.grad_output, at)));
-      const double g = activate_backward<activation>(a.transform(a.centre(x)), dy)[0];
-      sums.add({g, g * (static_cast<double>(x[0]) - static_cast<double>(affine.mean))});
+      const Place place{at, bits.bit(at)};
+      const double g = elements.grad(place, a, elements.centred(place, a, First{1}), First{1})[0];
+      sums.add({g, g * (read_element<T>(p.input, at) - static_cast<double>(affine.mean))});
     }
   }
   if (std::isfinite(known.grad)) sums.grad = known.grad;
@@ -199,12 +167,13 @@ GradSums exact_grad_sums(const BackwardParams& p, int64_t c, const Affine<Comput
 }
 
 // Writes a channel's parameter gradients and returns what its input gradient needs.
-template <class T, Activation activation>
-GradFactors<Compute<T>> finish_grad_channel(const BackwardParams& p, int64_t c, GradSums sums) {
+template <class T, Path path>
+GradFactors<Compute<T>> finish_grad_channel(const BackwardParams& p, int64_t c, const BitRows& bits,
+                                            GradSums sums) {
   using A = Compute<T>;
   const Statistics<A> statistics(const_cast<void*>(p.statistics), p.view.C);
   if (!std::isfinite(sums.grad + sums.grad_centred)) {
-    sums = exact_grad_sums<T, activation>(p, c, statistics.affine(c, p.weight, p.bias), sums);
+    sums = exact_grad_sums<T, path>(p, c, statistics.affine(c, p.weight, p.bias), bits, sums);
   }
   const double invstd = statistics.invstd[c], mean_lo = statistics.mean_lo[c];
   const double grad_xhat = (sums.grad_centred - mean_lo * sums.grad) * invstd;
@@ -213,29 +182,6 @@ GradFactors<Compute<T>> finish_grad_channel(const BackwardParams& p, int64_t c, 
   const double count = static_cast<double>(p.view.values_per_channel());
   const double slope = -grad_xhat / count * invstd;
   return {static_cast<A>(slope), static_cast<A>(-mean_lo * slope - sums.grad / count)};
-}
-
-template <class A>
-FUSED_BN_INLINE GradFactors<Vec<A>> spread(const GradFactors<A>& f) {
-  return {broadcast(f.slope), broadcast(f.constant)};
-}
-
-template <class V, Activation activation>
-FUSED_BN_INLINE V grad_in_training(V dy, V x, const Affine<V>& affine, const GradFactors<V>& factors) {
-  const V centred = affine.centre(x);
-  const V g = activate_backward<activation>(affine.transform(centred), dy);
-  return affine.scale * (g + fma(centred, factors.slope, factors.constant));
-}
-
-// The statistics are constants.
-template <class V, Activation activation>
-FUSED_BN_INLINE V grad_in_evaluation(V dy, V x, const Affine<V>& affine) {
-  return affine.scale * activate_backward<activation>(affine.transform(affine.centre(x)), dy);
-}
-
-inline bool needs_sums(const BackwardParams& p) {
-  return p.grad_weight.data != nullptr || p.grad_bias.data != nullptr ||
-         (p.training && p.grad_input != nullptr);
 }
 
 }  // namespace

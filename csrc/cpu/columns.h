@@ -22,7 +22,7 @@ FUSED_BN_INLINE void for_each_group(int64_t columns, Body body) {
 }
 
 // Two float sums a column, over few rows. prepare(j, lanes) gives what column j's values share, and
-// add(prepared, at, lanes, first, second) adds the values at an offset to a vector of each sum.
+// add(prepared, place, lanes, first, second) adds the values at a place to a vector of each sum.
 template <class A>
 class ColumnSums {
  public:
@@ -42,7 +42,7 @@ class ColumnSums {
         for (int v = 0; v < n; ++v) column[v] = prepare(j + v * kLanes<A>, lanes);
         for (int64_t row = r; row < end; ++row) {
           for (int v = 0; v < n; ++v) {
-            add(column[v], block.offset + row * block.stride + j + v * kLanes<A>, lanes, first[v], second[v]);
+            add(column[v], block.row(row) + (j + v * kLanes<A>), lanes, first[v], second[v]);
           }
         }
         for (int v = 0; v < n; ++v) {
@@ -68,7 +68,7 @@ void for_each_stretch(const Block& block, Body body) {
   const int64_t stretches = divide_up(block.rows, kFlushRows);
   for (int64_t i = 0; i < stretches; ++i) {
     const int64_t first = block.rows * i / stretches, end = block.rows * (i + 1) / stretches;
-    body(Block{block.offset + first * block.stride, end - first, block.columns, block.stride});
+    body(block.rows_between(first, end));
   }
 }
 
@@ -96,9 +96,9 @@ class ColumnMoments {
   void add(const T* x, const Block& block) {
     if (block.rows == 0) return;  // all values are in the short row
     const int64_t sampled = std::min<int64_t>(kRowsAtOnce, block.rows);
-    const Block sample{block.offset, sampled, block.columns, block.rows / sampled * block.stride};
+    const Block sample = block.every(block.rows / sampled, sampled);
     for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) {
-      store(pivot_.data() + j, load(x + block.offset + j, lanes), lanes);
+      store(pivot_.data() + j, load(x + block.first.at + j, lanes), lanes);
     });
     gather(x, sample);
     const A each = A{1} / static_cast<A>(sample.rows);
@@ -136,8 +136,8 @@ class ColumnMoments {
   void gather(const T* x, const Block& block) {
     sums_.gather(
         block, [&](int64_t j, auto lanes) { return load(pivot_.data() + j, lanes); },
-        [&](Vec<A> pivot, int64_t at, auto lanes, Vec<A>& sum, Vec<A>& squares) {
-          const Vec<A> d = load(x + at, lanes) - pivot;
+        [&](Vec<A> pivot, Place place, auto lanes, Vec<A>& sum, Vec<A>& squares) {
+          const Vec<A> d = load(x + place.at, lanes) - pivot;
           sum += d;
           squares = fma(d, d, squares);
         });
@@ -214,19 +214,19 @@ class ColumnNumbers {
 };
 
 // The two sums of backward of every column, gathered in float over a few rows, then kept in double.
-template <class T, Activation activation>
+template <class T, Path path>
 class ColumnGradSums {
   using A = Compute<T>;
 
  public:
   explicit ColumnGradSums(int64_t columns) : sums_(columns), grad_(columns), grad_centred_(columns) {}
 
-  void add(const T* dy, const T* x, const Block& block, const ColumnNumbers<A>& numbers) {
+  void add(const BackwardElements<T, path>& elements, const Block& block, const ColumnNumbers<A>& numbers) {
     for_each_stretch(block, [&](const Block& stretch) {
       sums_.gather(
           stretch, [&](int64_t j, auto lanes) { return numbers.affine(j, lanes); },
-          [&](const Affine<Vec<A>>& a, int64_t at, auto lanes, Vec<A>& sum, Vec<A>& sum_centred) {
-            add_grad<Vec<A>, activation>(load(dy + at, lanes), load(x + at, lanes), a, sum, sum_centred);
+          [&](const Affine<Vec<A>>& a, Place place, auto lanes, Vec<A>& sum, Vec<A>& sum_centred) {
+            elements.add(place, a, lanes, sum, sum_centred);
           });
       for (size_t j = 0; j < grad_.size(); ++j) {
         grad_[j] += static_cast<double>(sums_.first(j));

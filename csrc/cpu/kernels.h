@@ -10,7 +10,7 @@
 #include "common/view.h"
 
 namespace fused_bn {
-enum class Activation : int8_t;
+enum class Activation : int8_t;  // its header holds functions, which each instruction set compiles for itself
 }
 
 namespace fused_bn::cpu {
@@ -27,7 +27,9 @@ struct ForwardParams {
   View view;
   DType dtype;  // of input and output
   const void* input;
+  const void* residual;  // null where there is none
   void* output;
+  uint8_t* mask;  // of mask_bytes(); null where none is wanted
   ChannelVector weight;
   ChannelVector bias;
   ChannelVector running_mean;  // read in evaluation, updated in training
@@ -37,6 +39,7 @@ struct ForwardParams {
   double momentum;
   double eps;
   Activation activation;
+  double activation_param;
   Execution execution;
 };
 
@@ -45,14 +48,18 @@ struct BackwardParams {
   DType dtype;  // of grad_output, input and grad_input
   const void* grad_output;
   const void* input;
+  const void* residual;  // null where there was none, or where the mask tells all that it would
+  const uint8_t* mask;   // null where the input and the residual tell
   ChannelVector weight;
   ChannelVector bias;
   const void* statistics;
-  void* grad_input;  // null where it is not wanted
+  void* grad_input;     // null where it is not wanted
+  void* grad_residual;  // null where it is not wanted
   ChannelVector grad_weight;
   ChannelVector grad_bias;
   bool training;
   Activation activation;
+  double activation_param;
   Execution execution;
 };
 

@@ -1,4 +1,4 @@
-// Chooses among the kernels of one instruction set by dtype, layout, activation and kind of store.
+// Chooses among the kernels of one instruction set by dtype, layout, path and kind of store.
 #pragma once
 
 #include "cpu/matrix_kernels.h"
@@ -14,49 +14,84 @@ inline bool has_long_rows(const View& view) {
   return view.layout == Layout::channels_first && view.S >= kShortRow;
 }
 
-// Stores past the caches take whole aligned vectors: long rows align themselves, a matrix must be aligned.
+// What a kernel writes: one tensor or two of the view's shape, and whether it reads or writes a mask.
+struct Written {
+  const void* tensor;
+  const void* other;
+  bool mask;
+
+  explicit Written(const ForwardParams& p) : tensor(p.output), other(nullptr), mask(p.mask != nullptr) {}
+  explicit Written(const BackwardParams& p)
+      : tensor(p.grad_input), other(p.grad_residual), mask(p.mask != nullptr) {
+    if (tensor == nullptr) std::swap(tensor, other);
+  }
+
+  // Both alike, so that where one is aligned the other is.
+  bool aligned_alike(uintptr_t bytes) const {
+    return other == nullptr || offset(tensor, bytes) == offset(other, bytes);
+  }
+  bool aligned(uintptr_t bytes) const { return aligned_alike(bytes) && offset(tensor, bytes) == 0; }
+
+ private:
+  static uintptr_t offset(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes; }
+};
+
+// Stores past the caches take whole aligned vectors: long rows align themselves, unless the bits of a mask
+// must be aligned too; a matrix must be aligned.
 template <class T>
-bool streams(const View& view, const void* output) {
+bool streams(const View& view, const Written& written) {
   constexpr int64_t bytes = kLanes<Compute<T>> * sizeof(T);
   const int64_t size = sizeof(T);
   if (view.elements() * size < kStreamedBytes) return false;
-  if (has_long_rows(view)) return view.S * size >= 8 * bytes;
+  if (has_long_rows(view)) {
+    const bool rows_aligned = written.aligned(bytes) && view.S * size % bytes == 0;
+    return view.S * size >= 8 * bytes && (written.mask ? rows_aligned : written.aligned_alike(bytes));
+  }
   const Matrix m(view, kLanes<Compute<T>>);
-  return reinterpret_cast<uintptr_t>(output) % bytes == 0 && m.stride() * size % bytes == 0 &&
-         m.columns(0) * size % bytes == 0;
+  return written.aligned(bytes) && m.stride() * size % bytes == 0 && m.columns(0) * size % bytes == 0;
 }
 
 // Calls body with a value of the kernel class that fits.
-template <class T, Activation activation, class Body>
-void with_layout(const View& view, const void* output, Body body) {
-  const bool streaming = streams<T>(view, output);
-  if (has_long_rows(view)) {
-    streaming ? body(RowKernels<T, activation, true>{}) : body(RowKernels<T, activation, false>{});
-  } else {
-    streaming ? body(MatrixKernels<T, activation, true>{}) : body(MatrixKernels<T, activation, false>{});
+template <class T, Path path, class Body>
+void with_layout(const View& view, const Written& written, Body body) {
+  if constexpr (kCanStream) {
+    if (streams<T>(view, written)) {
+      return has_long_rows(view) ? body(RowKernels<T, path, true>{}) : body(MatrixKernels<T, path, true>{});
+    }
   }
+  has_long_rows(view) ? body(RowKernels<T, path, false>{}) : body(MatrixKernels<T, path, false>{});
+}
+
+inline bool has_plain_input(const ForwardParams& p) { return p.residual == nullptr && p.mask == nullptr; }
+inline bool has_plain_input(const BackwardParams& p) {
+  return p.residual == nullptr && p.mask == nullptr && p.grad_residual == nullptr;
 }
 
 template <class T, class Params, class Body>
-void with_activation(const Params& p, const void* output, Body body) {
-  switch (p.activation) {
-    case Activation::none:
-      return with_layout<T, Activation::none>(p.view, output, body);
-    case Activation::relu:
-      return with_layout<T, Activation::relu>(p.view, output, body);
-    case Activation::leaky_relu:
-      break;  // activation_from_name() knows no such name yet
+void with_path(const Params& p, Body body) {
+  const Written written(p);
+  switch (path_of(p.activation, has_plain_input(p))) {
+    case Path::plain_none:
+      return with_layout<T, Path::plain_none>(p.view, written, body);
+    case Path::plain_relu:
+      return with_layout<T, Path::plain_relu>(p.view, written, body);
+    case Path::relu:
+      return with_layout<T, Path::relu>(p.view, written, body);
+    case Path::leaky_relu:
+      return with_layout<T, Path::leaky_relu>(p.view, written, body);
+    case Path::other:
+      return with_layout<T, Path::other>(p.view, written, body);
   }
 }
 
 template <class T>
 void run(const ForwardParams& p) {
-  with_activation<T>(p, p.output, [&](auto kernel) { decltype(kernel)::forward(p); });
+  with_path<T>(p, [&](auto kernel) { decltype(kernel)::forward(p); });
 }
 
 template <class T>
 void run(const BackwardParams& p) {
-  with_activation<T>(p, p.grad_input, [&](auto kernel) { decltype(kernel)::backward(p); });
+  with_path<T>(p, [&](auto kernel) { decltype(kernel)::backward(p); });
 }
 
 template <class Params>

@@ -12,6 +12,7 @@
 
 #include <numeric>
 
+#include "cpu/elements.h"
 #include "cpu/execution.h"
 #include "cpu/simd.h"
 
@@ -20,11 +21,20 @@ namespace {
 
 constexpr int64_t kFlushRows = 128;    // float sums this short keep full accuracy
 constexpr int64_t kTileColumns = 512;  // at least: 100 KB of 32 rows, which stays in the second-level cache
-constexpr int64_t kShortRow = 64;      // rows of fewer values leave too much of their last vector empty
 
-// A rectangle of the matrix: rows of neighbouring columns, stride apart.
+// A rectangle of the matrix: rows of neighbouring columns, strides apart.
 struct Block {
-  int64_t offset, rows, columns, stride;
+  Place first;
+  int64_t rows, columns;
+  Place stride;
+
+  FUSED_BN_INLINE Place row(int64_t r) const {
+    return {first.at + r * stride.at, first.bit + r * stride.bit};
+  }
+  Block rows_between(int64_t begin, int64_t end) const { return {row(begin), end - begin, columns, stride}; }
+  Block every(int64_t step, int64_t count) const {
+    return {first, count, columns, {step * stride.at, step * stride.bit}};
+  }
 };
 
 // The columns of one channel within a block.
@@ -36,8 +46,9 @@ struct ChannelColumns {
 
 class Matrix {
  public:
-  // lanes: how many columns make a vector.
-  Matrix(const View& view, int64_t lanes) : view_(view) {
+  // vector: how many columns make one.
+  Matrix(const View& view, int64_t vector) : view_(view) {
+    const int64_t lanes = std::max<int64_t>(vector, 8);  // no tiles may share a byte of the mask
     if (view.layout == Layout::channels_first) {
       per_channel_ = view.S;
       rows_ = view.N;
@@ -62,13 +73,16 @@ class Matrix {
   int64_t channels(int64_t tile) const { return std::min(tile_channels_, view_.C - first_channel(tile)); }
   int64_t columns(int64_t tile) const { return channels(tile) * per_channel_ * pixels_; }
   int64_t stride() const { return stride_; }
+  BitRows bits() const { return {stride_}; }
 
   // The short row is a part of its own, behind the others.
   Block block(int64_t tile, int64_t part) const {
     const int64_t origin = first_channel(tile) * per_channel_;
-    if (part == full_parts_) return {rows_ * stride_, 1, short_row_, stride_};
+    const Place stride{stride_, bits().padded()};
+    const auto at_row = [&](int64_t row) { return Place{row * stride.at, row * stride.bit}; };
+    if (part == full_parts_) return {at_row(rows_), 1, short_row_, stride};
     const int64_t first = rows_ * part / full_parts_;
-    return {origin + first * stride_, rows_ * (part + 1) / full_parts_ - first, columns(tile), stride_};
+    return {at_row(first) + origin, rows_ * (part + 1) / full_parts_ - first, columns(tile), stride};
   }
 
   // Channel c of the tile, in a block of so many columns.

@@ -34,20 +34,19 @@ void for_each_channel(const Matrix& m, int64_t tile, const Execution& execution,
   channels < 256 ? range(0, channels) : execution.parallel_for(channels, range);
 }
 
-// Writes value(j, at, lanes) to every element of a block, a row after the other: where rows are a multiple of
-// 4 KiB apart, a load from the next row would wait for the store to this one, which looks like its address.
-template <class T, bool streaming, class Value>
-FUSED_BN_INLINE void write_block(T* y, const Block& block, Value value) {
+// Runs write(j, place, lanes) for every element of a block, a row after the other: where rows are a multiple
+// of 4 KiB apart, a load from the next row would wait for the store to this one, which looks like its
+// address.
+template <class A, bool streaming, class Write>
+FUSED_BN_INLINE void write_block(const Block& block, Write write) {
   for (int64_t r = 0; r < block.rows; ++r) {
-    const int64_t row = block.offset + r * block.stride;
-    for_each_vector<Compute<T>, 1>(block.columns, [&](int64_t j, auto, auto lanes) {
-      put<streaming>(y + row + j, value(j, row + j, lanes), lanes);
-    });
+    const Place row = block.row(r);
+    for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) { write(j, row + j, lanes); });
   }
   if constexpr (streaming) stream_fence();
 }
 
-template <class T, Activation activation, bool streaming>
+template <class T, Path path, bool streaming>
 struct MatrixKernels {
   using A = Compute<T>;
   using V = Vec<A>;
@@ -58,7 +57,6 @@ struct MatrixKernels {
   static void forward(const ForwardParams& p) {
     const Matrix m = matrix(p.view);
     const T* x = static_cast<const T*>(p.input);
-    T* y = static_cast<T*>(p.output);
     std::vector<Numbers> numbers(m.tiles());
     if (!p.training) save_running_statistics<A>(p);
     run_units<TileMoments>(
@@ -77,18 +75,15 @@ struct MatrixKernels {
         },
         [&](int64_t tile, int64_t part) {
           const ColumnNumbers<A>& n = *numbers[tile];
-          write_block<T, streaming>(y, m.block(tile, part), [&](int64_t j, int64_t at, auto lanes) {
-            const auto a = n.affine(j, lanes);
-            return activate<activation>(a.transform(a.centre(load(x + at, lanes))));
+          const ForwardElements<T, path> elements(p);
+          write_block<A, streaming>(m.block(tile, part), [&](int64_t j, Place place, auto lanes) {
+            elements.template write<streaming>(place, n.affine(j, lanes), lanes);
           });
         });
   }
 
   static void backward(const BackwardParams& p) {
     const Matrix m = matrix(p.view);
-    const T* dy = static_cast<const T*>(p.grad_output);
-    const T* x = static_cast<const T*>(p.input);
-    T* dx = static_cast<T*>(p.grad_input);
     void* statistics = const_cast<void*>(p.statistics);
     const bool reduces = needs_sums(p);
     std::vector<Numbers> numbers(m.tiles());
@@ -101,8 +96,8 @@ struct MatrixKernels {
           std::vector<GradSums> sums(m.channels(tile));
           if (!reduces) return sums;
           const Block block = m.block(tile, part);
-          ColumnGradSums<T, activation> columns(block.columns);
-          columns.add(dy, x, block, *numbers[tile]);
+          ColumnGradSums<T, path> columns(block.columns);
+          columns.add(BackwardElements<T, path>(p), block, *numbers[tile]);
           for (size_t c = 0; c < sums.size(); ++c) {
             sums[c] = columns.channel(m.channel(tile, static_cast<int64_t>(c), block.columns));
           }
@@ -113,24 +108,20 @@ struct MatrixKernels {
             GradSums sums;
             for (int64_t part = 0; part < m.parts(); ++part) sums.add(parts[part][c]);
             const int64_t channel = m.first_channel(tile) + c;
-            numbers[tile]->set_factors(c, finish_grad_channel<T, activation>(p, channel, sums));
+            numbers[tile]->set_factors(c, finish_grad_channel<T, path>(p, channel, m.bits(), sums));
           });
         },
         [&](int64_t tile, int64_t part) {
-          if (dx == nullptr) return;
+          const BackwardElements<T, path> elements(p);
+          if (elements.written() == nullptr) return;
           const ColumnNumbers<A>& n = *numbers[tile];
-          const Block block = m.block(tile, part);
-          if (p.training) {
-            write_block<T, streaming>(dx, block, [&](int64_t j, int64_t at, auto lanes) {
-              return grad_in_training<V, activation>(load(dy + at, lanes), load(x + at, lanes),
-                                                     n.affine(j, lanes), n.factors(j, lanes));
+          const auto write_part = [&](auto training) {
+            write_block<A, streaming>(m.block(tile, part), [&](int64_t j, Place place, auto lanes) {
+              elements.template write<streaming, decltype(training)::value>(place, n.affine(j, lanes),
+                                                                            n.factors(j, lanes), lanes);
             });
-          } else {
-            write_block<T, streaming>(dx, block, [&](int64_t j, int64_t at, auto lanes) {
-              return grad_in_evaluation<V, activation>(load(dy + at, lanes), load(x + at, lanes),
-                                                       n.affine(j, lanes));
-            });
-          }
+          };
+          p.training ? write_part(std::true_type{}) : write_part(std::false_type{});
         });
   }
 

@@ -11,12 +11,19 @@ namespace fused_bn::cpu {
 namespace {
 
 constexpr int64_t kChunkValues =
-    4096;                              // float sums this short keep full accuracy; two tensors of them fit L1
-constexpr int64_t kGuessValues = 256;  // enough that an outlier among them is no bad pivot
+    4096;  // float sums this short keep full accuracy; two tensors of them fit L1
+constexpr int64_t kAlignedValues = 16;  // of the longest vector, and so of whole bytes of the mask
+constexpr int64_t kGuessValues = 256;   // enough that an outlier among them is no bad pivot
 
-// Rows of one channel's memory.
+// Rows of one channel's memory, strides apart.
 struct Rows {
-  int64_t offset, count, length, stride;
+  Place first;
+  int64_t count, length;
+  Place stride;
+
+  FUSED_BN_INLINE Place row(int64_t r) const {
+    return {first.at + r * stride.at, first.bit + r * stride.bit};
+  }
 };
 
 // How the values of a channel are cut into chunks, and chunks into parts.
@@ -26,18 +33,20 @@ class Chunks {
       : view_(view),
         rows_(std::clamp<int64_t>(kChunkValues / view.S, 1, view.N)),
         splits_(divide_up(view.S, kChunkValues)),
-        length_(divide_up(view.S, splits_)),
+        length_(divide_up(divide_up(view.S, splits_), kAlignedValues) * kAlignedValues),
         chunks_(divide_up(view.N, rows_) * splits_),
         parts_(std::clamp<int64_t>(chunks_ / 4, 1, 64)) {}
 
+  BitRows bits() const { return {view_.S}; }
   int64_t parts() const { return parts_; }
   int64_t first_chunk(int64_t part) const { return chunks_ * part / parts_; }
 
   Rows rows(int64_t c, int64_t chunk) const {
     const int64_t n = chunk / splits_ * rows_;
     const int64_t s = chunk % splits_ * length_;
-    return {(n * view_.C + c) * view_.S + s, std::min(rows_, view_.N - n), std::min(length_, view_.S - s),
-            view_.C * view_.S};
+    const Place stride{view_.C * view_.S, view_.C * bits().padded()};
+    return {Place{(n * view_.C + c) * view_.S, (n * view_.C + c) * bits().padded()} + s,
+            std::min(rows_, view_.N - n), std::min(length_, view_.S - s), stride};
   }
 
  private:
@@ -51,7 +60,7 @@ Moments rows_moments(const T* x, const Rows& rows, double pivot) {
   Vec<A> sum[4] = {}, squares[4] = {};
   const Vec<A> k = broadcast(static_cast<A>(pivot));
   for (int64_t r = 0; r < rows.count; ++r) {
-    const T* row = x + rows.offset + r * rows.stride;
+    const T* row = x + rows.row(r).at;
     for_each_vector<A, 4>(rows.length, [&](int64_t i, auto slot, auto lanes) {
       const Vec<A> d = keep<A>(load(row + i, lanes) - k, lanes);
       sum[slot] += d;
@@ -70,8 +79,8 @@ template <class T>
 Moments part_moments(const T* x, const Chunks& chunks, int64_t c, int64_t part) {
   const int64_t first = chunks.first_chunk(part);
   const Rows rows = chunks.rows(c, first);
-  const Rows sample{rows.offset, 1, std::min(rows.length, kGuessValues), 0};
-  double pivot = rows_moments(x, sample, read_element<T>(x, rows.offset)).mean;
+  const Rows sample{rows.first, 1, std::min(rows.length, kGuessValues), {}};
+  double pivot = rows_moments(x, sample, read_element<T>(x, rows.first.at)).mean;
   Moments moments;
   for (int64_t chunk = first; chunk < chunks.first_chunk(part + 1); ++chunk) {
     moments = merge(moments, rows_moments(x, chunks.rows(c, chunk), pivot));
@@ -80,45 +89,39 @@ Moments part_moments(const T* x, const Chunks& chunks, int64_t c, int64_t part) 
   return moments;
 }
 
-// Writes value(at, lanes) to every element of the rows, where asked past the caches: those stores take whole
-// aligned vectors, so that the values before the first one go the ordinary way.
-template <class T, bool streaming, class Value>
-FUSED_BN_INLINE void write_rows(T* y, const Rows& rows, Value value) {
+// Runs write(place, lanes) for every element of the rows. Stores past the caches take whole vectors of `y`'s
+// that are aligned, so that the values before the first one go the ordinary way.
+template <class T, bool streaming, class Write>
+FUSED_BN_INLINE void write_rows(const T* y, const Rows& rows, Write write) {
   for (int64_t r = 0; r < rows.count; ++r) {
-    const int64_t start = rows.offset + r * rows.stride;
+    const Place row = rows.row(r);
     int64_t head = 0;
     if constexpr (streaming) {
       constexpr uintptr_t bytes = kLanes<Compute<T>> * sizeof(T);
-      const uintptr_t missing = (bytes - reinterpret_cast<uintptr_t>(y + start) % bytes) % bytes;
+      const uintptr_t missing = (bytes - reinterpret_cast<uintptr_t>(y + row.at) % bytes) % bytes;
       head = std::min(static_cast<int64_t>(missing / sizeof(T)), rows.length);
-      if (head > 0) {
-        const First lanes{static_cast<int>(head)};
-        store(y + start, value(start, lanes), lanes);
-      }
+      if (head > 0) write(row, First{static_cast<int>(head)});
     }
-    for_each_vector<Compute<T>, 1>(rows.length - head, [&](int64_t i, auto, auto lanes) {
-      const int64_t at = start + head + i;
-      put<streaming>(y + at, value(at, lanes), lanes);
-    });
+    for_each_vector<Compute<T>, 1>(rows.length - head,
+                                   [&](int64_t i, auto, auto lanes) { write(row + (head + i), lanes); });
   }
 }
 
-template <class T, Activation activation>
-GradSums rows_grad_sums(const T* dy, const T* x, const Rows& rows, const Affine<Vec<Compute<T>>>& affine) {
+template <class T, Path path>
+GradSums rows_grad_sums(const BackwardElements<T, path>& elements, const Rows& rows,
+                        const Affine<Vec<Compute<T>>>& affine) {
   using V = Vec<Compute<T>>;
   V sum[4] = {}, sum_centred[4] = {};
   for (int64_t r = 0; r < rows.count; ++r) {
-    const int64_t start = rows.offset + r * rows.stride;
+    const Place row = rows.row(r);
     for_each_vector<Compute<T>, 4>(rows.length, [&](int64_t i, auto slot, auto lanes) {
-      // Lanes that take no part load a zero gradient.
-      add_grad<V, activation>(load(dy + start + i, lanes), load(x + start + i, lanes), affine, sum[slot],
-                              sum_centred[slot]);
+      elements.add(row + i, affine, lanes, sum[slot], sum_centred[slot]);
     });
   }
   return {sum_lanes<Compute<T>>(sum), sum_lanes<Compute<T>>(sum_centred)};
 }
 
-template <class T, Activation activation, bool streaming>
+template <class T, Path path, bool streaming>
 struct RowKernels {
   using A = Compute<T>;
   using V = Vec<A>;
@@ -126,7 +129,6 @@ struct RowKernels {
   static void forward(const ForwardParams& p) {
     const Chunks chunks(p.view);
     const T* x = static_cast<const T*>(p.input);
-    T* y = static_cast<T*>(p.output);
     const Statistics<A> statistics(p.statistics, p.view.C);
     if (!p.training) save_running_statistics<A>(p);
     run_units<Moments>(
@@ -139,10 +141,11 @@ struct RowKernels {
           finish_channel<T>(p, c, moments);
         },
         [&](int64_t c, int64_t part) {
+          const ForwardElements<T, path> elements(p);
           const auto a = spread(statistics.affine(c, p.weight, p.bias));
           for (int64_t chunk = chunks.first_chunk(part + 1) - 1; chunk >= chunks.first_chunk(part); --chunk) {
-            write_rows<T, streaming>(y, chunks.rows(c, chunk), [&](int64_t at, auto lanes) {
-              return activate<activation>(a.transform(a.centre(load(x + at, lanes))));
+            write_rows<T, streaming>(elements.written(), chunks.rows(c, chunk), [&](Place place, auto lanes) {
+              elements.template write<streaming>(place, a, lanes);
             });
           }
           if constexpr (streaming) stream_fence();
@@ -151,9 +154,6 @@ struct RowKernels {
 
   static void backward(const BackwardParams& p) {
     const Chunks chunks(p.view);
-    const T* dy = static_cast<const T*>(p.grad_output);
-    const T* x = static_cast<const T*>(p.input);
-    T* dx = static_cast<T*>(p.grad_input);
     const Statistics<A> statistics(const_cast<void*>(p.statistics), p.view.C);
     const bool reduces = needs_sums(p);
     std::vector<GradFactors<A>> factors(p.view.C);
@@ -162,33 +162,31 @@ struct RowKernels {
         [&](int64_t c, int64_t part) {
           GradSums sums;
           if (!reduces) return sums;
+          const BackwardElements<T, path> elements(p);
           const auto a = spread(statistics.affine(c, p.weight, p.bias));
           for (int64_t chunk = chunks.first_chunk(part); chunk < chunks.first_chunk(part + 1); ++chunk) {
-            sums.add(rows_grad_sums<T, activation>(dy, x, chunks.rows(c, chunk), a));
+            sums.add(rows_grad_sums(elements, chunks.rows(c, chunk), a));
           }
           return sums;
         },
         [&](int64_t c, const GradSums* parts) {
           GradSums sums;
           for (int64_t part = 0; part < chunks.parts(); ++part) sums.add(parts[part]);
-          factors[c] = finish_grad_channel<T, activation>(p, c, sums);
+          factors[c] = finish_grad_channel<T, path>(p, c, chunks.bits(), sums);
         },
         [&](int64_t c, int64_t part) {
-          if (dx == nullptr) return;
+          const BackwardElements<T, path> elements(p);
+          if (elements.written() == nullptr) return;
           const auto a = spread(statistics.affine(c, p.weight, p.bias));
           const auto f = spread(factors[c]);
-          const auto write_part = [&](auto grad) {
+          const auto write_part = [&](auto training) {
             for (int64_t k = chunks.first_chunk(part + 1) - 1; k >= chunks.first_chunk(part); --k) {
-              write_rows<T, streaming>(dx, chunks.rows(c, k), [&](int64_t at, auto lanes) {
-                return grad(load(dy + at, lanes), load(x + at, lanes));
+              write_rows<T, streaming>(elements.written(), chunks.rows(c, k), [&](Place place, auto lanes) {
+                elements.template write<streaming, decltype(training)::value>(place, a, f, lanes);
               });
             }
           };
-          if (p.training) {
-            write_part([&](V g, V v) { return grad_in_training<V, activation>(g, v, a, f); });
-          } else {
-            write_part([&](V g, V v) { return grad_in_evaluation<V, activation>(g, v, a); });
-          }
+          p.training ? write_part(std::true_type{}) : write_part(std::false_type{});
           if constexpr (streaming) stream_fence();
         });
   }

@@ -222,6 +222,8 @@ FUSED_BN_INLINE void store(T* p, Vec<Compute<T>> v, First first) {
 #endif
 }
 
+constexpr bool kCanStream = kVectorBytes >= 32;
+
 // Past the caches: spares the read of the line that an ordinary store begins with.
 // p is aligned to the stored vector's size.
 template <class T>
@@ -259,7 +261,7 @@ FUSED_BN_INLINE void put(T* p, Vec<Compute<T>> v, First first) {
 
 // Orders streamed stores before what follows.
 FUSED_BN_INLINE void stream_fence() {
-#if FUSED_BN_VECTOR_BYTES >= 32 || defined(__SSE2__)
+#if FUSED_BN_VECTOR_BYTES >= 32
   _mm_sfence();
 #endif
 }

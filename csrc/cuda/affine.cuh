@@ -2,7 +2,6 @@
 // bit for bit.
 #pragma once
 
-#include "common/activation.h"
 #include "cuda/reduce.cuh"
 
 namespace fused_bn::cuda {

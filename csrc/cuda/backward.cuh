@@ -3,16 +3,17 @@
 
 #include <cmath>
 
+#include "cuda/activate.cuh"
 #include "cuda/affine.cuh"
 #include "cuda/exchange.cuh"
 #include "cuda/sweep.cuh"
 
 namespace fused_bn::cuda {
 
-template <class T, Mapping mapping, bool whole, Activation activation>
+template <class T, Mapping mapping, bool whole, Curve curve>
 class BackwardKernel {
   using A = Compute<T>;
-  using Slab = Sweep<T, mapping, whole, 2>;
+  using Slab = Sweep<T, mapping, whole, 2, curve>;
   using Affine = OwnAffine<A, mapping>;
   static constexpr int kColumns = kOwn<mapping>;
 
@@ -65,20 +66,44 @@ class BackwardKernel {
     }
   }
 
-  // The gradient behind the activation, from dy, and x - mean_hi.
-  FUSED_BN_DEVICE void differentiate(const Raw<T> (&raw)[2], const Affine& affine, uint32_t passes,
-                                     A (&g)[kVector], A (&centred)[kVector]) const {
-    const A slope = static_cast<A>(p_.negative_slope);
-    unpack(raw[0], g);
-    unpack(raw[1], centred);
+  // x - mean_hi, and what forward gave to the activation, or a value with the same slope. `last`: of what is
+  // read for it.
+  template <bool last>
+  FUSED_BN_DEVICE void before_activation(const Raw<T>& x, const Slab& sweep, int step, const Affine& affine,
+                                         A (&centred)[kVector], A (&z)[kVector]) const {
+    const uint32_t bits = p_.mask == nullptr ? 0 : p_.mask[sweep.mask_byte(sweep.view.vector(step), step)];
+    unpack(x, centred);
     FUSED_BN_UNROLL
     for (int k = 0; k < kVector; ++k) {
       centred[k] = affine.centre(centred[k], k);
       if (p_.mask == nullptr) {
-        g[k] = activate_backward<activation>(affine.transform(centred[k], k), g[k], slope);
+        z[k] = affine.transform(centred[k], k);
       } else {
-        g[k] = activate_backward<activation>((passes >> k & 1) != 0 ? A{1} : A{0}, g[k], slope);
+        z[k] = (bits >> k & 1) != 0 ? A{1} : A{0};
       }
+    }
+    if (curve == Curve::other && p_.residual != nullptr) {
+      A residual[kVector];
+      unpack(load_vector<T, whole, last>(p_.residual, sweep.view.vector(step)), residual);
+      FUSED_BN_UNROLL
+      for (int k = 0; k < kVector; ++k) z[k] += residual[k];
+    }
+  }
+
+  // The gradient behind the activation, from dy, and x - mean_hi.
+  template <bool last>
+  FUSED_BN_DEVICE void differentiate(const Raw<T> (&raw)[2], const Slab& sweep, int step,
+                                     const Affine& affine, A (&g)[kVector], A (&centred)[kVector]) const {
+    A z[kVector];
+    before_activation<last>(raw[1], sweep, step, affine, centred, z);
+    unpack(raw[0], g);
+    VectorActivation<A, curve>(p_.activation, p_.activation_param).backward(z, g);
+    if constexpr (curve == Curve::other) {  // computed again: kept, it would not fit into registers
+      Raw<T> x = raw[1];
+      forget(x);
+      unpack(x, centred);
+      FUSED_BN_UNROLL
+      for (int k = 0; k < kVector; ++k) centred[k] = affine.centre(centred[k], k);
     }
   }
 
@@ -87,22 +112,23 @@ class BackwardKernel {
   FUSED_BN_DEVICE bool gather(Slab& sweep, const Affine& affine, int slab, A scale) {
     A sum[kColumns] = {}, sum_centred[kColumns] = {};
     sweep.gather([&](auto& raw, const Stretch& stretch) {
-      // Sums of a few steps first: shorter chains of additions round less than one long one.
+      // Sums of a few steps first: shorter chains of additions round less than one long one. A curve other
+      // than ReLU's leaves no registers for them.
       A part[kColumns] = {}, part_centred[kColumns] = {};
-      FUSED_BN_UNROLL
-      for (int i = 0; i < static_cast<int>(sizeof(raw) / sizeof(raw[0])); ++i) {
-        if (!stretch.has(i)) continue;
-        const int values = whole ? kVector : sweep.view.vector(stretch.first + i).count;
+      A(&to)[kColumns] = curve == Curve::other ? sum : part;
+      A(&to_centred)[kColumns] = curve == Curve::other ? sum_centred : part_centred;
+      sweep.each(raw, stretch, [&](const auto& own_raw, int step) {
+        const int values = whole ? kVector : sweep.view.vector(step).count;
         A g[kVector], centred[kVector];
-        differentiate(raw[i], affine, passes(sweep, stretch.first + i), g, centred);
+        differentiate<false>(own_raw, sweep, step, affine, g, centred);
         FUSED_BN_UNROLL
         for (int k = 0; k < kVector; ++k) {
           const A each = whole || k < values ? g[k] * scale : A{0};
           const A x = whole || k < values ? centred[k] * scale : A{0};
-          part[own<mapping>(k)] += each;
-          part_centred[own<mapping>(k)] = fma(each, x, part_centred[own<mapping>(k)]);
+          to[own<mapping>(k)] += each;
+          to_centred[own<mapping>(k)] = fma(each, x, to_centred[own<mapping>(k)]);
         }
-      }
+      });
       FUSED_BN_UNROLL
       for (int k = 0; k < kColumns; ++k) {
         sum[k] += part[k];
@@ -167,16 +193,13 @@ class BackwardKernel {
     return fails;
   }
 
-  FUSED_BN_DEVICE uint32_t passes(const Slab& sweep, int step) const {
-    return p_.mask == nullptr ? 0 : p_.mask[sweep.view.mask_byte(step)];
-  }
-
   FUSED_BN_DEVICE void emit(Slab& sweep, const Affine& affine) {
     const OwnNumbers<A, mapping> slope(numbers_, kSlope, channel_of_, sweep.view);
     const OwnNumbers<A, mapping> constant(numbers_, kConstant, channel_of_, sweep.view);
-    sweep.emit([&](const auto& raw, const Vector& at, int step) {
+    sweep.emit([&](const auto& raw, int step) {
+      const Vector at = sweep.view.vector(step);
       A g[kVector], centred[kVector];
-      differentiate(raw, affine, passes(sweep, step), g, centred);
+      differentiate<true>(raw, sweep, step, affine, g, centred);
       if (p_.grad_residual != nullptr) store_vector<T, whole>(p_.grad_residual, at, pack<T>(g));
       if (p_.grad_input == nullptr) return;
       FUSED_BN_UNROLL
@@ -198,9 +221,9 @@ class BackwardKernel {
   GroupExchange<A> exchange_;
 };
 
-template <class T, Mapping mapping, bool whole, Activation activation>
+template <class T, Mapping mapping, bool whole, Curve curve>
 FUSED_BN_DEVICE void backward_kernel(const BackwardParams& p) {
-  BackwardKernel<T, mapping, whole, activation>(p).run();
+  BackwardKernel<T, mapping, whole, curve>(p).run();
 }
 
 }  // namespace fused_bn::cuda

@@ -13,8 +13,6 @@
 namespace fused_bn::cuda {
 namespace {
 
-using at::Tensor;
-
 // The largest power of two up to 16 that divides all addresses.
 int64_t alignment_of(std::initializer_list<const void*> addresses) {
   uintptr_t bits = 16;
@@ -22,108 +20,105 @@ int64_t alignment_of(std::initializer_list<const void*> addresses) {
   return static_cast<int64_t>(bits & (~bits + 1));
 }
 
-// 1 / n as the kernels multiply by it.
-double inverse_count(const View& view) { return 1.0 / static_cast<double>(view.values_per_channel()); }
-
-// None is the leaky ReLU of slope 1.
-float negative_slope(Activation activation) { return activation == Activation::none ? 1.0F : 0.0F; }
-
 template <class Params>
-void run(const Plan& plan, DType dtype, Activation activation, const Params& params) {
-  const cudaError_t error =
-      launch(plan, dtype, activation, params, c10::cuda::getCurrentCUDAStream().stream());
+void run(const Plan& plan, DType dtype, const Params& params) {
+  const cudaError_t error = launch(plan, dtype, params, c10::cuda::getCurrentCUDAStream().stream());
   if (error == cudaSuccess) return;
   cudaGetLastError();  // so that the next call does not find it
   TORCH_CHECK(false, "fused_bn: the launch failed: ", cudaGetErrorString(error), "; the plan was\n",
               describe(plan));
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& input, const OptionalTensor& weight,
-                                   const OptionalTensor& bias, const OptionalTensor& running_mean,
-                                   const OptionalTensor& running_var,
-                                   const OptionalTensor& num_batches_tracked, bool training,
-                                   std::optional<double> momentum, double eps, std::string_view activation) {
-  check({input, weight, bias, running_mean, running_var, num_batches_tracked, training, momentum, eps,
-         activation});
-  const c10::cuda::CUDAGuard guard(input.device());
-  const auto format = input.suggest_memory_format();
-  const Tensor x = input.contiguous(format);
+std::tuple<Tensor, Tensor, Tensor> forward(const ForwardArguments& a) {
+  check(a);
+  const c10::cuda::CUDAGuard guard(a.input.device());
+  const auto format = a.input.suggest_memory_format();
+  const Tensor x = a.input.contiguous(format);
+  const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
   Tensor output = at::empty_like(x, x.options(), format);
   Tensor statistics = at::empty({3, x.size(1)}, x.options().dtype(statistics_type(x)));
-  const bool counts = training && present(num_batches_tracked);
+  Tensor mask = empty_mask(a);
+  const bool counts = a.training && present(a.num_batches_tracked);
   if (x.numel() == 0) {
-    if (counts) Tensor(*num_batches_tracked).add_(1);
-    return {output, statistics.zero_()};
+    if (counts) Tensor(*a.num_batches_tracked).add_(1);
+    return {output, statistics.zero_(), mask};
   }
+  ForwardParams p{};
+  p.input = x.const_data_ptr();
+  p.residual = data_or_null(residual);
+  p.output = output.data_ptr();
+  p.mask = mask.numel() > 0 ? mask.data_ptr<uint8_t>() : nullptr;
+  p.weight = channel_vector(a.weight);
+  p.bias = channel_vector(a.bias);
+  p.running_mean = channel_vector(a.running_mean);
+  p.running_var = channel_vector(a.running_var);
+  p.num_batches_tracked = counts ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;
+  p.statistics = statistics.data_ptr();
+  p.training = a.training;
+  p.cumulative = a.training && !a.momentum.has_value();
+  p.momentum = a.momentum.value_or(0);
+  p.eps = a.eps;
   const View view = view_of(x);
   const double n = static_cast<double>(view.values_per_channel());
-  const Plan plan = plan_for({view, dtype_of(x), training ? Direction::forward : Direction::evaluation, false,
-                              alignment_of({x.const_data_ptr(), output.data_ptr()})});
-  const bool cumulative = training && !momentum.has_value();
-  const Activation act = activation_from_name(activation);
-  const Scratch scratch(plan, cumulative);
-  ForwardParams params{};
-  params.input = x.const_data_ptr();
-  params.output = output.data_ptr();
-  params.weight = channel_vector(weight);
-  params.bias = channel_vector(bias);
-  params.running_mean = channel_vector(running_mean);
-  params.running_var = channel_vector(running_var);
-  params.num_batches_tracked = counts ? num_batches_tracked->data_ptr<int64_t>() : nullptr;
-  params.statistics = statistics.data_ptr();
-  params.training = training;
-  params.cumulative = cumulative;
-  params.momentum = momentum.value_or(0);
-  params.eps = eps;
-  params.inverse_count = inverse_count(view);
-  params.unbiased = n / (n - 1);
-  params.negative_slope = negative_slope(act);
-  params.workspace = scratch.workspace();
-  run(plan, dtype_of(x), act, params);
-  return {output, statistics};
+  p.inverse_count = 1 / n;
+  p.unbiased = n / (n - 1);
+  p.activation = activation_from_name(a.activation);
+  p.activation_param = a.activation_param;
+  const Direction direction = a.training ? Direction::forward : Direction::evaluation;
+  const Plan plan = plan_for({view, dtype_of(x), direction, p.activation, residual.defined(),
+                              alignment_of({p.input, p.residual, p.output})});
+  const int64_t written = mask_bytes(plan.geometry);
+  if (mask.numel() > written) mask.narrow(0, written, mask.numel() - written).zero_();
+  const Scratch scratch(plan, p.cumulative);
+  p.workspace = scratch.workspace();
+  run(plan, dtype_of(x), p);
+  return {output, statistics, mask};
 }
 
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_output, const Tensor& input,
-                                            const OptionalTensor& weight, const OptionalTensor& bias,
-                                            const Tensor& statistics, bool training,
-                                            std::string_view activation, std::array<bool, 3> output_mask) {
-  const BackwardArguments arguments{grad_output, input, weight, bias, statistics, training, activation};
-  check(arguments);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const auto format = input.suggest_memory_format();
-  const Tensor x = input.contiguous(format), dy = grad_output.contiguous(format);
-  const Tensor saved = statistics.contiguous();
-  Tensor grad_input = output_mask[0] ? at::empty_like(x, x.options(), format) : at::empty({0}, x.options());
-  const Gradients gradients(arguments, output_mask);
-  if (x.numel() == 0) return {grad_input, gradients.weight.zero_(), gradients.bias.zero_()};
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) {
+  check(a);
+  const c10::cuda::CUDAGuard guard(a.input.device());
+  const auto format = a.input.suggest_memory_format();
+  const DenseBackward dense(a, format);
+  const Tensor& x = dense.input;
+  const auto empty = [&](bool wanted) {
+    return wanted ? at::empty_like(x, x.options(), format) : at::empty({0}, x.options());
+  };
+  Tensor grad_input = empty(a.output_mask[0]), grad_residual = empty(a.output_mask[1]);
+  const Gradients gradients(a);
+  if (x.numel() == 0) return {grad_input, grad_residual, gradients.weight.zero_(), gradients.bias.zero_()};
+  BackwardParams p{};
+  p.grad_output = dense.grad_output.const_data_ptr();
+  p.input = x.const_data_ptr();
+  p.residual = data_or_null(dense.residual);
+  p.mask = static_cast<const uint8_t*>(data_or_null(dense.mask));
+  p.weight = channel_vector(a.weight);
+  p.bias = channel_vector(a.bias);
+  p.statistics = dense.statistics.const_data_ptr();
+  p.grad_input = a.output_mask[0] ? grad_input.data_ptr() : nullptr;
+  p.grad_residual = a.output_mask[1] ? grad_residual.data_ptr() : nullptr;
+  if (a.output_mask[2]) p.grad_weight = channel_vector(gradients.weight);
+  if (a.output_mask[3]) p.grad_bias = channel_vector(gradients.bias);
+  p.training = a.training;
   const View view = view_of(x);
-  const void* dx = output_mask[0] ? grad_input.data_ptr() : nullptr;
-  const Plan plan = plan_for({view, dtype_of(x), Direction::backward, false,
-                              alignment_of({x.const_data_ptr(), dy.const_data_ptr(), dx})});
-  const Activation act = activation_from_name(activation);
+  p.inverse_count = 1 / static_cast<double>(view.values_per_channel());
+  p.activation = activation_from_name(a.activation);
+  p.activation_param = a.activation_param;
+  const bool residual = dense.mask.defined() || dense.residual.defined() || a.output_mask[1];
+  const Plan plan =
+      plan_for({view, dtype_of(x), Direction::backward, p.activation, residual,
+                alignment_of({p.grad_output, p.input, p.residual, p.grad_input, p.grad_residual})});
   const Scratch scratch(plan, false);
-  BackwardParams params{};
-  params.grad_output = dy.const_data_ptr();
-  params.input = x.const_data_ptr();
-  params.weight = channel_vector(weight);
-  params.bias = channel_vector(bias);
-  params.statistics = saved.const_data_ptr();
-  params.grad_input = output_mask[0] ? grad_input.data_ptr() : nullptr;
-  params.grad_weight = output_mask[1] ? channel_vector(gradients.weight) : ChannelVector{};
-  params.grad_bias = output_mask[2] ? channel_vector(gradients.bias) : ChannelVector{};
-  params.training = training;
-  params.inverse_count = inverse_count(view);
-  params.negative_slope = negative_slope(act);
-  params.workspace = scratch.workspace();
-  run(plan, dtype_of(x), act, params);
-  return {grad_input, gradients.weight, gradients.bias};
+  p.workspace = scratch.workspace();
+  run(plan, dtype_of(x), p);
+  return {grad_input, grad_residual, gradients.weight, gradients.bias};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fused_bn, CUDA, m) {
-  m.impl("batch_norm_forward", forward);
-  m.impl("batch_norm_backward", backward);
+  m.impl("batch_norm_forward", OneByOne<ForwardOperator, forward>::call);
+  m.impl("batch_norm_backward", OneByOne<BackwardOperator, backward>::call);
 }
 
 }  // namespace fused_bn::cuda

@@ -66,11 +66,26 @@ FUSED_BN_DEVICE Raw<T> pack(const Compute<T> (&values)[kVector]) {
   return raw;
 }
 
+template <class T>
+FUSED_BN_DEVICE void forget(Raw<T>& raw) {
+  FUSED_BN_UNROLL
+  for (int i = 0; i < kPacks<T>; ++i) forget(raw.packs[i]);
+}
 template <class T, int steps, int tensors>
 FUSED_BN_DEVICE void forget(Raw<T> (&raw)[steps][tensors]) {
   FUSED_BN_UNROLL
-  for (int i = 0; i < steps * tensors * kPacks<T>; ++i) {
-    forget(raw[i / kPacks<T> / tensors][i / kPacks<T> % tensors].packs[i % kPacks<T>]);
+  for (int i = 0; i < steps * tensors; ++i) forget(raw[i / tensors][i % tensors]);
+}
+
+// The first step goes behind the last.
+template <class T, int steps, int tensors>
+FUSED_BN_DEVICE void rotate(Raw<T> (&raw)[steps][tensors]) {
+  FUSED_BN_UNROLL
+  for (int t = 0; t < tensors; ++t) {
+    const Raw<T> first = raw[0][t];
+    FUSED_BN_UNROLL
+    for (int i = 1; i < steps; ++i) raw[i - 1][t] = raw[i][t];
+    raw[steps - 1][t] = first;
   }
 }
 

@@ -28,7 +28,7 @@ class GroupExchange {
   // one cannot ask for them at another scale: given again, they replace only what has overflowed. True where
   // they have.
   FUSED_BN_DEVICE bool publish(int slab, int c, A first, A second, A scale) {
-    if (kind_ == Exchange::cluster || kind_ == Exchange::none) {
+    if (kind_ == Exchange::cluster) {
       A* own = in_shared();
       own[c] = first;
       own[g_.slab_channels + c] = second;
@@ -60,7 +60,6 @@ class GroupExchange {
   // Field 0 or 1 of what block `rank` published, at this scale; NaN where that has overflowed.
   FUSED_BN_DEVICE A read(int slab, int rank, int field, int c, A scale) const {
     const int at = field * g_.slab_channels + c;
-    if (kind_ == Exchange::none) return in_shared()[at];
     if (kind_ == Exchange::cluster) return load_from_cluster(in_shared() + at, rank);
     const A* own = partials(slab, rank);
     const A value = load_shared_result(own + at);

@@ -2,16 +2,17 @@
 // activation.
 #pragma once
 
+#include "cuda/activate.cuh"
 #include "cuda/affine.cuh"
 #include "cuda/exchange.cuh"
 #include "cuda/moments.cuh"
 
 namespace fused_bn::cuda {
 
-template <class T, Mapping mapping, bool whole, Activation activation>
+template <class T, Mapping mapping, bool whole, Curve curve>
 class ForwardKernel {
   using A = Compute<T>;
-  using Slab = Sweep<T, mapping, whole, 1>;
+  using Slab = Sweep<T, mapping, whole, 1, curve>;
   static constexpr int kColumns = kOwn<mapping>;
 
  public:
@@ -174,8 +175,9 @@ class ForwardKernel {
 
   FUSED_BN_DEVICE void emit(Slab& sweep) {
     const OwnAffine<A, mapping> affine(numbers_, channel_of_, sweep.view);
-    const A slope = static_cast<A>(p_.negative_slope);
-    sweep.emit([&](const auto& raw, const Vector& at, int step) {
+    const VectorActivation<A, curve> activation(p_.activation, p_.activation_param);
+    sweep.emit([&](const auto& raw, int step) {
+      const Vector at = sweep.view.vector(step);
       A values[kVector];
       unpack(raw[0], values);
       FUSED_BN_UNROLL
@@ -187,13 +189,9 @@ class ForwardKernel {
         for (int k = 0; k < kVector; ++k) values[k] += residual[k];
       }
       if (p_.mask != nullptr) {
-        uint32_t bits = 0;
-        FUSED_BN_UNROLL
-        for (int k = 0; k < kVector; ++k) bits |= (values[k] <= 0 ? 0u : 1u) << k;
-        p_.mask[sweep.view.mask_byte(step)] = static_cast<uint8_t>(bits);
+        p_.mask[sweep.mask_byte(at, step)] = static_cast<uint8_t>(activation.bits(values));
       }
-      FUSED_BN_UNROLL
-      for (int k = 0; k < kVector; ++k) values[k] = activate<activation>(values[k], slope);
+      activation.forward(values);
       store_vector<T, whole>(p_.output, at, pack<T>(values));
     });
   }
@@ -206,9 +204,9 @@ class ForwardKernel {
   GroupExchange<A> exchange_;
 };
 
-template <class T, Mapping mapping, bool whole, Activation activation>
+template <class T, Mapping mapping, bool whole, Curve curve>
 FUSED_BN_DEVICE void forward_kernel(const ForwardParams& p) {
-  ForwardKernel<T, mapping, whole, activation>(p).run();
+  ForwardKernel<T, mapping, whole, curve>(p).run();
 }
 
 }  // namespace fused_bn::cuda

@@ -2,7 +2,7 @@
 
 namespace fused_bn::cuda {
 
-template cudaError_t launch_one_type<Float16>(const Plan&, Activation, const ForwardParams&, cudaStream_t);
-template cudaError_t launch_one_type<Float16>(const Plan&, Activation, const BackwardParams&, cudaStream_t);
+template cudaError_t launch_one_type<Float16>(const Plan&, const ForwardParams&, cudaStream_t);
+template cudaError_t launch_one_type<Float16>(const Plan&, const BackwardParams&, cudaStream_t);
 
 }  // namespace fused_bn::cuda

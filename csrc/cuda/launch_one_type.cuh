@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <type_traits>
 
 #include "cuda/backward.cuh"
 #include "cuda/dispatch.h"
@@ -11,25 +12,25 @@
 namespace fused_bn::cuda {
 namespace {
 
-template <class T, Mapping mapping, bool whole, Activation activation>
+template <class T, Mapping mapping, bool whole, Curve curve>
 __global__ void __launch_bounds__(threads_of(kDType<T>), 1)
     batch_norm_forward(const __grid_constant__ ForwardParams params) {
-  forward_kernel<T, mapping, whole, activation>(params);
+  forward_kernel<T, mapping, whole, curve>(params);
 }
 
-template <class T, Mapping mapping, bool whole, Activation activation>
+template <class T, Mapping mapping, bool whole, Curve curve>
 __global__ void __launch_bounds__(threads_of(kDType<T>), 1)
     batch_norm_backward(const __grid_constant__ BackwardParams params) {
-  backward_kernel<T, mapping, whole, activation>(params);
+  backward_kernel<T, mapping, whole, curve>(params);
 }
 
 template <class Types>
 constexpr auto kernel_of(const ForwardParams&) {
-  return batch_norm_forward<typename Types::Element, Types::mapping, Types::whole, Types::activation>;
+  return batch_norm_forward<typename Types::Element, Types::mapping, Types::whole, Types::curve>;
 }
 template <class Types>
 constexpr auto kernel_of(const BackwardParams&) {
-  return batch_norm_backward<typename Types::Element, Types::mapping, Types::whole, Types::activation>;
+  return batch_norm_backward<typename Types::Element, Types::mapping, Types::whole, Types::curve>;
 }
 
 // Once a kernel and device: more shared memory than 48 KB, and clusters of 16 blocks, are for those who ask.
@@ -75,9 +76,12 @@ cudaError_t launch_kernel(const Plan& plan, const Params& params, cudaStream_t s
 }
 
 template <class T, class Params>
-cudaError_t launch_any(const Plan& plan, Activation activation, const Params& params, cudaStream_t stream) {
+cudaError_t launch_any(const Plan& plan, const Params& params, cudaStream_t stream) {
   const Geometry& g = plan.geometry;
-  return with_kernel_types<T>(g.mapping, g.whole, activation, [&](auto types) {
+  return with_kernel_types<T>(g.mapping, g.whole, params.activation, [&](auto types) {
+    constexpr bool backward = std::is_same_v<Params, BackwardParams>;
+    constexpr int most = register_steps(kDType<T>, backward, types.mapping, types.curve);
+    if (g.register_steps > most) return cudaErrorInvalidValue;  // the plan is for another activation
     return launch_kernel<kernel_of<decltype(types)>(Params{})>(plan, params, stream);
   });
 }
@@ -87,7 +91,7 @@ cudaError_t launch_any(const Plan& plan, Activation activation, const Params& pa
 // Blocks that take the most of a multiprocessor ask for the most of a cluster.
 template <class T>
 int largest_cluster(int limit) {
-  constexpr auto kernel = batch_norm_backward<T, Mapping::columns, true, Activation::relu>;
+  constexpr auto kernel = batch_norm_backward<T, Mapping::columns, true, Curve::relu>;
   int device = 0, bytes = 0;
   if (prepare<kernel>() != cudaSuccess || cudaGetDevice(&device) != cudaSuccess ||
       cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) {
@@ -114,14 +118,12 @@ int largest_cluster(int limit) {
 }
 
 template <class T>
-cudaError_t launch_one_type(const Plan& plan, Activation activation, const ForwardParams& params,
-                            cudaStream_t stream) {
-  return launch_any<T>(plan, activation, params, stream);
+cudaError_t launch_one_type(const Plan& plan, const ForwardParams& params, cudaStream_t stream) {
+  return launch_any<T>(plan, params, stream);
 }
 template <class T>
-cudaError_t launch_one_type(const Plan& plan, Activation activation, const BackwardParams& params,
-                            cudaStream_t stream) {
-  return launch_any<T>(plan, activation, params, stream);
+cudaError_t launch_one_type(const Plan& plan, const BackwardParams& params, cudaStream_t stream) {
+  return launch_any<T>(plan, params, stream);
 }
 
 }  // namespace fused_bn::cuda

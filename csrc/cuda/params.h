@@ -1,6 +1,7 @@
 // What a launch hands to a kernel. Knows neither torch nor CUDA.
 #pragma once
 
+#include "common/activation.h"
 #include "common/dtype.h"
 #include "cuda/geometry.h"
 
@@ -81,7 +82,8 @@ struct ForwardParams {
   double eps;
   double inverse_count;  // 1 / (N * S)
   double unbiased;       // N * S / (N * S - 1)
-  float negative_slope;
+  Activation activation;
+  double activation_param;
   Workspace workspace;
 };
 
@@ -92,7 +94,8 @@ struct BackwardParams {
   Phase phase;
   const void* grad_output;
   const void* input;
-  const uint8_t* mask;  // with residual, which the input alone does not tell
+  const void* residual;  // null where there was none, or where the mask tells all that it would
+  const uint8_t* mask;   // null where the input and the residual tell
   ChannelVector weight;
   ChannelVector bias;
   const void* statistics;
@@ -102,15 +105,17 @@ struct BackwardParams {
   ChannelVector grad_bias;
   Flag training;
   double inverse_count;  // 1 / (N * S)
-  float negative_slope;
+  Activation activation;
+  double activation_param;
   Workspace workspace;
 };
 
 // Steps that a block keeps in registers, where every vector is whole: as many as ptxas fits into 128
-// registers a thread for sm_75 to sm_120 without a spill. None in double precision, whose sums leave no room.
-constexpr int register_steps(DType dtype, bool backward, Mapping mapping) {
+// registers a thread for sm_75 to sm_120 without a spill. None in double precision, whose sums leave no room,
+// and none beside the arithmetic of a curve other than ReLU's.
+constexpr int register_steps(DType dtype, bool backward, Mapping mapping, Curve curve) {
   const bool half = dtype == DType::bf16 || dtype == DType::f16;
-  if (dtype == DType::f64) return 0;
+  if (dtype == DType::f64 || curve == Curve::other) return 0;
   if (mapping == Mapping::rows) return backward ? (half ? 8 : 4) : (half ? 16 : 6);
   if (backward) return dtype == DType::bf16 ? 2 : 1;
   return half ? 8 : 3;

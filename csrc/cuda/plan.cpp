@@ -135,7 +135,9 @@ void retain(const Problem& p, const Device& device, Plan& plan) {
   Geometry& g = plan.geometry;
   const int tensors = tensors_read(p.direction);
   const bool may = g.whole && p.direction != Direction::evaluation && plan.exchange != Exchange::two_kernels;
-  if (may) g.register_steps = register_steps(p.dtype, p.direction == Direction::backward, g.mapping);
+  if (may)
+    g.register_steps =
+        register_steps(p.dtype, p.direction == Direction::backward, g.mapping, curve_of(p.activation));
   const auto layout = [&] {
     return SharedLayout::of(g, tensors, element_bytes(p.dtype), compute_bytes(p.dtype));
   };
@@ -163,12 +165,15 @@ struct Workload {
 
 Workload workload(const Problem& p, const Geometry& g) {
   const int64_t tensor = g.elements * element_bytes(p.dtype);
-  const int64_t residual = p.residual ? tensor : 0, mask = p.residual ? mask_bytes(g) : 0;
+  const int64_t residual = p.residual ? tensor : 0;
+  const int64_t mask = p.residual && has_mask(p.activation) ? mask_bytes(g) : 0;
+  // Backward reads it in both passes, and keeps nothing of it in between.
+  const int64_t saved = p.residual && !has_two_slopes(p.activation) ? tensor : 0;
   switch (p.direction) {
     case Direction::forward:
       return {tensor, residual, tensor + mask};
     case Direction::backward:
-      return {2 * tensor, 2 * mask, tensor + residual};
+      return {2 * tensor, 2 * (mask + saved), tensor + residual};
     case Direction::evaluation:
       break;
   }
@@ -307,6 +312,8 @@ Plan make_plan(const Problem& problem, const Device& device, Exchange exchange) 
   if (!plan) refuse_shape(problem.view, "no plan has the exchange that was asked for on this device");
   return *plan;
 }
+
+bool has_mask(Activation activation) { return activation != Activation::none && has_two_slopes(activation); }
 
 int64_t mask_bytes(const Geometry& g) {
   if (g.mapping == Mapping::rows) return g.N * g.C * static_cast<int64_t>(g.row_vectors.divisor);

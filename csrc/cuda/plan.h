@@ -16,6 +16,7 @@ struct Problem {
   View view;
   DType dtype;
   Direction direction;
+  Activation activation;
   bool residual = false;
   int64_t alignment = 16;  // bytes: the largest power of two up to 16 that divides every tensor's address
 };
@@ -95,6 +96,10 @@ Plan make_plan(const Problem& problem, const Device& device);
 
 // The best of the plans with this exchange. Throws std::invalid_argument where there is none.
 Plan make_plan(const Problem& problem, const Device& device, Exchange exchange);
+
+// Whether forward with a residual saves a mask for backward; else backward reads the residual, or without
+// activation neither of them.
+bool has_mask(Activation activation);
 
 // Bytes of the mask of a geometry: the same for all plans of a shape and type.
 int64_t mask_bytes(const Geometry& geometry);

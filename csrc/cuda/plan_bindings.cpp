@@ -29,6 +29,17 @@ const Names<DType> kDTypes = {
 const Names<Direction> kDirections = {{"forward", Direction::forward},
                                       {"backward", Direction::backward},
                                       {"evaluation", Direction::evaluation}};
+const Names<Activation> kActivations = {{"none", Activation::none},
+                                        {"relu", Activation::relu},
+                                        {"leaky_relu", Activation::leaky_relu},
+                                        {"relu6", Activation::relu6},
+                                        {"hardswish", Activation::hardswish},
+                                        {"elu", Activation::elu},
+                                        {"silu", Activation::silu},
+                                        {"gelu", Activation::gelu},
+                                        {"gelu_tanh", Activation::gelu_tanh},
+                                        {"tanh", Activation::tanh},
+                                        {"sigmoid", Activation::sigmoid}};
 const Names<Mapping> kMappings = {{"rows", Mapping::rows}, {"columns", Mapping::columns}};
 const Names<Exchange> kExchanges = {{"none", Exchange::none},
                                     {"cluster", Exchange::cluster},
@@ -119,10 +130,11 @@ py::dict device_fields(const std::string& name) {
 
 Plan plan(int64_t N, int64_t C, int64_t S, const std::string& layout, const std::string& dtype,
           const std::string& direction, bool residual, int64_t alignment, const py::object& device,
-          const std::optional<std::string>& exchange) {
+          const std::optional<std::string>& exchange, const std::string& activation) {
   const Problem problem{{N, C, S, from_name(kLayouts, "layout", layout)},
                         from_name(kDTypes, "dtype", dtype),
                         from_name(kDirections, "direction", direction),
+                        from_name(kActivations, "activation", activation),
                         residual,
                         alignment};
   const Device on = device_from(device);
@@ -334,15 +346,26 @@ void bind_planner(py::module_& module) {
 
   module.def("plan", &plan, py::arg("N"), py::arg("C"), py::arg("S"), py::arg("layout"), py::arg("dtype"),
              py::arg("direction"), py::arg("residual"), py::arg("alignment"), py::arg("device"),
-             py::arg("exchange") = py::none());
+             py::arg("exchange") = py::none(), py::arg("activation") = "relu");
   module.def("plan_devices", &device_names);
   module.def("plan_device_fields", &device_fields);
-  module.def("plan_register_steps",
-             [](const std::string& dtype, const std::string& direction, const std::string& mapping) {
-               return register_steps(from_name(kDTypes, "dtype", dtype),
-                                     from_name(kDirections, "direction", direction) == Direction::backward,
-                                     from_name(kMappings, "mapping", mapping));
-             });
+  module.def(
+      "plan_register_steps",
+      [](const std::string& dtype, const std::string& direction, const std::string& mapping,
+         const std::string& activation) {
+        return register_steps(from_name(kDTypes, "dtype", dtype),
+                              from_name(kDirections, "direction", direction) == Direction::backward,
+                              from_name(kMappings, "mapping", mapping),
+                              curve_of(from_name(kActivations, "activation", activation)));
+      },
+      py::arg("dtype"), py::arg("direction"), py::arg("mapping"), py::arg("activation") = "relu");
+  module.def("plan_has_mask", [](const std::string& activation) {
+    return has_mask(from_name(kActivations, "activation", activation));
+  });
+  module.def("plan_mask_bytes_set_aside", [](int64_t N, int64_t C, int64_t S, const std::string& layout) {
+    const int64_t long_rows = S >= kShortRow ? 1 : 0;
+    return fused_bn::mask_bytes(N, C, S, long_rows, from_name(kLayouts, "layout", layout));
+  });
   module.def("plan_element_visits", &element_visits);
   module.def("plan_mask_visits", &mask_visits);
   module.def("plan_mask_bits", &mask_bits);

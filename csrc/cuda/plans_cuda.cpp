@@ -23,7 +23,8 @@ using Key = std::array<int64_t, 5>;
 
 Key key_of(const Problem& p) {
   const int64_t rest = static_cast<int64_t>(p.dtype) | static_cast<int64_t>(p.direction) << 8 |
-                       static_cast<int64_t>(p.residual) << 16 | static_cast<int64_t>(p.view.layout) << 24;
+                       static_cast<int64_t>(p.residual) << 16 | static_cast<int64_t>(p.view.layout) << 24 |
+                       static_cast<int64_t>(p.activation) << 32;
   return {p.view.N, p.view.C, p.view.S, rest, p.alignment};
 }
 

@@ -6,6 +6,7 @@
 
 #include <type_traits>
 
+#include "common/activation.h"
 #include "cuda/elements.cuh"
 
 namespace fused_bn::cuda {
@@ -29,7 +30,7 @@ struct Stretch {
   FUSED_BN_DEVICE bool has(int i) const { return i < count; }
 };
 
-template <class T, Mapping mapping, bool whole, int tensors>
+template <class T, Mapping mapping, bool whole, int tensors, Curve curve>
 class Sweep {
  public:
   static constexpr int kSteps = kSideBySide<T, whole, tensors>;
@@ -41,8 +42,10 @@ class Sweep {
     for (int t = 0; t < tensors; ++t) data_[t] = static_cast<const T*>(data[t]);
     const int end = g.first_step(rank + 1), steps = end - begin_;
     end_ = end < view.steps() ? end : view.steps();
-    in_registers_ = steps < g.register_steps ? steps : g.register_steps;
-    in_shared_ = steps - in_registers_ < g.shared_steps ? steps - in_registers_ : g.shared_steps;
+    // Constants where nothing is kept: registers are rare.
+    const int registers = kRegisters > 0 ? g.register_steps : 0, shared = whole ? g.shared_steps : 0;
+    in_registers_ = steps < registers ? steps : registers;
+    in_shared_ = steps - in_registers_ < shared ? steps - in_registers_ : shared;
     streamed_ = steps - in_registers_ - in_shared_;
   }
 
@@ -83,13 +86,31 @@ class Sweep {
     forget(begin_);
   }
 
-  // body(raw, at, step) for every vector, for the last time.
+  // body(raw[i], step) for the steps of a stretch. Code for a curve other than ReLU's is long, and stands but
+  // once, in a loop in which the steps take turns at the first place.
+  template <int steps, class Body>
+  FUSED_BN_DEVICE void each(Raw<T> (&raw)[steps][tensors], const Stretch& stretch, Body body) const {
+    if constexpr (curve == Curve::other) {
+      FUSED_BN_ROLLED
+      for (int i = 0; i < steps; ++i) {
+        if (stretch.has(i)) body(raw[0], stretch.first + i);
+        rotate(raw);
+      }
+    } else {
+      FUSED_BN_UNROLL
+      for (int i = 0; i < steps; ++i) {
+        if (stretch.has(i)) body(raw[i], stretch.first + i);
+      }
+    }
+  }
+
+  // body(raw, step) for every vector, for the last time.
   template <class Body>
   FUSED_BN_DEVICE void emit(Body body) {
     FUSED_BN_UNROLL
     for (int i = 0; i < kRegisters; ++i) {
       const Stretch stretch = in_registers();
-      if (stretch.has(i)) body(registers_[i], view.vector(stretch.first + i), stretch.first + i);
+      if (stretch.has(i)) body(registers_[i], stretch.first + i);
     }
     const int shared_groups = (in_shared_ + kSteps - 1) / kSteps;
     const int groups = shared_groups + (streamed_ + kSteps - 1) / kSteps;
@@ -102,17 +123,19 @@ class Sweep {
       } else {
         load<kSteps, true>(raw, stretch);
       }
-      FUSED_BN_UNROLL
-      for (int i = 0; i < kSteps; ++i) {
-        if (stretch.has(i)) body(raw[i], view.vector(stretch.first + i), stretch.first + i);
-      }
+      each(raw, stretch, body);
     }
+  }
+
+  // Where the bits of the vector at this step lie in a mask. Of whole vectors their offset tells.
+  FUSED_BN_DEVICE int64_t mask_byte(const Vector& at, int step) const {
+    return whole ? static_cast<int64_t>(static_cast<uint64_t>(at.offset) / kVector) : view.mask_byte(step);
   }
 
   const ThreadView<mapping> view;
 
  private:
-  static constexpr int kRegisters = whole ? register_steps(kDType<T>, tensors == 2, mapping) : 0;
+  static constexpr int kRegisters = whole ? register_steps(kDType<T>, tensors == 2, mapping, curve) : 0;
 
   // The thread's steps from the i-th streamed one on, and so on.
   FUSED_BN_DEVICE Stretch streamed(int i) const { return from(begin_ + i, streamed_ - i); }

@@ -12,11 +12,9 @@ FORWARD = Kernel("forward", "f16", "columns", True, "relu")
 BACKWARD = Kernel("backward", "f64", "rows", True, "leaky_relu")
 UNIT = "_ZN8fused_bn4cuda53_GLOBAL__N__883e3cdb_14_kernels_f16_cu_9f98bca7_31899"
 FORWARD_ENTRY = (
-    f"{UNIT}18batch_norm_forwardINS_7Float16ELNS0_7MappingE1ELb1ELNS_10ActivationE1EEEvNS0_13ForwardParamsE"
+    f"{UNIT}18batch_norm_forwardINS_7Float16ELNS0_7MappingE1ELb1ELNS_5CurveE0EEEvNS0_13ForwardParamsE"
 )
-BACKWARD_ENTRY = (
-    f"{UNIT}19batch_norm_backwardIdLNS0_7MappingE0ELb1ELNS_10ActivationE2EEEvNS0_14BackwardParamsE"
-)
+BACKWARD_ENTRY = f"{UNIT}19batch_norm_backwardIdLNS0_7MappingE0ELb1ELNS_5CurveE1EEEvNS0_14BackwardParamsE"
 
 
 class TestNames:
@@ -27,7 +25,7 @@ class TestNames:
         assert kernel_of(bf16) == Kernel("backward", "bf16", "rows", False, "leaky_relu")
 
     @pytest.mark.parametrize(
-        "entry", ["_Z6kernelv", FORWARD_ENTRY.replace("ActivationE1", "ActivationE0"), FORWARD_ENTRY[:60]]
+        "entry", ["_Z6kernelv", FORWARD_ENTRY.replace("CurveE0", "CurveE3"), FORWARD_ENTRY[:60]]
     )
     def test_of_anything_else_are_refused(self, entry: str) -> None:
         """A kernel that the gates would not look at."""
@@ -37,11 +35,11 @@ class TestNames:
 
 class TestPresence:
     def test_expects_every_combination_once(self) -> None:
-        assert len(EXPECTED) == 2 * 4 * 2 * 2 * 2
+        assert len(EXPECTED) == 2 * 4 * 2 * 2 * 3
         assert faults_of_presence(EXPECTED) == []
 
     def test_finds_a_missing_an_extra_and_a_doubled_kernel(self) -> None:
-        extra = FORWARD._replace(activation="none")
+        extra = FORWARD._replace(curve="none")
         assert faults_of_presence(EXPECTED - {FORWARD}) == [f"missing: {FORWARD}"]
         assert faults_of_presence([*EXPECTED, extra]) == [f"not in dispatch.h: {extra}"]
         assert faults_of_presence([*EXPECTED, FORWARD]) == [f"twice: {FORWARD}"]

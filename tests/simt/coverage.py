@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import product
 
+from fused_bn._activations import ACTIVATIONS
 from tests.simt.harness import Configuration
 
 DIRECTIONS = ("forward", "backward")
@@ -79,7 +80,9 @@ def exercised(configuration: Configuration) -> set[str]:
     c = configuration
     alignment = "whole" if c.plan.whole else "partial"
     combination = f"{c.direction}, {c.plan.mapping}, {alignment} vectors, {c.exchange}"
-    return {c.instance, combination, *retention(c), *teams(c), *tails(c)}
+    residual = "residual" if c.case.residual else "no residual"
+    activation = f"{c.direction}, {c.plan.mapping}, {c.case.activation}, {residual}"
+    return {c.instance, combination, activation, *retention(c), *teams(c), *tails(c)}
 
 
 MAPPINGS = ("rows", "columns")
@@ -94,6 +97,8 @@ def demanded() -> Iterator[str]:
     """Everything that the properties of a launch can be combined to."""
     yield from each(DIRECTIONS, MAPPINGS, ("whole vectors", "partial vectors"), EXCHANGES)
     yield from each(["evaluation"], MAPPINGS, ("whole vectors", "partial vectors"), ["none"])
+
+    yield from each(("evaluation", *DIRECTIONS), MAPPINGS, list(ACTIVATIONS), ("residual", "no residual"))
 
     registers = ("no registers", "some registers", "all registers")
     shared = ("shared memory", "no shared memory")

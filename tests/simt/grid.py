@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fused_bn._activations import ACTIVATIONS
 from tests.cases import DTYPES, HAS_EXTENSION, Case
 from tests.simt.harness import SMALL_DEVICE, Launch
 
@@ -118,6 +119,24 @@ def option_trials() -> Iterator[Trial]:
         yield Trial(case, launch if possible(case, launch) else small(), quick=i % 5 == 0)
 
 
+def activation_trials() -> Iterator[Trial]:
+    """The activations that the others leave out, on each kind of kernel, in training and in evaluation.
+
+    In the quick part two of them for each shape and dtype without a residual, and two with one.
+    """
+    exchanges = cycle(EXCHANGES)
+    others = [name for name in ACTIVATIONS if name not in ("none", "relu", "leaky_relu")]
+    options = product(enumerate(OPTION_SHAPES), enumerate(DTYPES), enumerate(others), (False, True))
+    for (i, (shape, layout)), (j, dtypes), (k, activation), residual in options:
+        case = Case(shape, layout, *dtypes, activation=activation, residual=residual)
+        launch = small(next(exchanges))
+        quick = (i + j + k) % 4 == 2 * residual
+        yield Trial(case, launch if possible(case, launch) else small(), quick)
+        yield Trial(replace(case, training=False), small(), quick=False)
+        if k == 0:
+            next(exchanges)  # else each activation would meet the same ones
+
+
 RETAINING: dict[tuple[tuple[int, ...], str], tuple[int, ...]] = {
     ((4, 2, 24576), "contiguous"): (3, 4, 5, 6, 12),  # rows: 24 steps of 512 threads; by blocks 8 to 2
     ((3000, 64), "contiguous"): (5, 16, 24),  # columns: 47 steps; by blocks 10 or 9, 3 or 2, 2 or 1
@@ -136,6 +155,8 @@ def retention_trials() -> Iterator[Trial]:
         case = Case(shape, layout, dtype, parameters, residual=ps == 1)
         alone = small("none", register_steps=v, shared_steps=ps)
         yield Trial(case, alone, quick=dtype in (torch.float32, torch.bfloat16))
+        if v == 0:
+            yield Trial(replace(case, activation="silu"), alone, quick=dtype is torch.bfloat16)
         for group, exchange in product(groups, ("cluster", "barrier")):
             if exchange == "cluster" and group not in (2, 4, 8, 16):
                 continue
@@ -204,5 +225,6 @@ def evaluation_trials() -> Iterator[Trial]:
 def trials() -> list[Trial]:
     if not HAS_EXTENSION:  # it holds the planner
         return []
-    sources = (shape_trials, option_trials, retention_trials, team_trials, evaluation_trials)
+    training = (shape_trials, option_trials, activation_trials, retention_trials, team_trials)
+    sources = (*training, evaluation_trials)
     return list(dict.fromkeys(trial for source in sources for trial in source()))

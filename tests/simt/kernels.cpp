@@ -48,17 +48,15 @@ class Struct {
   py::class_<T> bound_;
 };
 
-std::string launch_one(const ForwardParams& params, DType dtype, Activation activation,
-                       const simt::Launch& launch) {
+std::string launch_one(const ForwardParams& params, DType dtype, const simt::Launch& launch) {
   const auto forward = simt::kernels[static_cast<int>(dtype)].forward;
   if (forward == nullptr) throw std::invalid_argument("simt_kernels was built without this element type");
-  return forward(params, activation, launch);
+  return forward(params, launch);
 }
-std::string launch_one(const BackwardParams& params, DType dtype, Activation activation,
-                       const simt::Launch& launch) {
+std::string launch_one(const BackwardParams& params, DType dtype, const simt::Launch& launch) {
   const auto backward = simt::kernels[static_cast<int>(dtype)].backward;
   if (backward == nullptr) throw std::invalid_argument("simt_kernels was built without this element type");
-  return backward(params, activation, launch);
+  return backward(params, launch);
 }
 
 std::set<std::string> instances() {
@@ -76,8 +74,8 @@ SharedLayout shared_layout(const Geometry& geometry, DType dtype, int tensors) {
 
 // By the launch layer's own loop over the phases.
 template <class Params>
-std::vector<std::string> run(Params params, DType dtype, Activation activation, int64_t grid,
-                             int64_t shared_bytes, uint64_t seed, int workers) {
+std::vector<std::string> run(Params params, DType dtype, int64_t grid, int64_t shared_bytes, uint64_t seed,
+                             int workers) {
   params.layout = shared_layout(params.geometry, dtype, std::is_same_v<Params, ForwardParams> ? 1 : 2);
   simt::Launch launch;
   launch.grid = grid;
@@ -90,7 +88,7 @@ std::vector<std::string> run(Params params, DType dtype, Activation activation, 
   std::vector<std::string> launched;
   for_each_phase(params.exchange, [&](Phase phase) {
     params.phase = phase;
-    launched.push_back(launch_one(params, dtype, activation, launch));
+    launched.push_back(launch_one(params, dtype, launch));
     return 0;
   });
   return launched;
@@ -98,8 +96,8 @@ std::vector<std::string> run(Params params, DType dtype, Activation activation, 
 
 template <class Params>
 void bind_run(py::module_& module, const char* name) {
-  module.def(name, run<Params>, py::arg("params"), py::arg("dtype"), py::arg("activation"), py::kw_only(),
-             py::arg("grid"), py::arg("shared_bytes"), py::arg("seed") = 0, py::arg("workers") = 0,
+  module.def(name, run<Params>, py::arg("params"), py::arg("dtype"), py::kw_only(), py::arg("grid"),
+             py::arg("shared_bytes"), py::arg("seed") = 0, py::arg("workers") = 0,
              py::call_guard<py::gil_scoped_release>(),
              "Sets layout and phase of `params`, and returns the name of the instance of each launch. "
              "RuntimeError for whatever a GPU would do wrong.");
@@ -112,8 +110,17 @@ void bind_enums(py::module_& module) {
       .value("bf16", DType::bf16)
       .value("f16", DType::f16);
   py::enum_<Activation>(module, "Activation", py::module_local())
+      .value("none", Activation::none)
       .value("relu", Activation::relu)
-      .value("leaky_relu", Activation::leaky_relu);
+      .value("leaky_relu", Activation::leaky_relu)
+      .value("relu6", Activation::relu6)
+      .value("hardswish", Activation::hardswish)
+      .value("elu", Activation::elu)
+      .value("silu", Activation::silu)
+      .value("gelu", Activation::gelu)
+      .value("gelu_tanh", Activation::gelu_tanh)
+      .value("tanh", Activation::tanh)
+      .value("sigmoid", Activation::sigmoid);
   py::enum_<Mapping>(module, "Mapping", py::module_local())
       .value("rows", Mapping::rows)
       .value("columns", Mapping::columns);
@@ -188,13 +195,15 @@ void bind_params(py::module_& module) {
       .field("eps", &ForwardParams::eps)
       .field("inverse_count", &ForwardParams::inverse_count)
       .field("unbiased", &ForwardParams::unbiased)
-      .field("negative_slope", &ForwardParams::negative_slope)
+      .field("activation", &ForwardParams::activation)
+      .field("activation_param", &ForwardParams::activation_param)
       .field("workspace", &ForwardParams::workspace);
   Struct<BackwardParams>(module, "BackwardParams")
       .field("geometry", &BackwardParams::geometry)
       .field("exchange", &BackwardParams::exchange)
       .field("grad_output", &BackwardParams::grad_output)
       .field("input", &BackwardParams::input)
+      .field("residual", &BackwardParams::residual)
       .field("mask", &BackwardParams::mask)
       .field("weight", &BackwardParams::weight)
       .field("bias", &BackwardParams::bias)
@@ -205,7 +214,8 @@ void bind_params(py::module_& module) {
       .field("grad_bias", &BackwardParams::grad_bias)
       .field("training", &BackwardParams::training)
       .field("inverse_count", &BackwardParams::inverse_count)
-      .field("negative_slope", &BackwardParams::negative_slope)
+      .field("activation", &BackwardParams::activation)
+      .field("activation_param", &BackwardParams::activation_param)
       .field("workspace", &BackwardParams::workspace);
 }
 
@@ -239,7 +249,12 @@ PYBIND11_MODULE(simt_kernels, module) {
   bind_run<ForwardParams>(module, "run_forward");
   bind_run<BackwardParams>(module, "run_backward");
   module.def("instances", instances, "The names of all instances.");
-  module.def("register_steps", register_steps, py::arg("dtype"), py::arg("backward"), py::arg("mapping"));
+  module.def(
+      "register_steps",
+      [](DType dtype, bool backward, Mapping mapping, Activation activation) {
+        return register_steps(dtype, backward, mapping, fused_bn::curve_of(activation));
+      },
+      py::arg("dtype"), py::arg("backward"), py::arg("mapping"), py::arg("activation"));
   module.def(
       "shared_bytes",
       [](const Geometry& geometry, DType dtype, int tensors) {

@@ -4,7 +4,6 @@
 #include <set>
 #include <string>
 
-#include "common/activation.h"
 #include "cuda/params.h"
 #include "executor.h"
 
@@ -16,8 +15,8 @@ struct Kernels {
   using Forward = fused_bn::cuda::ForwardParams;
   using Backward = fused_bn::cuda::BackwardParams;
 
-  std::string (*forward)(const Forward&, fused_bn::Activation, const Launch&) = nullptr;
-  std::string (*backward)(const Backward&, fused_bn::Activation, const Launch&) = nullptr;
+  std::string (*forward)(const Forward&, const Launch&) = nullptr;
+  std::string (*backward)(const Backward&, const Launch&) = nullptr;
   std::set<std::string> (*instances)() = nullptr;  // the names of all
 };
 inline Kernels kernels[4];  // by DType

@@ -9,6 +9,7 @@ namespace simt {
 namespace {
 
 using fused_bn::Activation;
+using fused_bn::Curve;
 using fused_bn::cuda::BackwardParams;
 using fused_bn::cuda::ForwardParams;
 using fused_bn::cuda::Mapping;
@@ -16,12 +17,11 @@ using fused_bn::cuda::with_kernel_types;
 
 template <class Types>
 void run(const ForwardParams& params, Types) {
-  fused_bn::cuda::forward_kernel<typename Types::Element, Types::mapping, Types::whole, Types::activation>(
-      params);
+  fused_bn::cuda::forward_kernel<typename Types::Element, Types::mapping, Types::whole, Types::curve>(params);
 }
 template <class Types>
 void run(const BackwardParams& params, Types) {
-  fused_bn::cuda::backward_kernel<typename Types::Element, Types::mapping, Types::whole, Types::activation>(
+  fused_bn::cuda::backward_kernel<typename Types::Element, Types::mapping, Types::whole, Types::curve>(
       params);
 }
 
@@ -33,23 +33,25 @@ std::string name(Types) {
   text += dtypes[static_cast<int>(fused_bn::kDType<typename Types::Element>)];
   text += Types::mapping == Mapping::rows ? " rows" : " columns";
   text += Types::whole ? " whole" : " partial";
-  return text + (Types::activation == Activation::relu ? " relu" : " leaky_relu");
+  if (Types::curve == Curve::other) return text + " other";
+  return text + (Types::curve == Curve::relu ? " relu" : " leaky_relu");
 }
 
 template <class Params>
-std::string launch_one(const Params& params, Activation activation, const Launch& launch) {
+std::string launch_one(const Params& params, const Launch& launch) {
   const auto& geometry = params.geometry;
-  return with_kernel_types<SIMT_ELEMENT>(geometry.mapping, geometry.whole, activation, [&](auto types) {
-    simt::launch(launch, [&params, types] { run(params, types); });
-    return name<Params>(types);
-  });
+  return with_kernel_types<SIMT_ELEMENT>(geometry.mapping, geometry.whole, params.activation,
+                                         [&](auto types) {
+                                           simt::launch(launch, [&params, types] { run(params, types); });
+                                           return name<Params>(types);
+                                         });
 }
 
 std::set<std::string> instances() {
   std::set<std::string> names;
   for (const Mapping mapping : {Mapping::rows, Mapping::columns}) {
     for (const bool whole : {false, true}) {
-      for (const Activation activation : {Activation::none, Activation::relu, Activation::leaky_relu}) {
+      for (const Activation activation : {Activation::none, Activation::relu, Activation::silu}) {
         const auto add = [&](auto types) {
           names.insert(name<ForwardParams>(types));
           names.insert(name<BackwardParams>(types));

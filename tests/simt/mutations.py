@@ -124,7 +124,7 @@ MUTATIONS = (
         "cuda/sweep.cuh",
         "const Vector at = view.vector(stretch.first + i);",
         "const Vector at = view.vector(stretch.first + i + 1);",
-        "past the end of a global buffer",
+        "of a global buffer",
         (4,),
     ),
     Mutation(
@@ -138,11 +138,19 @@ MUTATIONS = (
     ),
     Mutation(
         "a mask that NaN does not pass",
-        "cuda/forward.cuh",
-        "(values[k] <= 0 ? 0u : 1u)",
-        "(values[k] > 0 ? 1u : 0u)",
-        "bits are not the output's sign",
+        "cuda/activate.cuh",
+        "(passes<curve, Math<A>>(z[k]) ? 1u : 0u)",
+        "(z[k] > 0 ? 1u : 0u)",
+        "bits are not what the output tells",
         (4,),
+    ),
+    Mutation(
+        "a saved residual that is not added",
+        "cuda/backward.cuh",
+        "z[k] += residual[k];",
+        "z[k] += 0 * residual[k];",
+        "grad_residual: error",
+        (11,),
     ),
     Mutation(
         "a block that leaves while others read its shared memory",

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fused_bn._activations import ACTIVATIONS
 from tests.cases import Case, make_tensors
 from tests.simt.grid import EXCHANGES, possible
 from tests.simt.harness import Launch, assert_right, run
@@ -48,7 +49,7 @@ def launches(draw: st.DrawFn, case: Case) -> Launch:
 def trials(draw: st.DrawFn) -> tuple[Case, Launch, int]:
     case = draw(cases())
     assume(prod(case.shape) // case.channels > 1)
-    activation = draw(st.sampled_from(("none", "relu", "leaky_relu")))
+    activation = draw(st.sampled_from(tuple(ACTIVATIONS)))
     case = replace(case, activation=activation, residual=draw(st.booleans()))
     launch = draw(launches(case))
     # So few threads that an example takes no longer than a fraction of a second.

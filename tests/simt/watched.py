@@ -10,13 +10,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
 from tests.cases import Case, make_tensors
+from tests.reference import DEMANDS
 from tests.simt.build import ROOT, load_module, thread_sanitizer_environment
 from tests.simt.grid import Trial, small
-from tests.simt.harness import assert_right, run
+from tests.simt.harness import Launch, assert_right, run
 
 DATA_RACE = 66
 
@@ -37,6 +39,8 @@ TRIALS = (
     Trial(SHORT, small("cluster", group=2, groups=1)),
     Trial(SHORT, small("barrier", group=3, groups=1)),
     Trial(replace(COLUMNS, training=False), small("none", group=1, groups=2)),
+    # Backward reads the residual.
+    Trial(replace(COLUMNS, activation="silu"), small("barrier", group=2, groups=2, shared_steps=1)),
 )
 """Every exchange with both mappings, one slab after the other, and all ways to keep steps."""
 
@@ -61,17 +65,23 @@ def run_watched(
     )
 
 
+def check(case: Case, launch: Launch, module: ModuleType) -> None:
+    tensors = make_tensors(case)
+    assert_right(case, tensors, run(case, tensors, launch, module=module))
+    if tensors.residual is None:
+        return
+    tensors.residual[0, 0] = float("nan")  # which passes, but leaves no scale to measure gradients by
+    gradients = dict.fromkeys(("grad_input", "grad_weight", "grad_bias"), float("inf"))
+    assert_right(case, tensors, run(case, tensors, launch, module=module), {**DEMANDS, **gradients})
+
+
 def main() -> None:
     torch.set_num_threads(1)
     module = load_module(Path(sys.argv[1]))
     seeds, chosen = ([int(number) for number in word.split(",") if number] for word in sys.argv[2:4])
     for seed in seeds:
         for trial in (TRIALS[i] for i in chosen or range(len(TRIALS))):
-            tensors = make_tensors(trial.case)
-            if tensors.residual is not None:
-                tensors.residual[0, 0] = float("nan")  # which passes through the mask
-            launch = replace(trial.launch, seed=seed)
-            assert_right(trial.case, tensors, run(trial.case, tensors, launch, module=module))
+            check(trial.case, replace(trial.launch, seed=seed), module)
 
 
 if __name__ == "__main__":

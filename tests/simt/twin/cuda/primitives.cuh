@@ -131,6 +131,16 @@ FUSED_BN_DEVICE bool is_finite(A a) {
   return std::isfinite(a);
 }
 
+template <class T>
+struct Math {
+  using A = T;
+  FUSED_BN_DEVICE static A exp(A a) { return std::exp(a); }
+  FUSED_BN_DEVICE static A expm1(A a) { return std::expm1(a); }
+  FUSED_BN_DEVICE static A normal_cdf(A a) {
+    return static_cast<A>(0.5) * std::erfc(a * static_cast<A>(-0.7071067811865476));
+  }
+};
+
 FUSED_BN_DEVICE float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);

@@ -1,0 +1,67 @@
+// The activations on vectors, see common/activation.h.
+#pragma once
+
+#include "common/activation.h"
+#include "cpu/vector_math.h"
+
+namespace fused_bn::cpu {
+namespace {
+
+// What kernels are compiled for. The plain ones are those without residual and mask: in cache, asking for
+// these at every vector took up to 20% longer, and multiplying by a slope of 1 as much again (Xeon, AVX-512).
+// The others ask.
+enum class Path : int8_t { plain_none, plain_relu, relu, leaky_relu, other };
+
+constexpr bool is_plain(Path path) { return path <= Path::plain_relu; }
+
+FUSED_BN_INLINE Path path_of(Activation activation, bool plain) {
+  if (plain && activation == Activation::none) return Path::plain_none;
+  switch (curve_of(activation)) {
+    case Curve::relu:
+      return plain ? Path::plain_relu : Path::relu;
+    case Curve::leaky_relu:
+      return Path::leaky_relu;
+    default:
+      return Path::other;
+  }
+}
+
+constexpr Curve curve_of(Path path) {
+  return path == Path::other ? Curve::other : path == Path::leaky_relu ? Curve::leaky_relu : Curve::relu;
+}
+
+// Calls, not copies: all curves but the common two are long, and their arithmetic outweighs a call.
+template <class A>
+__attribute__((noinline)) Vec<A> activate_by_call(Vec<A> z, const Activated<A>& f) {
+  return fused_bn::activate<Curve::other, VectorMath<A>>(z, f);
+}
+
+template <class A>
+__attribute__((noinline)) Vec<A> activate_backward_by_call(Vec<A> z, Vec<A> grad, const Activated<A>& f) {
+  return fused_bn::activate_backward<Curve::other, VectorMath<A>>(z, grad, f);
+}
+
+template <Path path, class A>
+FUSED_BN_INLINE Vec<A> activate(Vec<A> z, const Activated<A>& f) {
+  if constexpr (path == Path::plain_none) {
+    return z;
+  } else if constexpr (path == Path::other) {
+    return activate_by_call<A>(z, f);
+  } else {
+    return fused_bn::activate<curve_of(path), VectorMath<A>>(z, f);
+  }
+}
+
+template <Path path, class A>
+FUSED_BN_INLINE Vec<A> activate_backward(Vec<A> z, Vec<A> grad, const Activated<A>& f) {
+  if constexpr (path == Path::plain_none) {
+    return grad;
+  } else if constexpr (path == Path::other) {
+    return activate_backward_by_call<A>(z, grad, f);
+  } else {
+    return fused_bn::activate_backward<curve_of(path), VectorMath<A>>(z, grad, f);
+  }
+}
+
+}  // namespace
+}  // namespace fused_bn::cpu

@@ -1,0 +1,155 @@
+// What happens once an element, forward and backward, a vector of one row at a time.
+#pragma once
+
+#include "cpu/bits.h"
+#include "cpu/curves.h"
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
+
+namespace fused_bn::cpu {
+namespace {
+
+// Where an element lies: in the tensors, and its bit in the mask.
+struct Place {
+  int64_t at, bit;
+
+  FUSED_BN_INLINE Place operator+(int64_t i) const { return {at + i, bit + i}; }
+};
+
+// z = fma(x - mean, scale, shift). The mean is subtracted first, because shift - mean * scale would lose all
+// digits where the mean is much larger than the deviation; what the mean's rounding left over, mean_lo, is
+// small enough to be folded into the shift.
+template <class V>
+struct Affine {
+  V mean, scale, shift;
+
+  FUSED_BN_INLINE V centre(V x) const { return x - mean; }
+  FUSED_BN_INLINE V transform(V centred) const { return fma(centred, scale, shift); }
+};
+
+template <class A>
+FUSED_BN_INLINE Affine<Vec<A>> spread(const Affine<A>& a) {
+  return {broadcast(a.mean), broadcast(a.scale), broadcast(a.shift)};
+}
+
+// In training dx = scale * (g - mean(g) - xhat * mean(g * xhat)): Ioffe and Szegedy 2015, section 3. What
+// follows g is fma(x - mean_hi, slope, constant), with the means over the batch folded into two numbers.
+template <class V>
+struct GradFactors {
+  V slope, constant;
+};
+
+template <class A>
+FUSED_BN_INLINE GradFactors<Vec<A>> spread(const GradFactors<A>& f) {
+  return {broadcast(f.slope), broadcast(f.constant)};
+}
+
+template <class T, Path path>
+class ForwardElements {
+  using A = Compute<T>;
+  using V = Vec<A>;
+
+ public:
+  explicit ForwardElements(const ForwardParams& p)
+      : x_(static_cast<const T*>(p.input)),
+        residual_(static_cast<const T*>(p.residual)),
+        y_(static_cast<T*>(p.output)),
+        mask_(p.mask),
+        activation_(p.activation, p.activation_param) {}
+
+  const T* written() const { return y_; }
+
+  template <bool streaming, class Lanes>
+  FUSED_BN_INLINE void write(Place place, const Affine<V>& affine, Lanes lanes) const {
+    V z = affine.transform(affine.centre(load(x_ + place.at, lanes)));
+    if (!is_plain(path) && residual_ != nullptr) z += load(residual_ + place.at, lanes);
+    if (!is_plain(path) && mask_ != nullptr)
+      store_bits<A>(mask_, place.bit, passes<curve_of(path), VectorMath<A>>(z), lanes);
+    put<streaming>(y_ + place.at, activate<path, A>(z, activation_), lanes);
+  }
+
+ private:
+  const T* x_;
+  const T* residual_;
+  T* y_;
+  uint8_t* mask_;
+  Activated<A> activation_;
+};
+
+inline bool needs_sums(const BackwardParams& p) {
+  return p.grad_weight.data != nullptr || p.grad_bias.data != nullptr ||
+         (p.training && p.grad_input != nullptr);
+}
+
+template <class T, Path path>
+class BackwardElements {
+  using A = Compute<T>;
+  using V = Vec<A>;
+
+  // Where g takes long and fits an output, the pass that sums it leaves it there for the pass that writes.
+  static constexpr bool kKeeps = path == Path::other && std::is_same_v<T, A>;
+
+ public:
+  explicit BackwardElements(const BackwardParams& p)
+      : dy_(static_cast<const T*>(p.grad_output)),
+        x_(static_cast<const T*>(p.input)),
+        residual_(static_cast<const T*>(p.residual)),
+        mask_(p.mask),
+        dx_(static_cast<T*>(p.grad_input)),
+        dresidual_(static_cast<T*>(p.grad_residual)),
+        kept_(kKeeps && needs_sums(p) ? written() : nullptr),
+        activation_(p.activation, p.activation_param) {}
+
+  // One of the gradients that are written, null where none is; the other is aligned like it, where streamed.
+  T* written() const { return dx_ != nullptr ? dx_ : dresidual_; }
+
+  template <class Lanes>
+  FUSED_BN_INLINE V centred(Place place, const Affine<V>& affine, Lanes lanes) const {
+    return affine.centre(load(x_ + place.at, lanes));
+  }
+
+  // g, the gradient behind the activation; 0 in lanes that take no part, which load a zero gradient.
+  template <class Lanes>
+  FUSED_BN_INLINE V grad(Place place, const Affine<V>& affine, V centred, Lanes lanes) const {
+    V z = affine.transform(centred);
+    if (!is_plain(path) && residual_ != nullptr) z += load(residual_ + place.at, lanes);
+    if (!is_plain(path) && mask_ != nullptr)
+      z = load_bits<A>(mask_, place.bit, lanes) ? broadcast(A{1}) : V{};
+    return activate_backward<path, A>(z, load(dy_ + place.at, lanes), activation_);
+  }
+
+  // To sums of g and of g * (x - mean_hi).
+  template <class Lanes>
+  FUSED_BN_INLINE void add(Place place, const Affine<V>& affine, Lanes lanes, V& sum, V& sum_centred) const {
+    const V c = centred(place, affine, lanes);
+    const V g = grad(place, affine, c, lanes);
+    if (kKeeps && kept_ != nullptr) store(kept_ + place.at, g, lanes);
+    sum += g;
+    sum_centred = fma(g, c, sum_centred);
+  }
+
+  // In evaluation the statistics are constants.
+  template <bool streaming, bool training, class Lanes>
+  FUSED_BN_INLINE void write(Place place, const Affine<V>& affine, const GradFactors<V>& factors,
+                             Lanes lanes) const {
+    const V c = centred(place, affine, lanes);
+    const V g = kKeeps && kept_ != nullptr ? load(kept_ + place.at, lanes) : grad(place, affine, c, lanes);
+    if (!is_plain(path) && dresidual_ != nullptr) put<streaming>(dresidual_ + place.at, g, lanes);
+    if (!is_plain(path) && dx_ == nullptr) return;
+    put<streaming>(dx_ + place.at,
+                   affine.scale * (training ? g + fma(c, factors.slope, factors.constant) : g), lanes);
+  }
+
+ private:
+  const T* dy_;
+  const T* x_;
+  const T* residual_;
+  const uint8_t* mask_;
+  T* dx_;
+  T* dresidual_;
+  T* kept_;
+  Activated<A> activation_;
+};
+
+}  // namespace
+}  // namespace fused_bn::cpu

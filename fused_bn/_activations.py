@@ -1,0 +1,51 @@
+"""The activations that the kernels compute: names, numbers and PyTorch's equivalents."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What an activation is in PyTorch.
+
+    function: of the normalised tensor and `activation_param`.
+    module: makes the `nn.Module` of the same activation from `activation_param`.
+    param: the default of `activation_param`; None where the activation takes none.
+    """
+
+    function: Callable[[Tensor, float], Tensor]
+    module: Callable[[float], nn.Module]
+    param: float | None = None
+
+
+ACTIVATIONS = {
+    "none": Activation(lambda z, _: z, lambda _: nn.Identity()),
+    "relu": Activation(lambda z, _: F.relu(z), lambda _: nn.ReLU()),
+    "leaky_relu": Activation(F.leaky_relu, nn.LeakyReLU, param=0.01),
+    "relu6": Activation(lambda z, _: F.relu6(z), lambda _: nn.ReLU6()),
+    "hardswish": Activation(lambda z, _: F.hardswish(z), lambda _: nn.Hardswish()),
+    "elu": Activation(F.elu, nn.ELU, param=1.0),
+    "silu": Activation(lambda z, _: F.silu(z), lambda _: nn.SiLU()),
+    "gelu": Activation(lambda z, _: F.gelu(z), lambda _: nn.GELU()),
+    "gelu_tanh": Activation(lambda z, _: F.gelu(z, approximate="tanh"), lambda _: nn.GELU("tanh")),
+    "tanh": Activation(lambda z, _: z.tanh(), lambda _: nn.Tanh()),
+    "sigmoid": Activation(lambda z, _: z.sigmoid(), lambda _: nn.Sigmoid()),
+}
+
+DEFAULT_PARAMS = {name: activation.param or 0.0 for name, activation in ACTIVATIONS.items()}
+
+
+def check_activation(activation: object, param: object = None) -> None:
+    """ValueError for what is not the name of an activation, or a number that it does not take."""
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}")
+    if param is None:
+        return
+    if ACTIVATIONS[activation].param is None:
+        raise ValueError(f"activation {activation!r} takes no activation_param, but got {param!r}")
+    if not isinstance(param, (int, float)) or not isfinite(param):
+        raise ValueError(f"activation_param must be a finite number, but got {param!r}")
