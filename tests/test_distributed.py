@@ -1,0 +1,141 @@
+"""Two processes on the CPU: DistributedDataParallel and FSDP take the modules as they take nn.BatchNorm2d."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.multiprocessing.spawn import spawn
+
+import fused_bn
+from tests.test_module import OUTPUT_TOLERANCE, PARAMETER_TOLERANCE
+from tests.twins import Original
+
+pytestmark = pytest.mark.skipif(
+    not distributed.is_available() or not distributed.is_gloo_available(), reason="torch has no gloo"
+)
+
+PROCESSES = 2
+WAYS = ("ddp", "fsdp")
+PATIENCE = 60
+"""Seconds until a process that waits for a dead one gives up."""
+
+
+class Block(nn.Module):
+    """A residual block in the small, with one of ours or the original in each place."""
+
+    def __init__(self, make: Callable[[str], nn.Module]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.first = make("relu")
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        self.second = make("silu")
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = self.first(self.stem(input))
+        output: Tensor = self.second(self.conv(x), x)
+        return output
+
+
+def ours(activation: str) -> nn.Module:
+    return fused_bn.BatchNorm2d(6, activation=activation)
+
+
+def theirs(activation: str) -> nn.Module:
+    return Original(nn.BatchNorm2d(6), activation)
+
+
+def in_parallel(model: nn.Module, way: str) -> nn.Module:
+    if way == "ddp":
+        return nn.parallel.DistributedDataParallel(model)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (PROCESSES,))
+    for layer in (model.first, model.second):
+        fully_shard(layer, mesh=mesh)  # type: ignore[arg-type]
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """What is spread over the processes, in one."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+
+
+def train(make: Callable[[str], nn.Module], way: str, rank: int) -> list[Tensor]:
+    """Two steps on data of this process, and what is left: output, parameters and statistics."""
+    torch.manual_seed(0)
+    model = in_parallel(Block(make), way)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(2):
+        optimizer.zero_grad()
+        output = model(torch.randn(4, 3, 8, 8, generator=generator))
+        output.square().mean().backward()
+        optimizer.step()
+    parameters = [whole(parameter) for parameter in model.parameters()]
+    return [output.detach(), *parameters, *(buffer.clone() for buffer in model.buffers())]
+
+
+def bump_and_train(shared: nn.Module) -> None:
+    with torch.no_grad():
+        for value in shared.state_dict().values():
+            value.add_(1)
+    shared(torch.randn(4, 6, 3, 3, generator=torch.Generator().manual_seed(3)))
+
+
+def process(rank: int, folder: str, shared: nn.Module) -> None:
+    """All that these tests do elsewhere; a process takes seconds to start."""
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=PROCESSES,
+        timeout=timedelta(seconds=PATIENCE),
+    )
+    try:
+        found = {way: [train(make, way, rank) for make in (ours, theirs)] for way in WAYS}
+        torch.save(found, f"{folder}/{rank}.pt")
+        if rank == 0:
+            bump_and_train(shared)
+    finally:
+        distributed.destroy_process_group()
+
+
+def new_norm() -> nn.Module:
+    return fused_bn.BatchNorm2d(6, activation="relu", momentum=None)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], nn.Module]:
+    """What each process found, and the module that the first one wrote to."""
+    folder, shared = tmp_path_factory.mktemp("processes"), new_norm().share_memory()
+    spawn(process, (str(folder), shared), PROCESSES)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)], shared
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_steps_in_two_processes_are_those_of_the_original(way: str, ran: tuple[list[Any], nn.Module]) -> None:
+    """Parameters are averaged or sharded, statistics stay each process's own (DDP sends out the first's)."""
+    results = [found[way] for found in ran[0]]
+    for mine, other in results:
+        for one, two in zip(mine, other, strict=True):
+            # The second output is behind a step of rate 0.1: a tenth of the gradients' tolerance on top.
+            torch.testing.assert_close(one, two, rtol=0, atol=OUTPUT_TOLERANCE + 0.1 * PARAMETER_TOLERANCE)
+    count = len(list(Block(ours).parameters()))
+    (first, _), (second, _) = results
+    assert all(map(torch.equal, first[1 : 1 + count], second[1 : 1 + count]))
+    assert not torch.equal(first[0], second[0])
+    assert first[-1] == second[-1] == 2
+
+
+def test_share_memory_shares_parameters_and_statistics(ran: tuple[list[Any], nn.Module]) -> None:
+    """What another process writes, in a training step of its own, is seen here: as Hogwild needs it."""
+    shared, expected = ran[1], new_norm()
+    bump_and_train(expected)
+    assert all(map(torch.equal, shared.state_dict().values(), expected.state_dict().values()))
+    assert shared.get_buffer("num_batches_tracked") == 2

@@ -1,0 +1,150 @@
+"""What a call keeps for backward: nothing that backward can do without."""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from math import prod
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import fused_bn
+from fused_bn._activations import ACTIVATIONS
+from tests.cases import PARAMS, in_layout, layouts, present
+from tests.test_autograd import tensors_saved_by
+from tests.test_operator import WITH_MASK
+from tests.twins import assert_near, assert_same_buffers, batch, twins
+
+pytestmark = pytest.mark.needs_extension
+
+WHOLE_BYTES = ((8, 16, 16, 8), (8, 8, 4, 8), (16, 64), (2, 3, 4, 4, 4))
+"""Rows of the mask, whichever way it lies, are of a multiple of 8 elements."""
+
+SHAPES = (*WHOLE_BYTES, (4, 3, 5, 7), (5, 17, 9, 9), (9, 33), (3, 5, 3, 3, 3))
+
+
+def padding(shape: tuple[int, ...], x: Tensor) -> int:
+    """At most 7 bits a row; the rows are those of x, or of each channel over all samples."""
+    if shape in WHOLE_BYTES:
+        return 0
+    by_channel = len(shape) == 2 or not x.is_contiguous()
+    return 7 * (shape[1] if by_channel else shape[0] * shape[1])
+
+
+def keeping(activation: str, shape: tuple[int, ...], **options: bool) -> nn.Module:
+    kind = {2: fused_bn.BatchNorm1d, 4: fused_bn.BatchNorm2d, 5: fused_bn.BatchNorm3d}[len(shape)]
+    return kind(shape[1], activation=activation, activation_param=PARAMS.get(activation), **options)
+
+
+def inputs(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
+    for layout in layouts(shape):
+        x, residual = (in_layout(torch.randn(shape, device=device).to(dtype), layout) for _ in range(2))
+        yield x.requires_grad_(), residual.requires_grad_()
+
+
+def large(saved: list[Tensor], module: nn.Module, x: Tensor) -> list[Tensor]:
+    """Without the parameters and the [3, C] statistics, which must be there once at most."""
+    parameters = {parameter.data_ptr() for parameter in module.parameters()}
+    rest = [tensor for tensor in saved if tensor.data_ptr() not in parameters]
+    statistics = [t for t in rest if t.shape == (3, x.shape[1]) and t.dtype == torch.float32]
+    assert len(statistics) == 1
+    return [tensor for tensor in rest if tensor is not statistics[0]]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_without_a_residual_only_the_input_is_kept(activation: str, training: bool, device: str) -> None:
+    """And the parameters, and three numbers a channel: whatever the activation, no output and no mask."""
+    for shape, dtype in product(SHAPES, (torch.float32, torch.bfloat16)):
+        for x, _ in inputs(shape, device, dtype):
+            norm = keeping(activation, shape).to(device).train(training)
+            kept = large(tensors_saved_by(norm, x), norm, x)
+            assert [tensor.data_ptr() for tensor in kept] == [x.data_ptr()]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_a_residual_costs_a_bit_an_element_at_most(activation: str, training: bool, device: str) -> None:
+    """Two slopes: a bit an element and the padding of rows; none: nothing; others: the residual itself."""
+    for shape, dtype in product(SHAPES, (torch.float32, torch.bfloat16)):
+        for x, residual in inputs(shape, device, dtype):
+            norm = keeping(activation, shape).to(device).train(training)
+            saved = tensors_saved_by(with_residual(norm, residual), x)
+            kept = [t for t in large(saved, norm, x) if t.data_ptr() != x.data_ptr()]
+            if activation == "none":
+                assert kept == []
+            elif activation in WITH_MASK:
+                (mask,) = kept
+                assert mask.dtype == torch.uint8
+                assert prod(shape) <= 8 * mask.numel() <= prod(shape) + padding(shape, x)
+                assert mask.untyped_storage().nbytes() == mask.numel()
+            else:
+                (same,) = kept
+                assert same.data_ptr() == residual.data_ptr()
+                assert same.untyped_storage().nbytes() == residual.untyped_storage().nbytes()
+
+
+def with_residual(norm: nn.Module, residual: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: norm(x, residual)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "silu"])
+def test_nothing_is_kept_where_no_gradient_is_asked_for(activation: str, device: str) -> None:
+    """Neither a mask nor a node: in inference a residual is read once."""
+    norm = keeping(activation, (4, 6, 5, 3)).to(device)
+    for parameter in norm.parameters():
+        parameter.requires_grad_(False)
+    x = torch.randn(4, 6, 5, 3, device=device)
+    y = norm(x, x)
+    assert y.grad_fn is None
+    _, _, mask = torch.ops.fused_bn.batch_norm_forward(
+        x, x, None, None, None, None, None, True, 0.1, 1e-5, activation, 0.0, False
+    )
+    assert mask.numel() == 0
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_what_is_kept_is_freed_by_backward(activation: str, training: bool, device: str) -> None:
+    """A second backward says so, as with PyTorch's own layers, and nothing hangs on the module."""
+    norm = keeping(activation, (4, 6, 5, 3)).to(device).train(training)
+    x = torch.randn(4, 6, 5, 3, device=device, requires_grad=True)
+    y = norm(x, x)
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_a_residual_changed_in_place_is_noticed_where_it_is_needed(activation: str, device: str) -> None:
+    """By reference means that autograd must see a write to it; a mask does not need the residual again."""
+    norm = keeping(activation, (4, 6, 5, 3)).to(device)
+    x = torch.randn(4, 6, 5, 3, device=device, requires_grad=True)
+    residual = torch.randn(4, 6, 5, 3, device=device)
+    y = norm(x, residual)
+    residual.add_(1)
+    if activation == "silu":
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+    else:
+        y.sum().backward()
+        assert present(x.grad).isfinite().all()
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_activation_checkpointing_with_a_residual(activation: str, reentrant: bool, device: str) -> None:
+    """Gradients as without, statistics moved twice, as nn.BatchNorm2d's are [96136]."""
+    ours, theirs = twins(activation=activation, device=device)
+    x, residual, grad_output = batch(device=device)
+    found: list[list[Tensor | None]] = []
+    for module in (ours, theirs):
+        given = [t.detach().requires_grad_() for t in (x, residual)]
+        y = checkpoint(module, *given, use_reentrant=reentrant)
+        assert isinstance(y, Tensor)
+        y.backward(grad_output)
+        found.append([y.detach(), *(t.grad for t in given), *(p.grad for p in module.parameters())])
+    assert_near(found[0], found[1])
+    assert_same_buffers(ours, theirs)
+    assert ours.num_batches_tracked == 2

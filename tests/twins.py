@@ -1,0 +1,117 @@
+"""Pairs of modules: ours, and the nn.BatchNorm*, addition and activation that it stands for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import fused_bn
+from fused_bn._activations import ACTIVATIONS
+from tests.cases import NEWER_TORCH, PARAMS, in_layout
+from tests.reference import precision
+from tests.test_module import GRADIENT_TOLERANCE, RANKS
+
+FP64_TOLERANCE = GRADIENT_TOLERANCE * precision(torch.float64)
+"""The largest of outputs' and gradients'; no activation here is steeper than 1.5 or bent by more than 1."""
+
+
+class Original(nn.Module):
+    """What one of our modules computes, in three of PyTorch's steps."""
+
+    def __init__(self, norm: nn.Module, activation: str, param: float | None = None) -> None:
+        super().__init__()
+        self.norm = norm
+        known = ACTIVATIONS[activation]
+        self.activation = known.module(known.param or 0.0 if param is None else param)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        z = self.norm(input)
+        return self.activation(z if residual is None else z + residual)
+
+
+def twins(
+    kind: str = "2d",
+    activation: str = "relu",
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float64,
+    **options: Any,
+) -> tuple[nn.Module, Original]:
+    """Ours and the original, with the same random parameters and statistics."""
+    ours_type, theirs_type, shape, _ = RANKS[kind]
+    param = PARAMS.get(activation)
+    ours = ours_type(shape[1], activation=activation, activation_param=param, **options)
+    options.pop("frozen", None)
+    bias = options.pop("bias", True)
+    theirs = theirs_type(shape[1], **options, **({"bias": bias} if NEWER_TORCH else {}))
+    if not bias:
+        theirs.register_parameter("bias", None)
+    generator = torch.Generator().manual_seed(8)
+    for name, value in theirs.state_dict().items():
+        if value.is_floating_point():
+            low = 1.0 if name == "running_var" else -1.5
+            value.copy_(torch.empty_like(value).uniform_(low, low + 3, generator=generator))
+    ours.load_state_dict(theirs.state_dict())
+    return ours.to(device, dtype), Original(theirs, activation, param).to(device, dtype)
+
+
+def batch(
+    kind: str = "2d", *, seed: int = 0, device: str = "cpu", dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Input, residual and grad_output in the layout of the kind."""
+    shape, layout = RANKS[kind][2:]
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal() -> Tensor:
+        return in_layout(torch.randn(shape, generator=generator, dtype=torch.float64), layout)
+
+    return (
+        (normal() * 3 + 1).to(device, dtype),
+        normal().to(device, dtype),
+        normal().to(device, dtype),
+    )
+
+
+def step(
+    module: nn.Module, x: Tensor, residual: Tensor | None, grad_output: Tensor | None = None
+) -> list[Tensor | None]:
+    """Output and gradients of one call: of the input, the residual and the parameters.
+
+    Without a grad_output, one that is different everywhere.
+    """
+    module.zero_grad()
+    given = [t.detach().requires_grad_() for t in (x, residual) if t is not None]
+    output = module(*given)
+    if grad_output is None:
+        grad_output = torch.linspace(-1, 1, output.numel(), device=x.device, dtype=x.dtype).view(output.shape)
+    output.backward(grad_output)
+    return [output.detach(), *(t.grad for t in given), *(p.grad for p in module.parameters())]
+
+
+def assert_near(
+    mine: Sequence[Tensor | None], theirs: Sequence[Tensor | None], tolerance: float = FP64_TOLERANCE
+) -> None:
+    for one, other in zip(mine, theirs, strict=True):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def assert_same_buffers(ours: nn.Module, theirs: nn.Module, tolerance: float = FP64_TOLERANCE) -> None:
+    names = [name for name, _ in ours.named_buffers()]
+    assert names == [name.removeprefix("norm.") for name, _ in theirs.named_buffers()]
+    assert_near(list(ours.buffers()), list(theirs.buffers()), tolerance)
+
+
+class WithResidual(nn.Module):
+    """A model of one of our modules, called with a residual: what is exported and compiled."""
+
+    def __init__(self, activation: str = "relu", **options: Any) -> None:
+        super().__init__()
+        self.norm = fused_bn.BatchNorm2d(
+            6, activation=activation, activation_param=PARAMS.get(activation), **options
+        )
+
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:
+        return self.norm(input, residual)
