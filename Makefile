@@ -42,7 +42,7 @@ lenet: build/extension ## the main job, LeNet-5 on MNIST (EPOCHS=1 for a quick l
 
 .PHONY: test
 test: build/extension $(if $(shell command -v nvcc),$(cuda-ready)) ## the test suite
-	@$(require) pytest hypothesis numpy matplotlib rich tqdm
+	@$(require) pytest hypothesis numpy matplotlib rich tqdm transformers
 	$(run) -m pytest $(ARGS)
 
 .PHONY: test-kernels

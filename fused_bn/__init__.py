@@ -13,6 +13,29 @@ except ImportError as _error:
 from fused_bn import functional
 from fused_bn._plan import LaunchPlan, plan
 from fused_bn._version import __version__
-from fused_bn.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from fused_bn.fusion.model import fuse, unfuse
+from fused_bn.fusion.report import FusionReport
+from fused_bn.modules import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
+)
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LaunchPlan", "__version__", "functional", "plan"]
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "FusionReport",
+    "LaunchPlan",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
+    "__version__",
+    "functional",
+    "fuse",
+    "plan",
+    "unfuse",
+]

@@ -1,0 +1,103 @@
+"""Whether a norm may be computed later than written: at the addition, behind what makes the residual."""
+
+import operator
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from fused_bn.fusion import activations
+
+FRESH_MODULES = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.Bilinear,
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
+FRESH_FUNCTIONS = {
+    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, operator.neg),
+    *(torch.add, torch.sub, torch.mul, torch.matmul, torch.cat, torch.stack),
+    *(F.conv1d, F.conv2d, F.conv3d, F.linear),
+}
+"""What returns memory of its own, never its input's."""
+
+OUTSIDE = "outside"
+"""The memory of arguments and of the model, which may all be one."""
+
+
+def moving_changes(norm: fx.Node, destination: fx.Node, module: nn.Module) -> str | None:
+    """Why a norm computed at `destination` could give other values; None where it cannot.
+
+    What runs in between must neither write to the norm's input nor read or update the norm itself.
+    """
+    memory: dict[fx.Node, frozenset[object]] = {}
+    for node in norm.graph.nodes:
+        memory[node] = _memory_of(node, memory, module)
+    name = str(norm.target)
+    itself = module.get_submodule(name)
+    moved = memory[norm.args[0]]  # type: ignore[index]
+    node = norm.next
+    while node is not destination:
+        if node.op == "get_attr" and str(node.target).startswith(f"{name}."):
+            return "its parameters or statistics are read before the addition"
+        if node.op == "call_module" and itself in set(module.get_submodule(str(node.target)).modules()):
+            return "it is called again before the addition"
+        if any(memory[each] & moved for each in _written(node, module)):
+            return "its input may change before the addition"
+        node = node.next
+    return None
+
+
+def _memory_of(
+    node: fx.Node, memory: dict[fx.Node, frozenset[object]], module: nn.Module
+) -> frozenset[object]:
+    """The allocations that a value may lie in."""
+    if node.op in ("placeholder", "get_attr"):
+        return frozenset({OUTSIDE})
+    if node.op == "call_module":
+        child = module.get_submodule(str(node.target))
+        if isinstance(child, FRESH_MODULES) and type(child).__module__.startswith(("torch.nn", "fused_bn")):
+            return frozenset({node})
+    if node.op == "call_function" and node.target in FRESH_FUNCTIONS and "out" not in node.kwargs:
+        return frozenset({node})
+    return frozenset({node}).union(*(memory[each] for each in node.all_input_nodes))
+
+
+def _written(node: fx.Node, module: nn.Module) -> list[fx.Node]:
+    """The arguments that a call may change."""
+    if node.op == "call_module":
+        child = module.get_submodule(str(node.target))
+        known = all(type(each).__module__.startswith(("torch.nn", "fused_bn")) for each in child.modules())
+        harmless = known and not any(getattr(each, "inplace", False) for each in child.modules())
+        return [] if harmless else node.all_input_nodes
+    if node.op == "call_method":
+        return node.all_input_nodes if str(node.target).endswith("_") else []
+    if node.op == "call_function":
+        torchs = str(getattr(node.target, "__module__", "") or "torch").startswith(
+            ("torch", "_operator", "builtins")
+        )
+        name = getattr(node.target, "__name__", "")
+        in_place = node.target in activations.IN_PLACE_FUNCTIONS or (
+            name.endswith("_") or name in IN_PLACE_NAMES or node.kwargs.get("inplace") or "out" in node.kwargs
+        )
+        # inplace may be given by position too
+        by_position = any(argument is True for argument in node.args)
+        return node.all_input_nodes if not torchs or in_place or by_position else []
+    return []
+
+
+IN_PLACE_NAMES = {
+    "iadd",
+    "isub",
+    "imul",
+    "itruediv",
+    "ifloordiv",
+    "imod",
+    "ipow",
+    "imatmul",
+    "iand",
+    "ior",
+    "setitem",
+}

@@ -1,0 +1,170 @@
+"""`fuse` and `unfuse`: batch norm, addition and activation in one pass throughout an existing model.
+
+The steps are those of the package.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from fused_bn.fusion import runtime
+from fused_bn.fusion.classes import base_of, become, is_made
+from fused_bn.fusion.norms import adopt, is_norm, own_activation, regain, release, why_left_alone
+from fused_bn.fusion.plan import Plan, plan_of
+from fused_bn.fusion.report import FusionReport, NormReport
+from fused_bn.fusion.rewrite import Rewritten, rewrite
+from fused_bn.fusion.trace import MODES
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def fuse(model: Model, example_inputs: object = None) -> Model:
+    """Lets a model compute its batch norms, with the additions and activations behind them, in one pass each.
+
+    Every nn.BatchNorm1d, 2d and 3d becomes the module of the same name of this package. A norm whose result
+    goes to an activation, to an addition or to both, and nowhere else, is computed together with them,
+    whether these are modules, functions, methods or operators. What the model computes does not change: what
+    cannot be traced, may depend on more than the model and its arguments, or needs the result between a norm
+    and its activation, is left alone, and a pair whose tensors do not fit each other at run time (a residual
+    that is broadcast or of another dtype) is computed as it was written.
+
+    The model is changed in place. All modules stay the same objects under the same names, with their
+    parameters, buffers, hooks and modes, so `state_dict` and optimisers are not affected; classes keep their
+    names, and `isinstance` its answers. The model can be copied, pickled, compiled and fused again. Hooks
+    added to a norm or an activation later see what they would have seen: their pair is then no longer
+    computed in one pass. `torch.jit.script` needs the model as `unfuse` returns it.
+
+    Args:
+        model: any module, with parameters on any device.
+        example_inputs: a tensor, a sequence of positional or a mapping of keyword arguments. If given, the
+            model runs once, in evaluation and without gradients, and the report says which residuals did not
+            fit.
+
+    Returns:
+        The model, with a new attribute `fusion_report`, a `FusionReport`: what became of each norm, and why.
+
+    Raises:
+        TypeError: the model is not an nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
+    unfuse(model)
+    norms = {path: module for path, module in model.named_modules() if is_norm(module)}
+    kinds = {path: type(norm).__name__ for path, norm in norms.items()}
+    left_alone: dict[nn.Module, str] = {}
+    for norm in norms.values():
+        regain(norm)
+        reason = why_left_alone(norm)
+        if reason is None:
+            adopt(norm)
+        else:
+            left_alone[norm] = reason
+    try:
+        plan = plan_of(model)
+    except BaseException:
+        unfuse(model)
+        raise
+    for module, (variants, summary) in plan.variants.items():
+        rewrite(module, variants, summary)
+    misfits = {} if example_inputs is None else _misfits(model, example_inputs)
+    lines = [
+        _line(model, path, kinds[path], norm, plan, left_alone.get(norm) or misfits.get(norm, ""))
+        for path, norm in norms.items()
+    ]
+    vars(model)["fusion_report"] = FusionReport(tuple(lines))
+    return model
+
+
+def unfuse(model: Model) -> Model:
+    """Makes the norms of this package norms of PyTorch again, and gives every module its own forward back.
+
+    The model computes the same; its `state_dict`, parameters and buffers stay what they are. Norms that were
+    constructed with an activation, or frozen, become subclasses of nn.BatchNorm* that apply it.
+
+    Args:
+        model: any module, fused or not; it is changed in place.
+
+    Returns:
+        The model, without `fusion_report`.
+    """
+    for module in model.modules():
+        if isinstance(module, Rewritten) and is_made(type(module)):
+            become(module, module._made_from)
+        elif is_norm(module):
+            release(module)
+    vars(model).pop("fusion_report", None)
+    return model
+
+
+def _line(model: nn.Module, path: str, kind: str, norm: nn.Module, plan: Plan, obstacle: str) -> NormReport:
+    """What the report says of one norm."""
+    found = plan.findings.get(norm)
+    own = own_activation(norm)
+    replaced = type(norm) in runtime.OURS or isinstance(norm, runtime.NormAct)
+    if own or obstacle or not found or not found.fused:
+        reason = "" if own else obstacle or _why_not(model, path, norm, plan)
+        return NormReport(path, kind, (own,) if own else (), replaced, reason)
+    labels = max(found.fused.values(), key=len)
+    unseen = [mode for mode in MODES.values() if mode not in found.fused]
+    _, refusals = _refused_around(model, path, plan)
+    reasons = [f"not in {mode}: {refusals.get(mode, 'another path is taken')}" for mode in unseen]
+    reasons += [reason for reason in found.reasons if reason != RETURNED]
+    return NormReport(path, kind, labels, replaced, "; ".join(dict.fromkeys(reasons)))
+
+
+RETURNED = "its output is what the forward returns"
+
+
+def _why_not(model: nn.Module, path: str, norm: nn.Module, plan: Plan) -> str:
+    """The most telling reason: of its own calls, else of the nearest module around it that was refused."""
+    found = plan.findings.get(norm)
+    reasons = list(dict.fromkeys(found.reasons)) if found else []
+    if reasons:
+        return "; ".join([reason for reason in reasons if reason != RETURNED] or reasons)
+    name, refusals = _refused_around(model, path, plan)
+    return (
+        f"{name}: {'; '.join(dict.fromkeys(refusals.values()))}" if refusals else "no traced forward calls it"
+    )
+
+
+def _refused_around(model: nn.Module, path: str, plan: Plan) -> tuple[str, dict[str, str]]:
+    """The nearest module around a norm whose forward stays as it is: its class, and by mode why."""
+    parts = path.split(".")
+    for count in range(len(parts) - 1, -1, -1):
+        around = model.get_submodule(".".join(parts[:count]))
+        if around in plan.refusals:
+            return base_of(around).__name__, plan.refusals[around]
+    return "", {}
+
+
+def _misfits(model: nn.Module, example_inputs: object) -> dict[nn.Module, str]:
+    """By norm, why its residual did not fit in a run of the model."""
+    found: dict[nn.Module, str] = {}
+    if isinstance(example_inputs, Mapping):
+        positional: Sequence[Any] = ()
+        named: Mapping[str, Any] = example_inputs
+    else:
+        positional = example_inputs if isinstance(example_inputs, (list, tuple)) else (example_inputs,)
+        named = {}
+    with _in_evaluation(model), torch.no_grad(), torch.random.fork_rng():
+        runtime.listeners.append(found.setdefault)  # type: ignore[arg-type]
+        try:
+            model(*positional, **named)
+        finally:
+            runtime.listeners.pop()
+    return found
+
+
+@contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

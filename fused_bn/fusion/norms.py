@@ -1,0 +1,152 @@
+"""Which norms of a model become ours, and back. A norm stays the same object: only its class changes.
+
+So its parameters, buffers, hooks, name and every other reference to it stay what they were.
+"""
+
+import copy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from fused_bn._activations import ACTIVATIONS, DEFAULT_PARAMS
+from fused_bn.fusion import activations
+from fused_bn.fusion.classes import Made, become, is_made, make_class
+from fused_bn.fusion.runtime import DROP_INS, OURS, NormAct, is_identity, unhooked
+
+PLAIN = {ours: theirs for theirs, ours in DROP_INS.items()}
+OWN_ATTRIBUTES = ("activation", "activation_param", "weight_init", "bias_init", "frozen")
+PROBE_SIZES: dict[type[nn.Module], tuple[int, ...]] = {
+    nn.BatchNorm1d: (3,),
+    nn.BatchNorm2d: (3, 2),
+    nn.BatchNorm3d: (3, 2, 2),
+}
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether the report has a line for it."""
+    return isinstance(module, _BatchNorm)
+
+
+def why_left_alone(norm: nn.Module) -> str | None:
+    """Why a norm is not replaced; None where it can be, or is one of ours."""
+    if parametrize.is_parametrized(norm):
+        return "it has parametrizations"
+    if isinstance(norm, LazyModuleMixin):
+        return "it is lazy: fuse the model after its first input"
+    if not unhooked(norm):
+        return "it has hooks"
+    # fused_bn has no SyncBatchNorm yet: once it has one, torch's belongs in DROP_INS, and this goes.
+    if isinstance(norm, nn.SyncBatchNorm):
+        return "fused_bn has no SyncBatchNorm yet"
+    if type(norm) in DROP_INS or type(norm) in OURS or applies_its_activation(norm):
+        return None
+    return f"{type(norm).__name__} is an unknown subclass of {type(norm).__mro__[1].__name__}"
+
+
+def adopt(norm: nn.Module) -> None:
+    """Lets a norm that is not to be left alone compute by our kernels."""
+    if type(norm) in DROP_INS:
+        become(norm, DROP_INS[type(norm)])
+    elif type(norm) not in OURS:
+        become(norm, _norm_act_class(type(norm)))  # type: ignore[arg-type]
+
+
+def release(norm: nn.Module) -> None:
+    """Makes a norm of ours a norm of PyTorch that computes the same."""
+    if isinstance(norm, NormAct) and is_made(type(norm)):
+        become(norm, norm._made_from)
+    elif type(norm) in OURS and norm.activation == "none" and not norm.frozen:
+        become(norm, PLAIN[type(norm)])
+        for name in OWN_ATTRIBUTES:
+            vars(norm).pop(name, None)
+    elif type(norm) in OURS:
+        become(norm, _activated_class(type(norm)))  # type: ignore[arg-type]
+
+
+def regain(norm: nn.Module) -> None:
+    """Undoes `release` of a norm that had been ours from the start, with an activation of its own."""
+    if isinstance(norm, Activated):
+        become(norm, norm._ours)
+
+
+def own_activation(norm: nn.Module) -> str:
+    """What a norm of ours applies itself; empty where that is nothing."""
+    if isinstance(norm, NormAct):
+        known = activations.of_module(norm.act)
+        name = known[0] if known else "none"
+    else:
+        name = str(norm.activation) if type(norm) in OURS else "none"
+    return "" if name == "none" else name
+
+
+def applies_its_activation(norm: nn.Module) -> bool:
+    """Whether this is a norm with an activation as timm's BatchNormAct2d is one.
+
+    That is a subclass of nn.BatchNorm* with the children `act`, one of ours, and `drop`, an nn.Identity,
+    which gave act(batch_norm(x)) for a probe, in training and in evaluation, and the same running statistics.
+    """
+    if isinstance(norm, NormAct):
+        return True
+    kind = next((each for each in type(norm).__mro__ if each in DROP_INS), None)
+    children = dict(norm.named_children())
+    if kind is None or isinstance(norm, Made) or set(children) != {"act", "drop"}:
+        return False
+    known = activations.of_module(children["act"])
+    if known is None or not is_identity(children["drop"]) or not unhooked(children["act"]):
+        return False
+    try:
+        return all(_probe_agrees(norm, kind, *known, training) for training in (True, False))
+    except Exception:  # a forward of any kind, with values that it may not be made for
+        return False
+
+
+def _probe_agrees(
+    norm: nn.Module, kind: type[nn.Module], activation: str, param: float | None, training: bool
+) -> bool:
+    ours: Any = copy.deepcopy(norm).to("cpu", torch.float64).train(training)
+    plain: Any = copy.deepcopy(ours)
+    sizes = (5, ours.num_features, *PROBE_SIZES[kind])
+    values = torch.arange(torch.Size(sizes).numel(), dtype=torch.float64).sin().reshape(sizes)
+    with torch.no_grad():
+        given = ours(values.clone())
+        expected = _apply(activation, param, kind.forward(plain, values))
+    pairs = [(given, expected), *zip(ours.buffers(), plain.buffers(), strict=True)]
+    return all(torch.allclose(left, right, rtol=1e-9, atol=1e-9) for left, right in pairs)
+
+
+def _apply(activation: str, param: float | None, z: Tensor) -> Tensor:
+    return ACTIVATIONS[activation].function(z, DEFAULT_PARAMS[activation] if param is None else param)
+
+
+@cache
+def _norm_act_class(base: type[nn.Module]) -> type[nn.Module]:
+    return make_class(base, NormAct, (_norm_act_class, (base,)))
+
+
+class Activated(Made):
+    """nn.BatchNorm* with what a norm of ours was constructed with, in PyTorch's own calls."""
+
+    _ours: type[nn.Module]
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        norm: Any = self
+        if norm.frozen:
+            norm._check_input_dim(input)
+            mean, variance = norm.running_mean, norm.running_var
+            z = F.batch_norm(input, mean, variance, norm.weight, norm.bias, False, 0.0, norm.eps)
+        else:
+            z = super().forward(input)  # type: ignore[misc]
+        if residual is not None:
+            z = z + residual
+        return _apply(norm.activation, norm.activation_param, z)
+
+
+@cache
+def _activated_class(ours: type[nn.Module]) -> type[nn.Module]:
+    return make_class(PLAIN[ours], Activated, (_activated_class, (ours,)), _ours=ours)

@@ -1,0 +1,62 @@
+"""What `fuse` says about each norm of a model."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class NormReport:
+    """One norm.
+
+    name: of the module in the model.
+    kind: its class before it was replaced.
+    fused: what follows it in the same pass, one entry a call of the norm: "relu", "add", "add, silu", ...
+    replaced: whether a module of this package computes it.
+    reason: why it is not fused, or not always; empty otherwise.
+    """
+
+    name: str
+    kind: str
+    fused: tuple[str, ...]
+    replaced: bool
+    reason: str
+
+    @property
+    def outcome(self) -> str:
+        if self.fused:
+            return "; ".join(self.fused)
+        return "plain drop-in" if self.replaced else "left alone"
+
+
+@dataclass(frozen=True)
+class FusionReport:
+    """Every norm of a model, in the order of `named_modules`; `str` gives a table."""
+
+    norms: tuple[NormReport, ...]
+
+    @property
+    def fused(self) -> tuple[NormReport, ...]:
+        return tuple(norm for norm in self.norms if norm.fused)
+
+    @property
+    def share(self) -> float:
+        """Of the norms, how many are fused with what follows them; 1 where there is none."""
+        return len(self.fused) / len(self.norms) if self.norms else 1.0
+
+    def __getitem__(self, name: str) -> NormReport:
+        """The norm of that name; KeyError where there is none."""
+        for norm in self.norms:
+            if norm.name == name:
+                return norm
+        raise KeyError(name)
+
+    def __str__(self) -> str:
+        head = ("norm", "class", "fused with", "why not")
+        rows = [
+            head,
+            *((norm.name or "(model)", norm.kind, norm.outcome, norm.reason) for norm in self.norms),
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        count = f"{len(self.fused)} of {len(self.norms)} norms fused with what follows them"
+        return "\n".join([*lines, count])

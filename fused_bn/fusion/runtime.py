@@ -1,0 +1,133 @@
+"""What a rewritten forward calls in the place of a pair: the same values, in one pass where that is right.
+
+Everything that may change after the rewriting is looked at here, on every call: the kind of norm and of
+activation, hooks, shapes and dtypes. Where one pass would not give what the pair gives, the pair is computed
+as it was written.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from fused_bn._activations import ACTIVATIONS, DEFAULT_PARAMS
+from fused_bn.fusion import activations
+from fused_bn.fusion.classes import Made
+from fused_bn.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, apply
+
+DROP_INS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+}
+one_pass = apply  # by this name it is only called here
+OURS = frozenset(DROP_INS.values())
+
+Act = nn.Module | str
+"""A module of the model, or the name in `ACTIVATIONS` of a function."""
+
+ADDITIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "z + r": operator.add,
+    "r + z": lambda z, residual: residual + z,
+    "z += r": operator.iadd,  # unlike z + r, keeps the shape and dtype of z
+}
+
+Listener = Callable[[nn.Module, str], None]
+listeners: list[Listener] = []
+"""Told of every sum that was not computed in one pass, with the norm and the reason."""
+
+
+class NormAct(Made):
+    """A norm that applies its own child `act` behind itself, and computes both in one pass."""
+
+    act: nn.Module
+    drop: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        known = activations.of_module(self.act)
+        if known is None or not unhooked(self.act) or not is_identity(self.drop):
+            return super().forward(input)  # type: ignore[misc]
+        return one_pass(self, input, None, *known)
+
+
+def norm_act(norm: nn.Module, input: Tensor, activation: Act, param: float | None = None) -> Tensor:
+    """activation(norm(input))."""
+    known = _in_one_pass(norm, activation, param)
+    if known is not None:
+        return one_pass(norm, input, None, *known)
+    return _apply(activation, param, norm(input))
+
+
+def norm_add_act(
+    norm: nn.Module,
+    input: Tensor,
+    residual: Tensor,
+    addition: str,
+    activation: Act,
+    param: float | None = None,
+) -> Tensor:
+    """activation(norm(input) + residual); `addition` is a key of ADDITIONS."""
+    known = _in_one_pass(norm, activation, param)
+    if known is not None:
+        unlike = difference(input, residual)
+        if unlike is None:
+            return one_pass(norm, input, residual, *known)
+        for listener in listeners:
+            listener(norm, unlike)
+    return _apply(activation, param, ADDITIONS[addition](norm(input), residual))
+
+
+def difference(input: Tensor, residual: Tensor) -> str | None:
+    """Why the kernels cannot add `residual`; None where they can, and give what PyTorch's addition gives."""
+    if not isinstance(residual, Tensor):
+        return f"the residual is of type {type(residual).__name__}"
+    if residual.shape != input.shape:
+        return f"the residual has shape {tuple(residual.shape)}, the norm's input {tuple(input.shape)}"
+    if residual.dtype != input.dtype:
+        return f"the residual is of {residual.dtype}, the norm's input of {input.dtype}"
+    if residual.device != input.device:
+        return f"the residual is on {residual.device}, the norm's input on {input.device}"
+    if residual.stride() != input.stride():  # of two layouts, an addition may choose either
+        return f"the residual has strides {residual.stride()}, the norm's input {input.stride()}"
+    return None
+
+
+def normalises_only(module: nn.Module) -> bool:
+    """Whether the module is a batch norm that computes nothing else, so that its result can be fused."""
+    if type(module) in OURS:
+        return module.activation == "none"
+    return isinstance(module, NormAct) and is_identity(module.act) and is_identity(module.drop)
+
+
+def is_identity(module: nn.Module) -> bool:
+    return type(module) is nn.Identity and unhooked(module)
+
+
+def unhooked(module: nn.Module) -> bool:
+    """Whether a call of the module runs its class's forward and nothing besides."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _has_any_global_hook()
+    )
+
+
+def _in_one_pass(norm: nn.Module, activation: Act, param: float | None) -> activations.Known | None:
+    """The activation's name and parameter where one call of ours computes what the pair's two calls do."""
+    if not normalises_only(norm) or not unhooked(norm):
+        return None
+    if isinstance(activation, str):
+        return activation, param
+    return activations.of_module(activation) if unhooked(activation) else None
+
+
+def _apply(activation: Act, param: float | None, z: Tensor) -> Tensor:
+    if isinstance(activation, nn.Module):
+        return activation(z)
+    value = DEFAULT_PARAMS[activation] if param is None else param
+    return ACTIVATIONS[activation].function(z, value)

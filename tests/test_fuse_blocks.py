@@ -1,0 +1,165 @@
+"""fuse() on hand-written blocks: every spelling of a pair is found, and computes what was written."""
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fused_bn
+from tests.fuse_models import BLOCKS, Written, assert_fuses_to_the_same, images, made
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_blocks_compute_the_same_and_are_fused(name: str) -> None:
+    """Catches any difference that rewriting the common blocks makes, and pairs that are no longer found."""
+    make, fused, count = BLOCKS[name]
+    report = assert_fuses_to_the_same(made(make), images())
+    assert (len(report.fused), len(report.norms)) == (fused, count)
+
+
+@pytest.mark.parametrize(
+    ("activation", "label"),
+    [
+        (nn.ReLU(), "relu"),
+        (nn.ReLU(inplace=True), "relu"),
+        (nn.LeakyReLU(0.3), "leaky_relu"),
+        (nn.ReLU6(), "relu6"),
+        (nn.Hardswish(), "hardswish"),
+        (nn.ELU(0.7), "elu"),
+        (nn.SiLU(), "silu"),
+        (nn.GELU(), "gelu"),
+        (nn.GELU("tanh"), "gelu_tanh"),
+        (nn.Tanh(), "tanh"),
+        (nn.Sigmoid(), "sigmoid"),
+        (F.relu, "relu"),
+        (torch.relu, "relu"),
+        (F.leaky_relu, "leaky_relu"),
+        (F.relu6, "relu6"),
+        (F.hardswish, "hardswish"),
+        (F.elu, "elu"),
+        (F.silu, "silu"),
+        (F.gelu, "gelu"),
+        (torch.tanh, "tanh"),
+        (torch.sigmoid, "sigmoid"),
+        (functools.partial(F.gelu, approximate="tanh"), "gelu_tanh"),
+        (functools.partial(F.leaky_relu, negative_slope=0.4), "leaky_relu"),
+        (functools.partial(F.elu, alpha=0.4, inplace=True), "elu"),
+        (functools.partial(F.relu, inplace=True), "relu"),
+    ],
+    ids=str,
+)
+def test_every_activation_as_module_and_as_function(
+    activation: Callable[[Tensor], Tensor], label: str
+) -> None:
+    """Catches an activation that is taken for another, or whose number is lost."""
+
+    class Block(Written):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.bn(self.conv(x)) + x)
+
+    report = assert_fuses_to_the_same(made(lambda: Block(act=activation)), images())
+    assert report["bn"].fused == (f"add, {label}",)
+
+
+class Methods(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.bn(self.conv(x))
+        z.relu_()
+        return z
+
+
+class MethodChain(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x)).add(x).sigmoid()
+
+
+class InPlaceChain(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.bn(self.conv(x))
+        z.add_(x)
+        z.tanh_()
+        return z * 2
+
+
+class TorchAdd(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(torch.add(self.bn(self.conv(x)), x))
+
+
+class TorchAddOtherOrder(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(torch.add(x, other=self.bn(self.conv(x)), alpha=1))
+
+
+class OtherOrder(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x + self.bn(self.conv(x)))
+
+
+class Positional(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.bn(self.conv(x)), 0.3, True)
+
+
+class SumAlone(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.bn(self.conv(x))
+        z += x
+        return z.flatten(1)
+
+
+class TwoCalls(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.act(self.bn(self.conv(x)))
+        return self.act(self.bn(self.conv(z)) + z)
+
+
+class BothAreNorms(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)) + self.bn2(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        (Methods, ("relu",)),
+        (MethodChain, ("add, sigmoid",)),
+        (InPlaceChain, ("add, tanh",)),
+        (TorchAdd, ("add, relu",)),
+        (TorchAddOtherOrder, ("add, relu",)),
+        (OtherOrder, ("add, relu",)),
+        (Positional, ("leaky_relu",)),
+        (SumAlone, ("add",)),
+        (TwoCalls, ("relu", "add, relu")),
+    ],
+)
+def test_every_way_to_write_it(kind: type[nn.Module], labels: tuple[str, ...]) -> None:
+    """Catches a spelling that is not recognised, or is taken for another."""
+    report = assert_fuses_to_the_same(made(kind), images())
+    assert report["bn"].fused == labels
+
+
+def test_of_two_norms_that_are_added_one_is_the_others_residual() -> None:
+    report = assert_fuses_to_the_same(made(lambda: BothAreNorms(bn2=nn.BatchNorm2d(4))), images())
+    assert report["bn2"].fused == ("add, relu",)
+    assert report["bn"].reason == "it is the residual of another norm"
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_sequential_keeps_its_modules_and_slices(rank: int) -> None:
+    """Catches a Sequential whose parts, used on their own, would be without their activation."""
+    norm: Any = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[rank]
+    block: Any = made(lambda: nn.Sequential(nn.Identity(), norm(4), nn.ReLU(), norm(4), nn.Tanh()))
+    x = images(3, 4, *[5] * rank)
+    report = assert_fuses_to_the_same(block, x)
+    assert report.share == 1
+    fused: Any = fused_bn.fuse(copy.deepcopy(block))
+    for part in (slice(2), slice(1, 3), slice(None)):
+        torch.testing.assert_close(fused[part](x), block[part](x), rtol=0, atol=1e-12)
+    fused.append(nn.Softplus())
+    torch.testing.assert_close(fused(x), F.softplus(fused[:5](x)))
