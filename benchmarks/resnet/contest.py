@@ -1,0 +1,116 @@
+"""The models that compete: the same ResNet-50, as it is and fused, on the same images."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fused_bn
+from benchmarks.memory import peak_bytes
+from benchmarks.resnet.model import ResNet50
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch of (batch, 3, size, size) images; bfloat16 is autocast around float32 parameters."""
+
+    batch: int
+    size: int
+    layout: str
+    dtype: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.batch}x3x{self.size}x{self.size} {self.layout} {self.dtype}"
+
+
+class WrongResultError(Exception):
+    """A model's loss or gradients are not eager PyTorch's, to rounding: its speed says nothing."""
+
+
+class Contest:
+    """The rows: "eager", the model as it is; "fused", after `fused_bn.fuse`; on demand, both compiled.
+
+    `make` makes the model. All rows begin with the same parameters, and train.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        device: torch.device,
+        compile: bool = False,
+        make: Callable[[], nn.Module] = ResNet50,
+    ) -> None:
+        torch.manual_seed(0)
+        self.case, self.device = case, device
+        format = LAYOUTS[case.layout]
+        eager = make().to(device, memory_format=format)  # type: ignore[call-overload]
+        self.models: dict[str, nn.Module] = {"eager": eager, "fused": fused_bn.fuse(copy.deepcopy(eager))}
+        if compile:
+            for row, model in list(self.models.items()):
+                self.models[f"{row}, compiled"] = torch.compile(copy.deepcopy(model), dynamic=False)  # type: ignore[assignment]
+        images = torch.randn(case.batch, 3, case.size, case.size)
+        self.images = images.to(device).contiguous(memory_format=format)
+        self.labels = torch.randint(0, 1000, (case.batch,)).to(device)
+
+    def loss(self, row: str, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.case.dtype == "bfloat16"):
+            output = self.models[row](images)
+        return F.cross_entropy(output.float(), self.labels)
+
+    def step(self, row: str) -> Callable[[], object]:
+        """Forward, backward and an update by SGD with momentum."""
+        model = self.models[row]
+        # So small a rate that the loss of many steps stays finite: the labels are random.
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+        def step() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            self.loss(row, self.images).backward()
+            optimizer.step()
+
+        return step
+
+    def peak_activations(self, row: str) -> int:
+        """The most bytes alive at once in forward and backward, beyond parameters, gradients and buffers."""
+        model = self.models[row]
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        peak = peak_bytes(lambda: self.loss(row, self.images).backward(), self.device)
+        model.zero_grad(set_to_none=True)
+        return peak
+
+    def check(self) -> None:
+        """Runs every row once and compares losses and gradients with eager's. Raises WrongResultError.
+
+        To be called before anything is timed: that compiles, too. 53 norms behind each other multiply a
+        rounding by some 1e5, so eager itself is the measure: a row's gradients may differ from eager's up to
+        three times as much as eager's do where each pixel moves by its last bit. In bfloat16 that moves
+        nothing, and the loss alone is compared.
+        """
+        loss, gradients = self._gradients("eager", self.images)
+        half = self.case.dtype == "bfloat16"
+        moved = torch.nextafter(self.images, torch.full_like(self.images, torch.inf))
+        allowed = 3 * _distance(self._gradients("eager", moved)[1], gradients)
+        for row in self.models:
+            found_loss, found = self._gradients(row, self.images)
+            if not abs(found_loss - loss) <= (2**-5 if half else 1e-4) * loss:
+                raise WrongResultError(f"{row}: loss {found_loss}, eager's {loss}")
+            if not half and not (distance := _distance(found, gradients)) <= allowed:
+                raise WrongResultError(f"{row}: gradients off by {distance:.1e}, allowed {allowed:.1e}")
+
+    def _gradients(self, row: str, images: Tensor) -> tuple[float, list[Tensor]]:
+        model = self.models[row]
+        loss = self.loss(row, images)
+        return loss.item(), list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+def _distance(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest relative distance of a parameter's gradients."""
+    pairs = zip(found, expected, strict=True)
+    return max(float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs)
