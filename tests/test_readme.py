@@ -1,4 +1,4 @@
-"""The figures in the README are those of the committed measurements, and its example runs."""
+"""The figures in the README are those of the committed measurements, and its examples run."""
 
 import json
 import re
@@ -73,9 +73,10 @@ def test_lenet_table_is_what_was_measured() -> None:
         assert f"{mantissa}e{int(exponent)} with" in readme()
 
 
-def test_example_runs(tmp_path: Path, monkeypatch: Any) -> None:
-    example = re.search(r"```python\n(.*?)```", readme(), re.DOTALL)
-    assert example is not None
+def test_examples_run(tmp_path: Path, monkeypatch: Any) -> None:
+    examples = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)
+    assert len(examples) == 3
     monkeypatch.chdir(tmp_path)
-    exec(compile(example[1], "README.md", "exec"), {})
+    for example in examples:
+        exec(compile(example, "README.md", "exec"), {})
     assert (tmp_path / "norm.pt").exists()
