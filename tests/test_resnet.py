@@ -1,0 +1,79 @@
+"""The benchmark of fuse: what it times is right, and what it writes is what it measured."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fused_bn
+from benchmarks.resnet import contest, job
+from benchmarks.resnet.contest import Case, Contest, WrongResultError
+from benchmarks.resnet.model import ResNet50
+
+CPU = torch.device("cpu")
+SMALL = partial(ResNet50, depths=(2, 1), width=8)
+CASES = [Case(2, 32, layout, dtype) for layout, dtype in job.CELLS]
+
+
+def test_the_model_is_resnet_50() -> None:
+    """By its published number of parameters, and of norms."""
+    model = ResNet50()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 25_557_032
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()) == 53
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_rows_agree_and_most_norms_are_fused(case: Case) -> None:
+    competing = Contest(case, CPU, make=SMALL)
+    competing.check()
+    report: Any = competing.models["fused"].fusion_report
+    # Of 12 norms all but the shortcuts' two, which are another norm's residual.
+    assert report.share == pytest.approx(10 / 12)
+    # At this size what convolutions work in decides.
+    assert competing.peak_activations("fused") <= 1.05 * competing.peak_activations("eager")
+
+
+def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(ResNet50):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 1.01
+
+    def spoil(model: ResNet50) -> ResNet50:
+        model.__class__ = Wrong
+        return model
+
+    monkeypatch.setattr(fused_bn, "fuse", spoil)
+    competing = Contest(CASES[0], CPU, make=SMALL)
+    with pytest.raises(WrongResultError, match="fused: "):
+        competing.check()
+
+
+def test_job_writes_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(job, "Contest", partial(contest.Contest, make=SMALL))
+    argv = ["--batch", "2", "--size", "32", "--rounds", "1", "--out", str(tmp_path)]
+    assert job.main(argv) == 0
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert [(row["case"], row["row"]) for row in written["rows"]] == [
+        (case.id, row) for case in CASES for row in ("eager", "fused")
+    ]
+    assert all(row["images_per_second"] > 0 and row["peak_bytes"] > 0 for row in written["rows"])
+    assert "fused" in capsys.readouterr().out
+
+
+def test_missed_figures_are_named() -> None:
+    """Of the fused model alone: faster and leaner than required, slower, and fatter."""
+    rows = [
+        job.Row("right", "fused", 1.0, 1.11, 1, 0.84),
+        job.Row("slow", "fused", 1.0, 1.09, 1, 0.84),
+        job.Row("fat", "fused", 1.0, 1.11, 1, 0.86),
+        job.Row("eager", "eager", 1.0, 1.0, 1, 1.0),
+    ]
+    missed = job.missed_figures(rows, CPU)
+    assert [text.split(":")[0] for text in missed] == ["slow", "fat"]
+    assert "1.09x as fast, required 1.10x" in missed[0]
