@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "batch_norm.h"
+#include "common/activation_names.h"
 
 namespace fused_bn {
 namespace {
@@ -138,35 +139,17 @@ at::ScalarType statistics_type(const Tensor& input) {
   return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-namespace {
-
-constexpr std::pair<std::string_view, Activation> kActivations[] = {
-    {"none", Activation::none},
-    {"relu", Activation::relu},
-    {"leaky_relu", Activation::leaky_relu},
-    {"relu6", Activation::relu6},
-    {"hardswish", Activation::hardswish},
-    {"elu", Activation::elu},
-    {"silu", Activation::silu},
-    {"gelu", Activation::gelu},
-    {"gelu_tanh", Activation::gelu_tanh},
-    {"tanh", Activation::tanh},
-    {"sigmoid", Activation::sigmoid},
-};
-
-}  // namespace
-
 Activation activation_from_name(std::string_view name) {
-  for (const auto& [known, activation] : kActivations) {
+  for (const auto& [known, activation] : kActivationNames) {
     if (known == name) return activation;
   }
   std::string names;
-  for (const auto& [known, _] : kActivations) names += (names.empty() ? "" : ", ") + std::string(known);
+  for (const auto& [known, _] : kActivationNames) names += (names.empty() ? "" : ", ") + std::string(known);
   TORCH_CHECK_VALUE(false, "activation must be one of ", names, ", but got '", name, "'");
 }
 
 std::string_view activation_name(Activation activation) {
-  for (const auto& [name, known] : kActivations) {
+  for (const auto& [name, known] : kActivationNames) {
     if (known == activation) return name;
   }
   TORCH_CHECK(false, "fused_bn: no activation has the number ", static_cast<int>(activation));

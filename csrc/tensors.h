@@ -34,4 +34,46 @@ struct Gradients {
   explicit Gradients(const BackwardArguments& arguments);
 };
 
+// What the kernels of every device take: the fields that their params share.
+template <class Params>
+Params forward_params(const ForwardArguments& a, const Tensor& input, const Tensor& residual,
+                      const Tensor& output, const Tensor& statistics, const Tensor& mask) {
+  Params p{};
+  p.input = input.const_data_ptr();
+  p.residual = data_or_null(residual);
+  p.output = output.data_ptr();
+  p.mask = mask.numel() > 0 ? mask.data_ptr<uint8_t>() : nullptr;
+  p.weight = channel_vector(a.weight);
+  p.bias = channel_vector(a.bias);
+  p.running_mean = channel_vector(a.running_mean);
+  p.running_var = channel_vector(a.running_var);
+  p.statistics = statistics.data_ptr();
+  p.training = a.training;
+  p.eps = a.eps;
+  p.activation = activation_from_name(a.activation);
+  p.activation_param = a.activation_param;
+  return p;
+}
+
+template <class Params>
+Params backward_params(const BackwardArguments& a, const DenseBackward& dense, const Tensor& grad_input,
+                       const Tensor& grad_residual, const Gradients& gradients) {
+  Params p{};
+  p.grad_output = dense.grad_output.const_data_ptr();
+  p.input = dense.input.const_data_ptr();
+  p.residual = data_or_null(dense.residual);
+  p.mask = static_cast<const uint8_t*>(data_or_null(dense.mask));
+  p.weight = channel_vector(a.weight);
+  p.bias = channel_vector(a.bias);
+  p.statistics = dense.statistics.const_data_ptr();
+  p.grad_input = a.output_mask[0] ? grad_input.data_ptr() : nullptr;
+  p.grad_residual = a.output_mask[1] ? grad_residual.data_ptr() : nullptr;
+  if (a.output_mask[2]) p.grad_weight = channel_vector(gradients.weight);
+  if (a.output_mask[3]) p.grad_bias = channel_vector(gradients.bias);
+  p.training = a.training;
+  p.activation = activation_from_name(a.activation);
+  p.activation_param = a.activation_param;
+  return p;
+}
+
 }  // namespace fused_bn

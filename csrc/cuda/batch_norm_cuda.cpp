@@ -43,27 +43,14 @@ std::tuple<Tensor, Tensor, Tensor> forward(const ForwardArguments& a) {
     if (counts) Tensor(*a.num_batches_tracked).add_(1);
     return {output, statistics.zero_(), mask};
   }
-  ForwardParams p{};
-  p.input = x.const_data_ptr();
-  p.residual = data_or_null(residual);
-  p.output = output.data_ptr();
-  p.mask = mask.numel() > 0 ? mask.data_ptr<uint8_t>() : nullptr;
-  p.weight = channel_vector(a.weight);
-  p.bias = channel_vector(a.bias);
-  p.running_mean = channel_vector(a.running_mean);
-  p.running_var = channel_vector(a.running_var);
+  auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
   p.num_batches_tracked = counts ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;
-  p.statistics = statistics.data_ptr();
-  p.training = a.training;
   p.cumulative = a.training && !a.momentum.has_value();
   p.momentum = a.momentum.value_or(0);
-  p.eps = a.eps;
   const View view = view_of(x);
   const double n = static_cast<double>(view.values_per_channel());
   p.inverse_count = 1 / n;
   p.unbiased = n / (n - 1);
-  p.activation = activation_from_name(a.activation);
-  p.activation_param = a.activation_param;
   const Direction direction = a.training ? Direction::forward : Direction::evaluation;
   const Plan plan = plan_for({view, dtype_of(x), direction, p.activation, residual.defined(),
                               alignment_of({p.input, p.residual, p.output})});
@@ -87,23 +74,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) 
   Tensor grad_input = empty(a.output_mask[0]), grad_residual = empty(a.output_mask[1]);
   const Gradients gradients(a);
   if (x.numel() == 0) return {grad_input, grad_residual, gradients.weight.zero_(), gradients.bias.zero_()};
-  BackwardParams p{};
-  p.grad_output = dense.grad_output.const_data_ptr();
-  p.input = x.const_data_ptr();
-  p.residual = data_or_null(dense.residual);
-  p.mask = static_cast<const uint8_t*>(data_or_null(dense.mask));
-  p.weight = channel_vector(a.weight);
-  p.bias = channel_vector(a.bias);
-  p.statistics = dense.statistics.const_data_ptr();
-  p.grad_input = a.output_mask[0] ? grad_input.data_ptr() : nullptr;
-  p.grad_residual = a.output_mask[1] ? grad_residual.data_ptr() : nullptr;
-  if (a.output_mask[2]) p.grad_weight = channel_vector(gradients.weight);
-  if (a.output_mask[3]) p.grad_bias = channel_vector(gradients.bias);
-  p.training = a.training;
+  auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
   const View view = view_of(x);
   p.inverse_count = 1 / static_cast<double>(view.values_per_channel());
-  p.activation = activation_from_name(a.activation);
-  p.activation_param = a.activation_param;
   const bool residual = dense.mask.defined() || dense.residual.defined() || a.output_mask[1];
   const Plan plan =
       plan_for({view, dtype_of(x), Direction::backward, p.activation, residual,

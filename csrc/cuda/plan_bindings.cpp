@@ -6,10 +6,12 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "common/activation_names.h"
 #include "cuda/plan.h"
 
 namespace py = pybind11;
@@ -20,7 +22,7 @@ namespace {
 constexpr int64_t kMostCounted = int64_t{1} << 26;  // elements whose visits are counted one by one
 
 template <class E>
-using Names = std::vector<std::pair<const char*, E>>;
+using Names = std::vector<std::pair<std::string_view, E>>;
 
 const Names<Layout> kLayouts = {{"channels_first", Layout::channels_first},
                                 {"channels_last", Layout::channels_last}};
@@ -29,17 +31,7 @@ const Names<DType> kDTypes = {
 const Names<Direction> kDirections = {{"forward", Direction::forward},
                                       {"backward", Direction::backward},
                                       {"evaluation", Direction::evaluation}};
-const Names<Activation> kActivations = {{"none", Activation::none},
-                                        {"relu", Activation::relu},
-                                        {"leaky_relu", Activation::leaky_relu},
-                                        {"relu6", Activation::relu6},
-                                        {"hardswish", Activation::hardswish},
-                                        {"elu", Activation::elu},
-                                        {"silu", Activation::silu},
-                                        {"gelu", Activation::gelu},
-                                        {"gelu_tanh", Activation::gelu_tanh},
-                                        {"tanh", Activation::tanh},
-                                        {"sigmoid", Activation::sigmoid}};
+const Names<Activation> kActivations(std::begin(kActivationNames), std::end(kActivationNames));
 const Names<Mapping> kMappings = {{"rows", Mapping::rows}, {"columns", Mapping::columns}};
 const Names<Exchange> kExchanges = {{"none", Exchange::none},
                                     {"cluster", Exchange::cluster},
@@ -57,7 +49,7 @@ E from_name(const Names<E>& names, const char* what, const std::string& name) {
 }
 
 template <class E>
-const char* to_name(const Names<E>& names, E value) {
+std::string_view to_name(const Names<E>& names, E value) {
   return std::find_if(names.begin(), names.end(), [&](const auto& n) { return n.second == value; })->first;
 }
 

@@ -1,0 +1,25 @@
+// The activations by the names that callers know them by.
+#pragma once
+
+#include <string_view>
+#include <utility>
+
+#include "common/activation.h"
+
+namespace fused_bn {
+
+inline constexpr std::pair<std::string_view, Activation> kActivationNames[] = {
+    {"none", Activation::none},
+    {"relu", Activation::relu},
+    {"leaky_relu", Activation::leaky_relu},
+    {"relu6", Activation::relu6},
+    {"hardswish", Activation::hardswish},
+    {"elu", Activation::elu},
+    {"silu", Activation::silu},
+    {"gelu", Activation::gelu},
+    {"gelu_tanh", Activation::gelu_tanh},
+    {"tanh", Activation::tanh},
+    {"sigmoid", Activation::sigmoid},
+};
+
+}  // namespace fused_bn
