@@ -6,8 +6,11 @@ import os
 # threads that wait asleep 12 s. Read by the OpenMP runtime when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
+import torch
 
 from tests.cases import DEVICES, HAS_EXTENSION, why_no_cuda
 
@@ -44,3 +47,11 @@ def device(request: pytest.FixtureRequest) -> str:
     """Each device with kernels here; the report's header says why CUDA is missing where it is."""
     name: str = request.param
     return name
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """The test compiles for itself; the limit on recompilations counts per function."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()

@@ -27,15 +27,7 @@ from tests.test_operator import (
     user_operator,
 )
 
-pytestmark = pytest.mark.needs_extension
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    """Each test compiles for itself; the limit on recompilations counts per function."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = [pytest.mark.needs_extension, pytest.mark.usefixtures("fresh_compiler")]
 
 
 OPCHECK_CASES = [

@@ -1,7 +1,7 @@
 """torch.compile of modules and functions with a residual: values, graph breaks, and how often it compiles."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,15 +16,7 @@ from tests.cases import PARAMS, in_layout, present, same_bits, why_no_cuda
 from tests.test_export import BOTH_SIDES, inputs
 from tests.twins import Original, WithResidual
 
-pytestmark = pytest.mark.needs_extension
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    """Each test compiles for itself; the limit on recompilations counts per function."""
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = [pytest.mark.needs_extension, pytest.mark.usefixtures("fresh_compiler")]
 
 
 Call = Callable[[Tensor, Tensor], Tensor]

@@ -88,7 +88,7 @@ def _written(node: fx.Node, module: nn.Module) -> list[fx.Node]:
     return []
 
 
-IN_PLACE_NAMES = {
+IN_PLACE_OPERATORS = (
     "iadd",
     "isub",
     "imul",
@@ -99,5 +99,5 @@ IN_PLACE_NAMES = {
     "imatmul",
     "iand",
     "ior",
-    "setitem",
-}
+)
+IN_PLACE_NAMES = {*IN_PLACE_OPERATORS, "setitem"}

@@ -12,22 +12,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Proxy
 
+from fused_bn.fusion.alias import IN_PLACE_OPERATORS
 from fused_bn.fusion.purity import check_closure, only_pure_code
 from fused_bn.fusion.runtime import unhooked
 from fused_bn.fusion.watch import Guards, RefusedError, is_users, is_users_file, watching
 
-IN_PLACE_OPERATORS = (
-    "iadd",
-    "isub",
-    "imul",
-    "itruediv",
-    "ifloordiv",
-    "imod",
-    "ipow",
-    "imatmul",
-    "iand",
-    "ior",
-)
 MOST_ITEMS = 64
 MODES = {True: "training", False: "evaluation"}
 
