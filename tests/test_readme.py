@@ -73,6 +73,16 @@ def test_lenet_table_is_what_was_measured() -> None:
         assert f"{mantissa}e{int(exponent)} with" in readme()
 
 
+def test_resnet_table_is_what_was_measured() -> None:
+    rows = measured("resnet.json")["rows"]
+    eager, fused = ({row["case"]: row for row in rows if row["row"] == name} for name in ("eager", "fused"))
+    assert len(eager) == len(fused) == 3
+    for case, row in fused.items():
+        speeds = [f"{each[case]['images_per_second']:.2f}" for each in (eager, fused)]
+        cells = [*case.split(), *speeds, f"{row['speedup']:.2f}", f"{row['memory']:.2f}"]
+        assert f"| {' | '.join(cells)} |" in readme(), cells
+
+
 def test_examples_run(tmp_path: Path, monkeypatch: Any) -> None:
     examples = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)
     assert len(examples) == 3
