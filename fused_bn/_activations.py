@@ -39,6 +39,11 @@ ACTIVATIONS = {
 DEFAULT_PARAMS = {name: activation.param or 0.0 for name, activation in ACTIVATIONS.items()}
 
 
+def apply_activation(activation: str, param: float | None, z: Tensor) -> Tensor:
+    """The activation in PyTorch's own call; the default of its number where `param` is None."""
+    return ACTIVATIONS[activation].function(z, DEFAULT_PARAMS[activation] if param is None else param)
+
+
 def check_activation(activation: object, param: object = None) -> None:
     """ValueError for what is not the name of an activation, or a number that it does not take."""
     if not isinstance(activation, str) or activation not in ACTIVATIONS:

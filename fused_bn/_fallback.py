@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fused_bn._activations import ACTIVATIONS, check_activation
+from fused_bn._activations import apply_activation, check_activation
 
 _warned_of: set[str] = set()
 
@@ -49,7 +49,7 @@ def batch_norm(
         counter.add_(1)
     if residual is not None:
         z = z + residual
-    return ACTIVATIONS[activation].function(z, activation_param)
+    return apply_activation(activation, activation_param, z)
 
 
 def _check_residual(input: Tensor, residual: Tensor) -> None:

@@ -13,7 +13,7 @@ from fused_bn.functional import batch_norm
 
 Initialiser = float | Callable[[Tensor], Any]
 
-_TORCH_TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm1d).parameters  # from 2.12 on
+_TORCH_TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm1d).parameters  # later than 2.11
 
 
 def apply(

@@ -206,7 +206,8 @@ def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Refer
         first = torch.where(mask.cpu(), torch.ones_like(z), case.activation_param or 0.0)
     dy = first * grad_output
     # How far g = act'(z) * grad_output moves where z moves by its scale, and how large it is.
-    dy_scale = dy.abs() + (second * grad_output).abs() * z_scale
+    # Without curvature not at all, wherever z is, even if it is NaN.
+    dy_scale = dy.abs() + torch.where(second == 0, 0, (second * grad_output).abs() * z_scale)
     sum_dy, sum_dy_xhat = dy.sum(over_channel), (dy * xhat).sum(over_channel)
     grad = dy
     if case.training:

@@ -10,6 +10,7 @@
 
 namespace fused_bn {
 
+// In order: those with two slopes, of which relu6 is the last, and then the others.
 enum class Activation : int8_t {
   none,
   relu,

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from fused_bn._activations import ACTIVATIONS, DEFAULT_PARAMS
+from fused_bn._activations import apply_activation
 from fused_bn.fusion import activations
 from fused_bn.fusion.classes import Made, become, is_made, make_class
 from fused_bn.fusion.runtime import DROP_INS, OURS, NormAct, is_identity, unhooked
@@ -115,13 +115,9 @@ def _probe_agrees(
     values = torch.arange(torch.Size(sizes).numel(), dtype=torch.float64).sin().reshape(sizes)
     with torch.no_grad():
         given = ours(values.clone())
-        expected = _apply(activation, param, kind.forward(plain, values))
+        expected = apply_activation(activation, param, kind.forward(plain, values))
     pairs = [(given, expected), *zip(ours.buffers(), plain.buffers(), strict=True)]
     return all(torch.allclose(left, right, rtol=1e-9, atol=1e-9) for left, right in pairs)
-
-
-def _apply(activation: str, param: float | None, z: Tensor) -> Tensor:
-    return ACTIVATIONS[activation].function(z, DEFAULT_PARAMS[activation] if param is None else param)
 
 
 @cache
@@ -144,7 +140,7 @@ class Activated(Made):
             z = super().forward(input)  # type: ignore[misc]
         if residual is not None:
             z = z + residual
-        return _apply(norm.activation, norm.activation_param, z)
+        return apply_activation(norm.activation, norm.activation_param, z)
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from fused_bn._activations import ACTIVATIONS, DEFAULT_PARAMS
+from fused_bn._activations import apply_activation
 from fused_bn.fusion import activations
 from fused_bn.fusion.classes import Made
 from fused_bn.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, apply
@@ -129,5 +129,4 @@ def _in_one_pass(norm: nn.Module, activation: Act, param: float | None) -> activ
 def _apply(activation: Act, param: float | None, z: Tensor) -> Tensor:
     if isinstance(activation, nn.Module):
         return activation(z)
-    value = DEFAULT_PARAMS[activation] if param is None else param
-    return ACTIVATIONS[activation].function(z, value)
+    return apply_activation(activation, param, z)
