@@ -10,6 +10,7 @@
 #include <torch/library.h>
 
 #include "differentiable.h"
+#include "recipe.h"
 
 namespace fused_bn {
 namespace {
@@ -235,8 +236,22 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_inplace(const ForwardArgum
   return result;
 }
 
+// Of an output of batch_norm; null where it is none, was written since, or its node saved nothing itself.
+std::optional<c10::intrusive_ptr<Recipe>> recipe_of(const Tensor& output, const OptionalTensor& residual) {
+  const auto grad_fn = output.grad_fn();
+  auto* node = dynamic_cast<torch::autograd::CppNode<BatchNorm>*>(grad_fn.get());
+  if (node == nullptr || output._version() != 0 || saved_tensors_are_hooked()) return std::nullopt;
+  const variable_list saved = node->ctx_.get_saved_variables();
+  const Options options(node->ctx_);
+  TORCH_CHECK(options.residual == present(residual), "fused_bn: the output was computed ",
+              options.residual ? "with" : "without", " a residual");
+  return c10::make_intrusive<Recipe>(saved[0], residual, saved[2], saved[3], saved[4], options.activation,
+                                     options.activation_param);
+}
+
 // What the fake kernels ask, so that they refuse what the real ones do, in the same words.
 void check_forward(const ForwardArguments& arguments) { check(arguments); }
+void check_elementwise(const ElementwiseArguments& arguments) { check(arguments); }
 void check_backward(const BackwardArguments& arguments) { check(arguments); }
 c10::SymInt forward_mask_size(const Tensor& input, const OptionalTensor& residual,
                               std::string_view activation, bool save_mask) {
@@ -262,6 +277,7 @@ TORCH_LIBRARY(fused_bn, m) {
   const std::string read = "Tensor? running_mean, Tensor? running_var, Tensor? num_batches_tracked, ";
   const std::string options =
       "bool training, float? momentum, float eps, str activation, float activation_param";
+  const std::string known = "Tensor statistics, str activation, float activation_param";
   const std::string backward =
       "(Tensor grad_output, Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor statistics, "
       "Tensor? mask, bool training, str activation, float activation_param, bool[4] output_mask) -> ";
@@ -269,11 +285,15 @@ TORCH_LIBRARY(fused_bn, m) {
   define("batch_norm(" + tensors + written + options + ") -> Tensor");
   define("batch_norm_forward(" + tensors + written + options +
          ", bool save_mask) -> (Tensor output, Tensor statistics, Tensor mask)");
+  define("batch_norm_elementwise(" + tensors + known + ", bool save_mask) -> (Tensor output, Tensor mask)");
   define("batch_norm_backward" + backward +
          "(Tensor grad_input, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
   define("check_forward(" + tensors + read + options + ") -> ()");
+  define("check_elementwise(" + tensors + known + ") -> ()");
   define("check_backward" + backward + "()");
   define("mask_size(Tensor input, Tensor? residual, str activation, bool save_mask) -> SymInt");
+  m.class_<Recipe>("Recipe").def("keep", &Recipe::keep).def("compute", &Recipe::compute);
+  m.def("recipe", recipe_of);
 }
 
 TORCH_LIBRARY_IMPL(fused_bn, CompositeExplicitAutograd, m) {
@@ -282,6 +302,7 @@ TORCH_LIBRARY_IMPL(fused_bn, CompositeExplicitAutograd, m) {
 
 TORCH_LIBRARY_IMPL(fused_bn, CompositeImplicitAutograd, m) {
   m.impl("check_forward", OneByOne<ForwardSignature<void>, check_forward>::call);
+  m.impl("check_elementwise", OneByOne<ElementwiseSignature<void>, check_elementwise>::call);
   m.impl("check_backward", OneByOne<BackwardSignature<void>, check_backward>::call);
   m.impl("mask_size", forward_mask_size);
 }

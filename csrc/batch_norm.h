@@ -34,6 +34,21 @@ struct ForwardArguments {
   bool save_mask = false;
 };
 
+// Forward with statistics that are known, [3, C], as forward returns them.
+struct ElementwiseArguments {
+  const Tensor& input;
+  const OptionalTensor& residual;
+  const OptionalTensor& weight;
+  const OptionalTensor& bias;
+  const Tensor& statistics;
+  std::string_view activation;
+  double activation_param;
+  bool save_mask = false;
+
+  // Evaluation without running statistics, which leaves statistics that are there as they are.
+  ForwardArguments as_forward() const;
+};
+
 // Which gradients are wanted: of input, residual, weight and bias.
 using OutputMask = std::array<bool, 4>;
 
@@ -57,13 +72,18 @@ using ForwardSignature = Result(const Tensor&, const OptionalTensor&, const Opti
                                 const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                                 const OptionalTensor&, bool, std::optional<double>, double, std::string_view,
                                 double, More...);
+template <class Result, class... More>
+using ElementwiseSignature =
+    Result(const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&,
+           std::string_view, double, More...);
 template <class Result>
 using BackwardSignature = Result(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
                                  const OptionalTensor&, const Tensor&, const OptionalTensor&, bool,
                                  std::string_view, double, OutputMask);
 
-// Of the operators that devices have kernels for: output, statistics, mask; the gradients.
+// Of the operators that devices have kernels for: output, statistics, mask; output, mask; the gradients.
 using ForwardOperator = ForwardSignature<std::tuple<Tensor, Tensor, Tensor>, /*save_mask*/ bool>;
+using ElementwiseOperator = ElementwiseSignature<std::tuple<Tensor, Tensor>, /*save_mask*/ bool>;
 using BackwardOperator = BackwardSignature<std::tuple<Tensor, Tensor, Tensor, Tensor>>;
 
 // From a function that takes a struct of arguments to one that takes them one by one.
@@ -79,6 +99,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> call_backward(const BackwardArguments
 
 // Raise what nn.BatchNorm raises for the same misuse, before anything is written.
 void check(const ForwardArguments& arguments);
+void check(const ElementwiseArguments& arguments);
 void check(const BackwardArguments& arguments);
 
 // ValueError for a name that is no activation.

@@ -121,9 +121,17 @@ void check_written_memory(const ForwardArguments& a) {
   }
 }
 
-}  // namespace
-
-namespace {
+// [3, C], as forward returns them.
+void check_statistics(const Tensor& input, const Tensor& statistics) {
+  const std::array<c10::SymInt, 2> expected{3, input.sym_size(1)};
+  TORCH_CHECK(statistics.sym_sizes() == c10::SymIntArrayRef(expected),
+              "fused_bn: statistics should have shape ", c10::SymIntArrayRef(expected), ", but have ",
+              statistics.sym_sizes());
+  TORCH_CHECK(statistics.scalar_type() == statistics_type(input), "fused_bn: statistics should be of ",
+              toString(statistics_type(input)), ", but are of ", toString(statistics.scalar_type()));
+  TORCH_CHECK(statistics.device() == input.device(), "fused_bn: statistics are on ", statistics.device(),
+              ", but the input is on ", input.device());
+}
 
 // Of the dense copy that kernels read. Where both layouts describe the same memory, the longer rows count.
 Layout layout_of(const Tensor& input) {
@@ -191,20 +199,28 @@ void check(const ForwardArguments& a) {
   if (a.training) check_written_memory(a);
 }
 
+ForwardArguments ElementwiseArguments::as_forward() const {
+  static const OptionalTensor absent;
+  return {input, residual,     weight,       bias, absent,     absent,           absent,
+          false, std::nullopt, /*eps=*/0.0,  activation, activation_param, save_mask};
+}
+
+void check(const ElementwiseArguments& a) {
+  check_activation(a.activation, a.activation_param);
+  check_input(a.input);
+  if (present(a.residual)) check_like_input(a.input, "the residual", *a.residual);
+  check_channel_vector(a.input, {"weight", a.weight});
+  check_channel_vector(a.input, {"bias", a.bias});
+  check_statistics(a.input, a.statistics);
+}
+
 void check(const BackwardArguments& a) {
   check_activation(a.activation, a.activation_param);
   check_input(a.input);
   check_like_input(a.input, "grad_output", a.grad_output);
   check_channel_vector(a.input, {"weight", a.weight});
   check_channel_vector(a.input, {"bias", a.bias});
-  const std::array<c10::SymInt, 2> expected{3, a.input.sym_size(1)};
-  TORCH_CHECK(a.statistics.sym_sizes() == c10::SymIntArrayRef(expected),
-              "fused_bn: statistics should have shape ", c10::SymIntArrayRef(expected), ", but have ",
-              a.statistics.sym_sizes());
-  TORCH_CHECK(a.statistics.scalar_type() == statistics_type(a.input), "fused_bn: statistics should be of ",
-              toString(statistics_type(a.input)), ", but are of ", toString(a.statistics.scalar_type()));
-  TORCH_CHECK(a.statistics.device() == a.input.device(), "fused_bn: statistics are on ",
-              a.statistics.device(), ", but the input is on ", a.input.device());
+  check_statistics(a.input, a.statistics);
   const bool by_mask = has_two_slopes(activation_from_name(a.activation));
   if (present(a.residual)) {
     TORCH_CHECK(!by_mask, "fused_bn: backward of '", a.activation,

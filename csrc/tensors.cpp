@@ -29,6 +29,12 @@ const void* data_or_null(const Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
+Tensor empty_statistics(const Tensor& input) {
+  const auto options = input.options().dtype(statistics_type(input));
+  return input.numel() == 0 ? at::zeros({3, input.size(1)}, options)
+                            : at::empty({3, input.size(1)}, options);
+}
+
 Tensor empty_mask(const ForwardArguments& a) {
   const bool wanted = writes_mask(a.residual, a.activation, a.save_mask);
   const int64_t size = wanted ? mask_size(a.input).expect_int() : 0;

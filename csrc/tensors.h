@@ -15,6 +15,9 @@ ChannelVector channel_vector(const OptionalTensor& tensor);
 // Null where the tensor is undefined.
 const void* data_or_null(const Tensor& tensor);
 
+// What forward writes the statistics to, [3, C]; zero where there is no input.
+Tensor empty_statistics(const Tensor& input);
+
 // What forward writes the mask to: empty where none is written.
 Tensor empty_mask(const ForwardArguments& arguments);
 

@@ -53,6 +53,24 @@ def _forward(
     return _empty_output(input), statistics, input.new_empty(mask_size, dtype=torch.uint8)
 
 
+@torch.library.register_fake("fused_bn::batch_norm_elementwise")
+def _elementwise(
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    activation: str,
+    activation_param: float,
+    save_mask: bool,
+) -> tuple[Tensor, Tensor]:
+    torch.ops.fused_bn.check_elementwise(
+        input, residual, weight, bias, statistics, activation, activation_param
+    )
+    mask_size = torch.ops.fused_bn.mask_size(input, residual, activation, save_mask)
+    return _empty_output(input), input.new_empty(mask_size, dtype=torch.uint8)
+
+
 @torch.library.register_fake("fused_bn::batch_norm_backward")
 def _backward(
     grad_output: Tensor,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fused_bn import _recompute
 from fused_bn._activations import check_activation
 from fused_bn.functional import batch_norm
 
@@ -34,7 +35,7 @@ def apply(
             num_batches_tracked = buffers["num_batches_tracked"]
         else:
             running_mean = running_var = None
-    return batch_norm(
+    output = batch_norm(
         input,
         running_mean,
         running_var,
@@ -48,6 +49,9 @@ def apply(
         residual=residual,
         num_batches_tracked=num_batches_tracked,
     )
+    if norm.recompute:
+        _recompute.remember(output, residual)
+    return output
 
 
 class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -78,6 +82,7 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
     weight_init: Any = None
     bias_init: Any = None
     frozen = False
+    recompute = False  # whether what keeps an output for backward may compute it again; see fused_bn.fuse
 
     def __init__(
         self,

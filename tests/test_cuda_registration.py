@@ -7,7 +7,7 @@ import torch
 
 from fused_bn._extension import devices_with_kernels, extension
 
-OPERATORS = ("batch_norm_forward", "batch_norm_backward")
+OPERATORS = ("batch_norm_forward", "batch_norm_elementwise", "batch_norm_backward")
 
 
 @pytest.fixture

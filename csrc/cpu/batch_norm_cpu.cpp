@@ -51,26 +51,37 @@ double count_batch(const ForwardArguments& a) {
   return batches == 0 ? 0.0 : 1.0 / static_cast<double>(batches);
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward(const ForwardArguments& a) {
-  check(a);
+// Output and mask. The statistics are written where they are the batch's or the running ones.
+std::tuple<Tensor, Tensor> run_forward(const ForwardArguments& a, const Tensor& statistics) {
   const auto format = a.input.suggest_memory_format();
   const Tensor x = a.input.contiguous(format);
   const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
   Tensor output = empty_output(x, format);
-  Tensor statistics = at::empty({3, x.size(1)}, x.options().dtype(statistics_type(x)));
   Tensor mask = empty_mask(a);
   // Where rows end within a byte, or there are more than are written.
   if (mask.numel() > 0 && 8 * mask.numel() != x.numel()) mask.zero_();
   const Kernels& kernels = active_kernels();  // first: it may refuse, and what is refused is not counted
   const double factor = count_batch(a);
-  if (x.numel() == 0) return {output, statistics.zero_(), mask};
+  if (x.numel() == 0) return {output, mask};
   auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
   p.view = view_of(x);
   p.dtype = dtype_of(x);
   p.momentum = factor;
   p.execution = execution();
   kernels.forward(p);
+  return {output, mask};
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward(const ForwardArguments& a) {
+  check(a);
+  const Tensor statistics = empty_statistics(a.input);
+  const auto [output, mask] = run_forward(a, statistics);
   return {output, statistics, mask};
+}
+
+std::tuple<Tensor, Tensor> elementwise(const ElementwiseArguments& a) {
+  check(a);
+  return run_forward(a.as_forward(), a.statistics.contiguous());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) {
@@ -94,6 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) 
 
 TORCH_LIBRARY_IMPL(fused_bn, CPU, m) {
   m.impl("batch_norm_forward", OneByOne<ForwardOperator, forward>::call);
+  m.impl("batch_norm_elementwise", OneByOne<ElementwiseOperator, elementwise>::call);
   m.impl("batch_norm_backward", OneByOne<BackwardOperator, backward>::call);
 }
 

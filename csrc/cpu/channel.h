@@ -93,6 +93,11 @@ void save(const Statistics<A>& statistics, int64_t c, double mean, double varian
   statistics.invstd[c] = static_cast<A>(1.0 / std::sqrt(variance + eps));
 }
 
+// In evaluation; without them the statistics are those that are there.
+inline bool reads_running_statistics(const ForwardParams& p) {
+  return !p.training && p.running_mean.data != nullptr;
+}
+
 // Evaluation: the running statistics are the statistics.
 template <class A>
 void save_running_statistics(const ForwardParams& p) {

@@ -34,7 +34,8 @@ struct ForwardParams {
   ChannelVector bias;
   ChannelVector running_mean;  // read in evaluation, updated in training
   ChannelVector running_var;
-  void* statistics;  // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float
+  void* statistics;  // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float. Read where they are
+                     // neither the batch's nor the running ones
   bool training;
   double momentum;
   double eps;

@@ -58,7 +58,7 @@ struct MatrixKernels {
     const Matrix m = matrix(p.view);
     const T* x = static_cast<const T*>(p.input);
     std::vector<Numbers> numbers(m.tiles());
-    if (!p.training) save_running_statistics<A>(p);
+    if (reads_running_statistics(p)) save_running_statistics<A>(p);
     run_units<TileMoments>(
         m.tiles(), m.parts(), p.view.elements(), p.execution,
         [&](int64_t tile, int64_t part) {

@@ -130,7 +130,7 @@ struct RowKernels {
     const Chunks chunks(p.view);
     const T* x = static_cast<const T*>(p.input);
     const Statistics<A> statistics(p.statistics, p.view.C);
-    if (!p.training) save_running_statistics<A>(p);
+    if (reads_running_statistics(p)) save_running_statistics<A>(p);
     run_units<Moments>(
         p.view.C, chunks.parts(), p.view.elements(), p.execution,
         [&](int64_t c, int64_t part) { return p.training ? part_moments(x, chunks, c, part) : Moments{}; },

@@ -29,19 +29,17 @@ void run(const Plan& plan, DType dtype, const Params& params) {
               describe(plan));
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward(const ForwardArguments& a) {
-  check(a);
-  const c10::cuda::CUDAGuard guard(a.input.device());
+// Output and mask. The statistics are written where they are the batch's or the running ones.
+std::tuple<Tensor, Tensor> run_forward(const ForwardArguments& a, const Tensor& statistics) {
   const auto format = a.input.suggest_memory_format();
   const Tensor x = a.input.contiguous(format);
   const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
   Tensor output = at::empty_like(x, x.options(), format);
-  Tensor statistics = at::empty({3, x.size(1)}, x.options().dtype(statistics_type(x)));
   Tensor mask = empty_mask(a);
   const bool counts = a.training && present(a.num_batches_tracked);
   if (x.numel() == 0) {
     if (counts) Tensor(*a.num_batches_tracked).add_(1);
-    return {output, statistics.zero_(), mask};
+    return {output, mask};
   }
   auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
   p.num_batches_tracked = counts ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;
@@ -59,7 +57,21 @@ std::tuple<Tensor, Tensor, Tensor> forward(const ForwardArguments& a) {
   const Scratch scratch(plan, p.cumulative);
   p.workspace = scratch.workspace();
   run(plan, dtype_of(x), p);
+  return {output, mask};
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward(const ForwardArguments& a) {
+  check(a);
+  const c10::cuda::CUDAGuard guard(a.input.device());
+  const Tensor statistics = empty_statistics(a.input);
+  const auto [output, mask] = run_forward(a, statistics);
   return {output, statistics, mask};
+}
+
+std::tuple<Tensor, Tensor> elementwise(const ElementwiseArguments& a) {
+  check(a);
+  const c10::cuda::CUDAGuard guard(a.input.device());
+  return run_forward(a.as_forward(), a.statistics.contiguous());
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) {
@@ -91,6 +103,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) 
 
 TORCH_LIBRARY_IMPL(fused_bn, CUDA, m) {
   m.impl("batch_norm_forward", OneByOne<ForwardOperator, forward>::call);
+  m.impl("batch_norm_elementwise", OneByOne<ElementwiseOperator, elementwise>::call);
   m.impl("batch_norm_backward", OneByOne<BackwardOperator, backward>::call);
 }
 

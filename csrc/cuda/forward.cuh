@@ -136,7 +136,8 @@ class ForwardKernel {
     exchange_.next_turn();
   }
 
-  // From the totals, or the running statistics, to the statistics that are saved and used. True where the
+  // From the totals, or the running statistics, to the statistics that are saved and used; or from those
+  // that are known. True where the
   // first try fails for a channel: its sums have overflowed, or it holds inf or NaN.
   FUSED_BN_DEVICE bool finish(int slab, Try which) {
     bool fails = false;
@@ -147,18 +148,21 @@ class ForwardKernel {
       if (which == Try::first && failed != 0) fails = true;
       if (which != Try::only && (failed != 0) != (which == Try::again)) continue;
       const int channel = g_.first_channel(slab) + c;
-      double mean, variance;
+      const Statistics<A> saved(p_.statistics, g_.C);
+      const bool known = !p_.training && p_.running_mean.data == nullptr;
+      double mean = 0, variance = 0;
       if (p_.training) {
         mean = static_cast<double>(pivot(channel)) + totals(0)[c] * p_.inverse_count * larger;
         variance = totals(1)[c] * p_.inverse_count * larger * larger;
-      } else {
+      } else if (!known) {
         mean = read(p_.running_mean, channel, 0);
         variance = read(p_.running_var, channel, 0);
       }
-      const ChannelStatistics<A> statistics(mean, variance, p_.eps);
+      const ChannelStatistics<A> statistics =
+          known ? ChannelStatistics<A>(saved, channel) : ChannelStatistics<A>(mean, variance, p_.eps);
       numbers_.set_affine(c, statistics, read(p_.weight, channel, 1), read(p_.bias, channel, 0));
-      if (exchange_.rank() == 0) {
-        statistics.save(Statistics<A>(p_.statistics, g_.C), channel);
+      if (exchange_.rank() == 0 && !known) {
+        statistics.save(saved, channel);
         if (!p_.training) continue;
         blend(p_.running_mean, channel, mean);
         blend(p_.running_var, channel, variance * p_.unbiased);

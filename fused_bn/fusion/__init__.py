@@ -9,5 +9,6 @@ The steps, a file each; `model` takes them one by one:
     plan         puts the last two together for a model
     rewrite      gives the module a forward made of the graph, by a subclass of its class (classes)
     runtime      what that forward calls for a pair: looks once more whether one pass is right, then runs it
+    recompute    outputs of norms that backward computes again rather than keeps
     report       what became of each norm
 """

@@ -14,6 +14,7 @@ from fused_bn.fusion import runtime
 from fused_bn.fusion.classes import base_of, become, is_made
 from fused_bn.fusion.norms import adopt, is_norm, own_activation, regain, release, why_left_alone
 from fused_bn.fusion.plan import Plan, plan_of
+from fused_bn.fusion.recompute import switch_off, switch_on
 from fused_bn.fusion.report import FusionReport, NormReport
 from fused_bn.fusion.rewrite import Rewritten, rewrite
 from fused_bn.fusion.trace import MODES
@@ -21,7 +22,7 @@ from fused_bn.fusion.trace import MODES
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def fuse(model: Model, example_inputs: object = None) -> Model:
+def fuse(model: Model, example_inputs: object = None, *, recompute: bool = True) -> Model:
     """Lets a model compute its batch norms, with the additions and activations behind them, in one pass each.
 
     Every nn.BatchNorm1d, 2d and 3d becomes the module of the same name of this package. A norm whose result
@@ -42,6 +43,10 @@ def fuse(model: Model, example_inputs: object = None) -> Model:
         example_inputs: a tensor, a sequence of positional or a mapping of keyword arguments. If given, the
             model runs once, in evaluation and without gradients, and the report says which residuals did not
             fit.
+        recompute: whether convolutions, linear layers and pooling need not keep a large output of a norm for
+            backward, where it can be computed again from the norm's input, which lies there anyway: the same
+            bits, for one more read and write of the tensor in backward. Their classes change as the norms'
+            do. Nothing else sees it; hooks on saved tensors (`torch.utils.checkpoint`) take precedence.
 
     Returns:
         The model, with a new attribute `fusion_report`, a `FusionReport`: what became of each norm, and why.
@@ -69,6 +74,8 @@ def fuse(model: Model, example_inputs: object = None) -> Model:
         raise
     for module, (variants, summary) in plan.variants.items():
         rewrite(module, variants, summary)
+    if recompute:
+        switch_on(model)
     misfits = {} if example_inputs is None else _misfits(model, example_inputs)
     lines = [
         _line(model, path, kinds[path], norm, plan, left_alone.get(norm) or misfits.get(norm, ""))
@@ -90,6 +97,7 @@ def unfuse(model: Model) -> Model:
     Returns:
         The model, without `fusion_report`.
     """
+    switch_off(model)
     for module in model.modules():
         if isinstance(module, Rewritten) and is_made(type(module)):
             become(module, module._made_from)

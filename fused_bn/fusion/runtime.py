@@ -44,6 +44,7 @@ class NormAct(Made):
 
     act: nn.Module
     drop: nn.Module
+    recompute = False
 
     def forward(self, input: Tensor) -> Tensor:
         known = activations.of_module(self.act)

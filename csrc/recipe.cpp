@@ -1,0 +1,59 @@
+#include "recipe.h"
+
+#include <ATen/ATen.h>
+#include <ATen/SavedTensorHooks.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/variable.h>
+
+namespace fused_bn {
+namespace {
+
+OptionalTensor copy_of(const Tensor& parameter) {
+  return parameter.defined() ? OptionalTensor(parameter.detach().clone()) : std::nullopt;
+}
+
+}  // namespace
+
+Recipe::Weak::Weak(const Tensor& tensor)
+    : impl(tensor.getIntrusivePtr()), version(torch::autograd::impl::version_counter(tensor).current_version()) {}
+
+Tensor Recipe::Weak::lock() const {
+  auto strong = impl.lock();
+  if (!strong) return {};
+  Tensor tensor(std::move(strong));
+  return torch::autograd::impl::version_counter(tensor).current_version() == version ? tensor : Tensor();
+}
+
+Recipe::Recipe(const Tensor& input, const OptionalTensor& residual, const Tensor& weight, const Tensor& bias,
+               const Tensor& statistics, Activation activation, double activation_param)
+    : input_(input),
+      residual_(present(residual) ? std::optional<Weak>(*residual) : std::nullopt),
+      weight_(copy_of(weight)),
+      bias_(copy_of(bias)),
+      statistics_(statistics),
+      activation_(activation_name(activation)),
+      activation_param_(activation_param) {}
+
+bool Recipe::keep() {
+  const Tensor input = input_.lock();
+  const Tensor residual = residual_ ? residual_->lock() : Tensor();
+  if (!input.defined() || (residual_ && !residual.defined()) || saved_tensors_are_hooked()) return false;
+  kept_input_ = {input, /*is_output=*/false};
+  kept_residual_ = {residual, /*is_output=*/false};
+  return true;
+}
+
+Tensor Recipe::compute() const {
+  const Tensor input = kept_input_.unpack(), residual = kept_residual_.unpack();
+  at::AutoDispatchBelowAutograd guard;
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fused_bn::batch_norm_elementwise", "")
+                             .typed<ElementwiseOperator>();
+  const OptionalTensor added = residual.defined() ? OptionalTensor(residual) : std::nullopt;
+  return std::get<0>(op.call(input, added, weight_, bias_, statistics_, activation_, activation_param_,
+                             /*save_mask=*/false));
+}
+
+bool saved_tensors_are_hooked() { return at::SavedTensorDefaultHooks::get_hooks().has_value(); }
+
+}  // namespace fused_bn
