@@ -34,9 +34,12 @@ def remember(output: Tensor, residual: Tensor | None) -> None:
 def keep_recipe(consumer: Tensor, input: Tensor) -> None:
     """Lets the node behind `consumer` keep the recipe of its `input` rather than the input, if there is one.
 
-    Nothing happens where the node does not keep just this tensor, or hooks decide how it is kept.
+    Nothing happens where the node does not keep just this tensor, hooks decide how it is kept, or it was
+    written in between.
     """
     if torch.compiler.is_compiling() or not consumer.requires_grad or input not in _recipes:
+        return
+    if input._version != 0:
         return
     for name in _SAVED:
         saved: Any = getattr(consumer.grad_fn, name, None)

@@ -16,6 +16,7 @@ import fused_bn
 from tests.cases import DTYPES, Case, in_layout, layouts, make_tensors, present, same_bits
 from tests.test_operator import (
     BACKWARD_ARGUMENTS,
+    ELEMENTWISE_ARGUMENTS,
     FORWARD_ARGUMENTS,
     USER_ARGUMENTS,
     WRONG_BACKWARD,
@@ -68,6 +69,16 @@ def test_opcheck_passes_on_the_forward_operator(case: Case, device: str) -> None
     arguments = forward_arguments(case, device)
     torch.library.opcheck(
         torch.ops.fused_bn.batch_norm_forward.default, tuple(arguments[name] for name in FORWARD_ARGUMENTS)
+    )
+
+
+@pytest.mark.parametrize("case", OPCHECK_CASES, ids=str)
+def test_opcheck_passes_on_the_elementwise_operator(case: Case, device: str) -> None:
+    arguments = forward_arguments(case, device)
+    arguments["statistics"] = forward(arguments)[1]
+    torch.library.opcheck(
+        torch.ops.fused_bn.batch_norm_elementwise.default,
+        tuple(arguments[name] for name in ELEMENTWISE_ARGUMENTS),
     )
 
 

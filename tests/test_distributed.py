@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 
 import fused_bn
+from fused_bn import _recompute
 from tests.test_module import OUTPUT_TOLERANCE, PARAMETER_TOLERANCE
 from tests.twins import Original
 
@@ -39,6 +40,21 @@ class Block(nn.Module):
         return output
 
 
+class Written(nn.Module):
+    """The same as a model for fuse()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3)
+        self.first = nn.BatchNorm2d(6)
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        self.second = nn.BatchNorm2d(6)
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = torch.relu(self.first(self.stem(input)))
+        return torch.nn.functional.silu(self.second(self.conv(x)) + x)
+
+
 def ours(activation: str) -> nn.Module:
     return fused_bn.BatchNorm2d(6, activation=activation)
 
@@ -65,10 +81,24 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
 
 
-def train(make: Callable[[str], nn.Module], way: str, rank: int) -> list[Tensor]:
+def block_of(make: Callable[[str], nn.Module]) -> Callable[[], nn.Module]:
+    return lambda: Block(make)
+
+
+def fused() -> nn.Module:
+    """Its outputs are computed again in backward."""
+    _recompute.WORTH_BYTES = 1
+    return fused_bn.fuse(Written())
+
+
+MODELS = (block_of(ours), fused, block_of(theirs))
+"""The last is the original."""
+
+
+def train(make: Callable[[], nn.Module], way: str, rank: int) -> list[Tensor]:
     """Two steps on data of this process, and what is left: output, parameters and statistics."""
     torch.manual_seed(0)
-    model = in_parallel(Block(make), way)
+    model = in_parallel(make(), way)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(rank)
     for _ in range(2):
@@ -98,7 +128,7 @@ def process(rank: int, folder: str, shared: nn.Module) -> None:
         timeout=timedelta(seconds=PATIENCE),
     )
     try:
-        found = {way: [train(make, way, rank) for make in (ours, theirs)] for way in WAYS}
+        found = {way: [train(make, way, rank) for make in MODELS] for way in WAYS}
         torch.save(found, f"{folder}/{rank}.pt")
         if rank == 0:
             bump_and_train(shared)
@@ -122,12 +152,14 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], nn.Module]
 def test_steps_in_two_processes_are_those_of_the_original(way: str, ran: tuple[list[Any], nn.Module]) -> None:
     """Parameters are averaged or sharded, statistics stay each process's own (DDP sends out the first's)."""
     results = [found[way] for found in ran[0]]
-    for mine, other in results:
-        for one, two in zip(mine, other, strict=True):
-            # The second output is behind a step of rate 0.1: a tenth of the gradients' tolerance on top.
-            torch.testing.assert_close(one, two, rtol=0, atol=OUTPUT_TOLERANCE + 0.1 * PARAMETER_TOLERANCE)
+    for *mine, other in results:
+        for each in mine:
+            for one, two in zip(each, other, strict=True):
+                # The second output is behind a step of rate 0.1: a tenth of the gradients' tolerance on top.
+                tolerance = OUTPUT_TOLERANCE + 0.1 * PARAMETER_TOLERANCE
+                torch.testing.assert_close(one, two, rtol=0, atol=tolerance)
     count = len(list(Block(ours).parameters()))
-    (first, _), (second, _) = results
+    (first, *_), (second, *_) = results
     assert all(map(torch.equal, first[1 : 1 + count], second[1 : 1 + count]))
     assert not torch.equal(first[0], second[0])
     assert first[-1] == second[-1] == 2

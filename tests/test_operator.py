@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_bn._activations import ACTIVATIONS
-from tests.cases import DTYPES, Case, layouts, make_tensors, run_fused, same_bits
+from tests.cases import DTYPES, Case, core_grid, layouts, make_tensors, run_fused, same_bits
 
 pytestmark = pytest.mark.needs_extension
 
@@ -44,6 +44,9 @@ BACKWARD_ARGUMENTS = (
     "activation_param",
     "output_mask",
 )
+ELEMENTWISE_ARGUMENTS = (
+    *("input", "residual", "weight", "bias", "statistics", "activation", "activation_param", "save_mask"),
+)
 
 
 def forward_arguments(case: Case, device: str = "cpu", **changes: Any) -> dict[str, Any]:
@@ -74,6 +77,12 @@ def user_operator(arguments: dict[str, Any]) -> Tensor:
 def forward(arguments: dict[str, Any]) -> list[Tensor]:
     """The output, the statistics and the mask."""
     return list(torch.ops.fused_bn.batch_norm_forward(*(arguments[name] for name in FORWARD_ARGUMENTS)))
+
+
+def elementwise(arguments: dict[str, Any]) -> list[Tensor]:
+    """The output and the mask."""
+    operator = torch.ops.fused_bn.batch_norm_elementwise
+    return list(operator(*(arguments[name] for name in ELEMENTWISE_ARGUMENTS)))
 
 
 def backward_arguments(case: Case, device: str = "cpu", **changes: Any) -> dict[str, Any]:
@@ -120,6 +129,28 @@ def test_the_three_operators_agree_bit_for_bit(case: Case, device: str) -> None:
     assert same_bits(grad_weight, together.grad_weight)
     assert same_bits(grad_bias, together.grad_bias)
     assert grad_weight.dtype == grad_bias.dtype == case.parameter_dtype
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("case", [*CASES, *core_grid()], ids=str)
+def test_elementwise_gives_what_forward_gave(case: Case, device: str) -> None:
+    """From forward's statistics, output and mask bit for bit; and the statistics are only read."""
+    arguments = forward_arguments(case, device)
+    output, statistics, mask = forward(arguments)
+    before = statistics.clone()
+    again, mask_again = elementwise(arguments | {"statistics": statistics})
+    assert torch.equal(again, output)
+    assert again.stride() == output.stride()
+    assert torch.equal(mask_again, mask)
+    assert torch.equal(statistics, before)
+
+
+def test_elementwise_of_nothing(device: str) -> None:
+    for shape in ((0, 3, 4, 4), (2, 3, 0, 4)):
+        arguments = forward_arguments(Case((2, 3, 4, 4)), device, input=torch.ones(shape, device=device))
+        output, mask = elementwise(arguments | {"statistics": torch.zeros(3, 3, device=device)})
+        assert output.shape == shape
+        assert mask.numel() == 0
 
 
 @pytest.mark.parametrize("mask", list(product((True, False), repeat=4)), ids=str)
@@ -330,6 +361,22 @@ def test_backward_operator_refuses_wrong_arguments(name: str) -> None:
     arguments = backward_arguments(Case((2, 3, 4, 4)))
     with pytest.raises((RuntimeError, ValueError, TypeError, NotImplementedError)):
         backward(arguments | WRONG_BACKWARD[name])
+
+
+OF_ELEMENTWISE = ("input", "weight", "bias", "residual", "statistics", "activation", "activation_param")
+WRONG_ELEMENTWISE = {
+    name: changes
+    for name, changes in {**WRONG_FORWARD, **WRONG_BACKWARD}.items()
+    if changes.keys() <= set(OF_ELEMENTWISE) and name not in ("one value a channel", "residual where a mask tells")
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ELEMENTWISE)
+def test_elementwise_operator_refuses_wrong_arguments(name: str) -> None:
+    arguments = forward_arguments(Case((2, 3, 4, 4))) | {"statistics": torch.ones(3, 3)}
+    elementwise(arguments)
+    with pytest.raises((RuntimeError, ValueError, TypeError, NotImplementedError)):
+        elementwise(arguments | WRONG_ELEMENTWISE[name])
 
 
 def test_strided_statistics_parameters_and_buffers_are_read_and_written_in_place(device: str) -> None:

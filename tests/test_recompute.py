@@ -1,0 +1,262 @@
+"""Outputs of norms that backward computes again: the same bits, less memory, and autograd's rules."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import fused_bn
+from fused_bn import _recompute
+from tests.fuse_models import Basic, conv
+
+pytestmark = pytest.mark.needs_extension
+
+
+@pytest.fixture(autouse=True)
+def _small_outputs_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_recompute, "WORTH_BYTES", 1)
+
+
+class Pair(nn.Module):
+    """conv, norm and ReLU, and behind them what may keep their result."""
+
+    def __init__(self, consumer: nn.Module, convolution: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv = convolution or conv(4, 4)
+        self.norm = type_of_norm(self.conv)(4)
+        self.consumer = consumer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.consumer(torch.relu(self.norm(self.conv(x))))
+
+
+def type_of_norm(convolution: nn.Module) -> type[nn.Module]:
+    return nn.BatchNorm2d if isinstance(convolution, nn.Conv2d) else nn.BatchNorm1d
+
+
+def chain(length: int) -> nn.Module:
+    return nn.Sequential(*(Basic() for _ in range(length)))
+
+
+def watched(model: nn.Module, kind: tuple[type[nn.Module], ...] = (nn.Conv2d,)) -> dict[str, StorageWeakRef]:
+    """By name, what modules of such classes were last given; it does not keep that alive."""
+    given: dict[str, StorageWeakRef] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, kind):
+            module.register_forward_pre_hook(
+                lambda _, arguments, name=name: given.update(
+                    {name: StorageWeakRef(arguments[0].untyped_storage())}
+                )
+            )
+    return given
+
+
+def images(layout: torch.memory_format = torch.contiguous_format, dtype: torch.dtype = torch.float32) -> Tensor:
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    return x.to(dtype).contiguous(memory_format=layout).requires_grad_()
+
+
+def gradients(model: nn.Module, x: Tensor, **how: bool) -> list[Tensor]:
+    output = model(x)
+    wanted = [x, *model.parameters()]
+    return list(torch.autograd.grad((output * output.detach().cos()).sum(), wanted, **how))
+
+
+def fused_both_ways(make: Callable[[], nn.Module]) -> tuple[Any, Any]:
+    """The same model, without and with recomputation."""
+    torch.manual_seed(0)
+    model = make()
+    kept = fused_bn.fuse(copy.deepcopy(model), recompute=False)
+    return kept, fused_bn.fuse(model)
+
+
+CONSUMERS: dict[str, Callable[[], nn.Module]] = {
+    "Conv2d": lambda: Pair(nn.Conv2d(4, 3, 3)),
+    "Conv2d, depthwise": lambda: Pair(nn.Conv2d(4, 4, 3, groups=4)),
+    "ConvTranspose2d": lambda: Pair(nn.ConvTranspose2d(4, 3, 3)),
+    "MaxPool2d": lambda: Pair(nn.MaxPool2d(2)),
+    "AvgPool2d": lambda: Pair(nn.AvgPool2d(2)),
+    "AdaptiveAvgPool2d": lambda: Pair(nn.AdaptiveAvgPool2d(3)),
+    "Conv1d": lambda: nn.Sequential(nn.Flatten(2), Pair(nn.Conv1d(4, 3, 3), nn.Conv1d(4, 4, 1))),
+    "Linear": lambda: nn.Sequential(nn.Flatten(), Pair(nn.Linear(4, 3), nn.Linear(256, 4))),
+}
+
+
+@pytest.mark.parametrize("name", CONSUMERS)
+def test_the_consumer_keeps_no_output_and_gradients_keep_their_bits(name: str, device: str) -> None:
+    kept, model = (each.to(device) for each in fused_both_ways(CONSUMERS[name]))
+    x = images().detach().to(device).requires_grad_()
+    pair = next(each for each in model.modules() if isinstance(each, Pair))
+    expected = gradients(kept, x)
+    given = watched(pair, (type(pair.consumer),))
+    output = model(x)
+    assert given["consumer"].expired(), "the output is still there"
+    found = torch.autograd.grad((output * output.detach().cos()).sum(), [x, *model.parameters()])
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_every_other_output_of_a_chain_of_residual_blocks_is_computed_again(
+    training: bool, layout: torch.memory_format, dtype: torch.dtype, device: str
+) -> None:
+    """Of those with a residual, where the residual lies there anyway; of the inner ones, all."""
+    both = fused_both_ways(lambda: chain(5))
+    kept, model = (each.to(device, dtype, memory_format=layout).train(training) for each in both)
+    x = images(layout, dtype).detach().to(device).requires_grad_()
+    expected = gradients(kept, x)
+    given = watched(model)
+    output = model(x)
+    gone = {name for name, each in given.items() if each.expired()}
+    assert gone == {*(f"{i}.conv2" for i in range(5)), "1.conv1", "3.conv1"}
+    found = torch.autograd.grad((output * output.detach().cos()).sum(), [x, *model.parameters()])
+    assert all(map(torch.equal, found, expected))
+    for left, right in zip(kept.buffers(), model.buffers(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_small_outputs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their notes would take longer than they save."""
+    monkeypatch.setattr(_recompute, "WORTH_BYTES", 3 * 4 * 8 * 8 * 4 + 1)
+    _, model = fused_both_ways(lambda: chain(1))
+    given = watched(model)
+    output = model(images())
+    assert not given["0.conv2"].expired()
+    assert output.requires_grad
+
+
+def test_backward_twice_and_the_second_derivative() -> None:
+    kept, model = (each.double() for each in fused_both_ways(lambda: Pair(conv(4, 3))))
+    x = images(dtype=torch.float64)
+    output = model(x)
+    first, second = (torch.autograd.grad(output.sum(), x, retain_graph=True) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    both = []
+    for each in (kept, model):
+        (grad, *_) = gradients(each, x, create_graph=True)
+        both.append(torch.autograd.grad(grad.square().sum(), [x, *each.parameters()]))
+    for left, right in zip(*both, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-10 * float(left.abs().max()))
+
+
+class Written(Pair):
+    """Something is written between the norm and the convolution behind it, or behind that."""
+
+    def __init__(self, write: Callable[[Tensor, Tensor], object], when: str) -> None:
+        super().__init__(conv(4, 3))
+        self.write, self.when = write, when
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.conv(x)
+        y = torch.relu(self.norm(z))
+        if self.when == "before":
+            self.write(z, y)
+        output = self.consumer(y)
+        if self.when == "behind":
+            self.write(z, y)
+        return output
+
+
+def test_an_output_written_before_it_is_used_is_kept_as_it_is() -> None:
+    for write in (lambda z, y: y.mul_(2), lambda z, y: y.detach().mul_(2)):
+        kept, model = fused_both_ways(lambda write=write: Written(write, "before"))
+        assert "fused: norm+relu" in repr(model)
+        assert all(map(torch.equal, gradients(kept, images()), gradients(model, images())))
+
+
+def test_an_input_written_in_between_raises_as_ever() -> None:
+    """Silence would be a wrong gradient."""
+    for make in fused_both_ways(lambda: Written(lambda z, y: z.detach().mul_(2), "behind")):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            gradients(make, images())
+
+
+def test_parameters_written_in_between_do_not_matter_to_the_consumer() -> None:
+    """Sharded parameters are freed behind forward; the norm's own backward looks after itself."""
+    _, model = fused_both_ways(lambda: Pair(conv(4, 3)))
+    x = images()
+    expected = torch.autograd.grad(model(x).sum(), model.consumer.weight)
+    output = model(x)
+    with torch.no_grad():
+        model.norm.weight.zero_()
+    assert torch.equal(torch.autograd.grad(output.sum(), model.consumer.weight)[0], expected[0])
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
+def test_activation_checkpointing_takes_precedence(reentrant: bool) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = chain(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:  # type: ignore[attr-defined]
+                x = checkpoint(block, x, use_reentrant=reentrant)
+            return x
+
+    both = fused_both_ways(Checkpointed)
+    for model in both:
+        model(images()).sum().backward()
+    for left, right in zip(*(each.parameters() for each in both), strict=True):
+        assert torch.equal(left.grad, right.grad)
+
+
+def test_hooks_on_saved_tensors_see_what_they_saw() -> None:
+    """The user's hooks decide how each tensor is kept, and see tensors and no recipes."""
+    seen = []
+    both = fused_both_ways(lambda: chain(2))
+    for model in both:
+        packed: list[tuple[torch.Size, float]] = []
+
+        def pack(tensor: Tensor, packed: list[tuple[torch.Size, float]] = packed) -> Tensor:
+            packed.append((tensor.shape, float(tensor.double().sum())))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = model(images())
+        output.sum().backward()
+        seen.append(packed)
+    assert seen[0] == seen[1]
+
+
+def test_unfuse_and_models_without_a_gradient() -> None:
+    _, model = fused_both_ways(lambda: chain(1))
+    assert type(model[0].conv1) is not nn.Conv2d
+    assert isinstance(model[0].conv1, nn.Conv2d)
+    given = watched(model)
+    with torch.no_grad():
+        output = model(images())
+    assert output.grad_fn is None
+    assert all(each.expired() for name, each in given.items() if name != "0.conv1")
+    fused_bn.unfuse(model)
+    assert type(model[0].conv1) is nn.Conv2d
+    assert "recompute" not in vars(model[0].bn1)
+
+
+def test_subclasses_of_convolutions_are_left_alone() -> None:
+    class Own(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input * 2)
+
+    _, model = fused_both_ways(lambda: Pair(Own(4, 3, 3)))
+    assert type(model.consumer) is Own
+    assert model(images()).requires_grad
+
+
+def test_an_output_that_another_keeps_is_not_lost() -> None:
+    """F.conv2d is no module and keeps the tensor; both get the same gradient as without."""
+
+    class Branches(Pair):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.relu(self.norm(self.conv(x)))
+            return self.consumer(y) + F.conv2d(y, self.conv.weight[:3], padding=1)  # type: ignore[index]
+
+    kept, model = fused_both_ways(lambda: Branches(conv(4, 3)))
+    assert all(map(torch.equal, gradients(kept, images()), gradients(model, images())))
