@@ -3,7 +3,6 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
-#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <torch/csrc/autograd/custom_function.h>
@@ -11,6 +10,7 @@
 
 #include "differentiable.h"
 #include "recipe.h"
+#include "written.h"
 
 namespace fused_bn {
 namespace {
@@ -210,29 +210,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_autograd(const Ba
   return call_backward(a);
 }
 
-// Counts as an in-place change of the buffers, so that autograd sees one that somebody else saved.
 std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_inplace(const ForwardArguments& a) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       !any_has_tangent(a.input, a.residual, a.weight, a.bias),
       "fused_bn::batch_norm_forward has no forward-mode derivative; fused_bn::batch_norm has one");
-  const auto for_each_written = [&](auto&& function) {
-    if (!a.training) return;
-    for (const OptionalTensor* buffer : {&a.running_mean, &a.running_var, &a.num_batches_tracked}) {
-      if (present(*buffer)) function(**buffer);
-    }
-  };
-  // As bump_version says it, but before anything is written.
-  for_each_written([](const Tensor& buffer) {
-    TORCH_CHECK(
-        !buffer.is_inference() || c10::InferenceMode::is_enabled(),
-        "Inplace update to inference tensor outside InferenceMode is not allowed. You can make a clone "
-        "to get a normal tensor before doing inplace update.");
-  });
+  const WrittenBuffers buffers(a);
   auto result = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(a);
   }();
-  for_each_written(torch::autograd::impl::bump_version);
+  buffers.bump_versions();
   return result;
 }
 

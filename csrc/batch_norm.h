@@ -73,9 +73,8 @@ using ForwardSignature = Result(const Tensor&, const OptionalTensor&, const Opti
                                 const OptionalTensor&, bool, std::optional<double>, double, std::string_view,
                                 double, More...);
 template <class Result, class... More>
-using ElementwiseSignature =
-    Result(const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&,
-           std::string_view, double, More...);
+using ElementwiseSignature = Result(const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                    const OptionalTensor&, const Tensor&, std::string_view, double, More...);
 template <class Result>
 using BackwardSignature = Result(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
                                  const OptionalTensor&, const Tensor&, const OptionalTensor&, bool,
@@ -100,6 +99,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> call_backward(const BackwardArguments
 // Raise what nn.BatchNorm raises for the same misuse, before anything is written.
 void check(const ForwardArguments& arguments);
 void check(const ElementwiseArguments& arguments);
+// Of check(ForwardArguments), what concerns the running statistics and their counter.
+void check_buffers(const ForwardArguments& arguments);
 void check(const BackwardArguments& arguments);
 
 // ValueError for a name that is no activation.

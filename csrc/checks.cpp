@@ -11,6 +11,7 @@
 
 #include "batch_norm.h"
 #include "common/activation_names.h"
+#include "pieces.h"
 
 namespace fused_bn {
 namespace {
@@ -64,6 +65,10 @@ std::string python_float(double value) {
   return text.find_first_of(".en") == std::string::npos ? text + ".0" : text;
 }
 
+void check_training_eps(double eps) {
+  TORCH_CHECK_VALUE(eps > 0, "batch_norm eps must be positive during training, but got ", python_float(eps));
+}
+
 void check_scalars(const ForwardArguments& a) {
   const auto& input = a.input;
   if (a.training) {
@@ -72,8 +77,7 @@ void check_scalars(const ForwardArguments& a) {
     TORCH_CHECK_VALUE(values != 1,
                       "Expected more than 1 value per channel when training, got input size torch.Size(",
                       input.sym_sizes(), ")");
-    TORCH_CHECK_VALUE(a.eps > 0, "batch_norm eps must be positive during training, but got ",
-                      python_float(a.eps));
+    check_training_eps(a.eps);
   } else {
     TORCH_CHECK_VALUE(a.eps >= 0, "batch_norm eps must be non-negative, but got ", python_float(a.eps));
   }
@@ -133,6 +137,17 @@ void check_statistics(const Tensor& input, const Tensor& statistics) {
               ", but the input is on ", input.device());
 }
 
+void check_message(const Tensor& input, const char* name, const Tensor& message, int64_t dimensions) {
+  const c10::SymInt length = 2 * input.sym_size(1) + 1;
+  TORCH_CHECK(message.dim() == dimensions && message.sym_size(dimensions - 1) == length, "fused_bn: ", name,
+              " should have ", length, " numbers", dimensions == 2 ? " a process" : "", ", but have shape ",
+              message.sym_sizes());
+  TORCH_CHECK(message.scalar_type() == at::kDouble, "fused_bn: ", name, " should be of Double, but are of ",
+              toString(message.scalar_type()));
+  TORCH_CHECK(message.device() == input.device(), "fused_bn: ", name, " are on ", message.device(),
+              ", but the input is on ", input.device());
+}
+
 // Of the dense copy that kernels read. Where both layouts describe the same memory, the longer rows count.
 Layout layout_of(const Tensor& input) {
   if (input.sym_numel() == input.sym_size(0) * input.sym_size(1)) return Layout::channels_last;
@@ -180,14 +195,18 @@ void check(const ForwardArguments& a) {
   check_input(a.input);
   if (present(a.residual)) check_like_input(a.input, "the residual", *a.residual);
   check_scalars(a);
+  check_buffers(a);
+  check_channel_vector(a.input, {"weight", a.weight});
+  check_channel_vector(a.input, {"bias", a.bias});
+}
+
+void check_buffers(const ForwardArguments& a) {
   TORCH_CHECK_VALUE(present(a.running_mean) == present(a.running_var) || !a.training,
                     "running_mean and running_var must either both be None or neither be None");
   TORCH_CHECK(a.training || present(a.running_mean), "running_mean must be defined in evaluation mode");
   TORCH_CHECK(a.training || present(a.running_var), "running_var must be defined in evaluation mode");
-  for (const Named& vector : {Named{"running_mean", a.running_mean}, Named{"running_var", a.running_var},
-                              Named{"weight", a.weight}, Named{"bias", a.bias}}) {
-    check_channel_vector(a.input, vector);
-  }
+  check_channel_vector(a.input, {"running_mean", a.running_mean});
+  check_channel_vector(a.input, {"running_var", a.running_var});
   if (present(a.num_batches_tracked)) {
     const Tensor& counter = *a.num_batches_tracked;
     TORCH_CHECK(counter.scalar_type() == at::kLong && counter.sym_numel() == 1,
@@ -201,8 +220,8 @@ void check(const ForwardArguments& a) {
 
 ForwardArguments ElementwiseArguments::as_forward() const {
   static const OptionalTensor absent;
-  return {input, residual,     weight,       bias, absent,     absent,           absent,
-          false, std::nullopt, /*eps=*/0.0,  activation, activation_param, save_mask};
+  return {input, residual,     weight,      bias,       absent,           absent,   absent,
+          false, std::nullopt, /*eps=*/0.0, activation, activation_param, save_mask};
 }
 
 void check(const ElementwiseArguments& a) {
@@ -236,6 +255,28 @@ void check(const BackwardArguments& a) {
     TORCH_CHECK(a.mask->device() == a.input.device(), "fused_bn: the mask is on ", a.mask->device(),
                 ", but the input is on ", a.input.device());
   }
+}
+
+void check_moments(const Tensor& input) { check_input(input); }
+
+ForwardArguments MergeArguments::as_forward() const {
+  static const OptionalTensor absent;
+  return {input, absent,   absent, absent, running_mean, running_var, num_batches_tracked,
+          true,  momentum, eps,    "none", 0.0};
+}
+
+void check(const MergeArguments& a) {
+  check_input(a.input);
+  check_training_eps(a.eps);
+  check_buffers(a.as_forward());
+  check_message(a.input, "moments", a.moments, 2);
+}
+
+void check_sums(const Tensor& input, const Tensor& sums) { check_message(input, "sums", sums, 1); }
+
+void check(const BackwardElementwiseArguments& a) {
+  check(a.as_backward());
+  check_sums(a.input, a.sums);
 }
 
 View view_of(const Tensor& input) {

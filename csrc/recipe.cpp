@@ -15,7 +15,8 @@ OptionalTensor copy_of(const Tensor& parameter) {
 }  // namespace
 
 Recipe::Weak::Weak(const Tensor& tensor)
-    : impl(tensor.getIntrusivePtr()), version(torch::autograd::impl::version_counter(tensor).current_version()) {}
+    : impl(tensor.getIntrusivePtr()),
+      version(torch::autograd::impl::version_counter(tensor).current_version()) {}
 
 Tensor Recipe::Weak::lock() const {
   auto strong = impl.lock();

@@ -31,8 +31,7 @@ const void* data_or_null(const Tensor& tensor) {
 
 Tensor empty_statistics(const Tensor& input) {
   const auto options = input.options().dtype(statistics_type(input));
-  return input.numel() == 0 ? at::zeros({3, input.size(1)}, options)
-                            : at::empty({3, input.size(1)}, options);
+  return input.numel() == 0 ? at::zeros({3, input.size(1)}, options) : at::empty({3, input.size(1)}, options);
 }
 
 Tensor empty_mask(const ForwardArguments& a) {
@@ -55,6 +54,9 @@ Gradients::Gradients(const BackwardArguments& a) {
   };
   weight = empty(a.weight, a.output_mask[2]);
   bias = empty(a.bias, a.output_mask[3]);
+  if (a.input.numel() > 0) return;
+  weight.zero_();
+  bias.zero_();
 }
 
 }  // namespace fused_bn

@@ -3,6 +3,7 @@
 
 #include "batch_norm.h"
 #include "common/dtype.h"
+#include "pieces.h"
 
 namespace fused_bn {
 
@@ -28,7 +29,8 @@ struct DenseBackward {
   DenseBackward(const BackwardArguments& arguments, at::MemoryFormat format);
 };
 
-// What backward returns of the parameters, not yet filled; empty where the mask does not want it.
+// What backward returns of the parameters: not yet filled, or zero where there is no input; empty where the
+// mask does not want it.
 struct Gradients {
   Tensor weight;
   Tensor bias;
@@ -44,17 +46,31 @@ Params forward_params(const ForwardArguments& a, const Tensor& input, const Tens
   Params p{};
   p.input = input.const_data_ptr();
   p.residual = data_or_null(residual);
-  p.output = output.data_ptr();
-  p.mask = mask.numel() > 0 ? mask.data_ptr<uint8_t>() : nullptr;
+  p.output = output.defined() ? output.data_ptr() : nullptr;
+  p.mask = mask.defined() && mask.numel() > 0 ? mask.data_ptr<uint8_t>() : nullptr;
   p.weight = channel_vector(a.weight);
   p.bias = channel_vector(a.bias);
   p.running_mean = channel_vector(a.running_mean);
   p.running_var = channel_vector(a.running_var);
-  p.statistics = statistics.data_ptr();
+  p.statistics = statistics.defined() ? statistics.data_ptr() : nullptr;
   p.training = a.training;
   p.eps = a.eps;
   p.activation = activation_from_name(a.activation);
   p.activation_param = a.activation_param;
+  return p;
+}
+
+template <class Params>
+Params merge_params(const MergeArguments& a, const Tensor& moments, const Tensor& statistics) {
+  Params p{};
+  p.C = a.input.size(1);
+  p.processes = moments.size(0);
+  p.moments = moments.const_data_ptr<double>();
+  p.running_mean = channel_vector(a.running_mean);
+  p.running_var = channel_vector(a.running_var);
+  p.dtype = dtype_of(a.input);
+  p.statistics = statistics.data_ptr();
+  p.eps = a.eps;
   return p;
 }
 

@@ -112,3 +112,90 @@ def _backward(
         per_channel(output_mask[2], weight),
         per_channel(output_mask[3], bias),
     )
+
+
+def _message(input: Tensor) -> Tensor:
+    """What processes tell each other: two numbers a channel, and a count."""
+    return input.new_empty(2 * input.shape[1] + 1, dtype=torch.float64)
+
+
+@torch.library.register_fake("fused_bn::batch_norm_moments")
+def _moments(input: Tensor) -> Tensor:
+    torch.ops.fused_bn.check_moments(input)
+    return _message(input)
+
+
+@torch.library.register_fake("fused_bn::batch_norm_merge")
+def _merge(
+    input: Tensor,
+    moments: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+) -> Tensor:
+    torch.ops.fused_bn.check_merge(
+        input, moments, running_mean, running_var, num_batches_tracked, momentum, eps
+    )
+    return input.new_empty((3, input.shape[1]), dtype=_statistics_dtype(input))
+
+
+@torch.library.register_fake("fused_bn::batch_norm_backward_sums")
+def _backward_sums(
+    grad_output: Tensor,
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    mask: Tensor | None,
+    activation: str,
+    activation_param: float,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, _, grad_weight, grad_bias = _backward(
+        grad_output,
+        input,
+        residual,
+        weight,
+        bias,
+        statistics,
+        mask,
+        True,
+        activation,
+        activation_param,
+        [False, False, *output_mask],
+    )
+    return _message(input), grad_weight, grad_bias
+
+
+@torch.library.register_fake("fused_bn::batch_norm_backward_elementwise")
+def _backward_elementwise(
+    grad_output: Tensor,
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    mask: Tensor | None,
+    sums: Tensor,
+    activation: str,
+    activation_param: float,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor]:
+    torch.ops.fused_bn.check_sums(input, sums)
+    grad_input, grad_residual, _, _ = _backward(
+        grad_output,
+        input,
+        residual,
+        weight,
+        bias,
+        statistics,
+        mask,
+        True,
+        activation,
+        activation_param,
+        [*output_mask, False, False],
+    )
+    return grad_input, grad_residual

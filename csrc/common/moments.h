@@ -1,6 +1,8 @@
 // Count, mean and sum of squared deviations of a set of values.
 #pragma once
 
+#include "common/portable.h"
+
 namespace fused_bn {
 
 struct Moments {
@@ -11,7 +13,7 @@ struct Moments {
 
 // Chan, Golub, LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 // The mean moves by a share of the difference, so equal means stay exactly equal.
-inline Moments merge(const Moments& a, const Moments& b) {
+FUSED_BN_HOST_DEVICE inline Moments merge(const Moments& a, const Moments& b) {
   if (a.count == 0) return b;
   if (b.count == 0) return a;
   const double count = a.count + b.count;

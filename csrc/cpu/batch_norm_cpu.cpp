@@ -1,15 +1,13 @@
 // The CPU kernels as torch operators: tensors in, params out.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <torch/library.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
-#include "batch_norm.h"
 #include "cpu/kernels.h"
-#include "tensors.h"
+#include "operators.h"
 
 namespace fused_bn::cpu {
 namespace {
@@ -51,62 +49,71 @@ double count_batch(const ForwardArguments& a) {
   return batches == 0 ? 0.0 : 1.0 / static_cast<double>(batches);
 }
 
-// Output and mask. The statistics are written where they are the batch's or the running ones.
-std::tuple<Tensor, Tensor> run_forward(const ForwardArguments& a, const Tensor& statistics) {
-  const auto format = a.input.suggest_memory_format();
-  const Tensor x = a.input.contiguous(format);
-  const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
-  Tensor output = empty_output(x, format);
-  Tensor mask = empty_mask(a);
-  // Where rows end within a byte, or there are more than are written.
-  if (mask.numel() > 0 && 8 * mask.numel() != x.numel()) mask.zero_();
-  const Kernels& kernels = active_kernels();  // first: it may refuse, and what is refused is not counted
-  const double factor = count_batch(a);
-  if (x.numel() == 0) return {output, mask};
-  auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
-  p.view = view_of(x);
-  p.dtype = dtype_of(x);
-  p.momentum = factor;
-  p.execution = execution();
-  kernels.forward(p);
-  return {output, mask};
-}
+struct Cpu {
+  struct Guard {
+    explicit Guard(at::Device) {}
+  };
 
-std::tuple<Tensor, Tensor, Tensor> forward(const ForwardArguments& a) {
-  check(a);
-  const Tensor statistics = empty_statistics(a.input);
-  const auto [output, mask] = run_forward(a, statistics);
-  return {output, statistics, mask};
-}
+  static std::tuple<Tensor, Tensor> forward(const ForwardArguments& a, const Tensor& statistics,
+                                            const Tensor& moments) {
+    const auto format = a.input.suggest_memory_format();
+    const Tensor x = a.input.contiguous(format);
+    const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
+    Tensor output = moments.defined() ? Tensor() : empty_output(x, format);
+    Tensor mask = empty_mask(a);
+    // Where rows end within a byte, or there are more than are written.
+    if (mask.numel() > 0 && 8 * mask.numel() != x.numel()) mask.zero_();
+    const Kernels& kernels = active_kernels();  // first: it may refuse, and what is refused is not counted
+    const double factor = count_batch(a);
+    if (x.numel() == 0) return {output, mask};
+    auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
+    p.view = view_of(x);
+    p.dtype = dtype_of(x);
+    p.moments = message_to(moments, p.view);
+    p.momentum = factor;
+    p.execution = execution();
+    kernels.forward(p);
+    return {output, mask};
+  }
 
-std::tuple<Tensor, Tensor> elementwise(const ElementwiseArguments& a) {
-  check(a);
-  return run_forward(a.as_forward(), a.statistics.contiguous());
-}
+  static void merge(const MergeArguments& a, const Tensor& moments, const Tensor& statistics) {
+    const Kernels& kernels = active_kernels();
+    auto p = merge_params<MergeParams>(a, moments, statistics);
+    p.momentum = count_batch(a.as_forward());
+    kernels.merge(p);
+  }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) {
-  check(a);
-  const auto format = a.input.suggest_memory_format();
-  const DenseBackward dense(a, format);
-  const Tensor& x = dense.input;
-  Tensor grad_input = a.output_mask[0] ? empty_output(x, format) : at::empty({0}, x.options());
-  Tensor grad_residual = a.output_mask[1] ? empty_output(x, format) : at::empty({0}, x.options());
-  const Gradients gradients(a);
-  if (x.numel() == 0) return {grad_input, grad_residual, gradients.weight.zero_(), gradients.bias.zero_()};
-  auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
-  p.view = view_of(x);
-  p.dtype = dtype_of(x);
-  p.execution = execution();
-  active_kernels().backward(p);
-  return {grad_input, grad_residual, gradients.weight, gradients.bias};
-}
+  static std::tuple<Tensor, Tensor> backward(const BackwardArguments& a, const Gradients& gradients,
+                                             const Tensor& sums, const Tensor& total) {
+    const auto format = a.input.suggest_memory_format();
+    const DenseBackward dense(a, format);
+    const Tensor& x = dense.input;
+    Tensor grad_input = a.output_mask[0] ? empty_output(x, format) : at::empty({0}, x.options());
+    Tensor grad_residual = a.output_mask[1] ? empty_output(x, format) : at::empty({0}, x.options());
+    if (x.numel() == 0) return {grad_input, grad_residual};
+    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
+    p.view = view_of(x);
+    p.dtype = dtype_of(x);
+    p.sums = message_to(sums, p.view);
+    p.total = total.defined() ? total.const_data_ptr<double>() : nullptr;
+    p.execution = execution();
+    active_kernels().backward(p);
+    return {grad_input, grad_residual};
+  }
+
+ private:
+  // Where the kernels write what is told to other processes, behind which stands the count; null where
+  // nothing is.
+  static double* message_to(const Tensor& message, const View& view) {
+    if (!message.defined()) return nullptr;
+    auto* data = message.data_ptr<double>();
+    data[2 * view.C] = static_cast<double>(view.values_per_channel());
+    return data;
+  }
+};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fused_bn, CPU, m) {
-  m.impl("batch_norm_forward", OneByOne<ForwardOperator, forward>::call);
-  m.impl("batch_norm_elementwise", OneByOne<ElementwiseOperator, elementwise>::call);
-  m.impl("batch_norm_backward", OneByOne<BackwardOperator, backward>::call);
-}
+TORCH_LIBRARY_IMPL(fused_bn, CPU, m) { Operators<Cpu>::add_to(m); }
 
 }  // namespace fused_bn::cpu

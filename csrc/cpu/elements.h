@@ -77,7 +77,8 @@ class ForwardElements {
 };
 
 inline bool needs_sums(const BackwardParams& p) {
-  return p.grad_weight.data != nullptr || p.grad_bias.data != nullptr ||
+  if (p.total != nullptr) return false;
+  return p.grad_weight.data != nullptr || p.grad_bias.data != nullptr || p.sums != nullptr ||
          (p.training && p.grad_input != nullptr);
 }
 

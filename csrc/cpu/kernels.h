@@ -28,14 +28,15 @@ struct ForwardParams {
   DType dtype;  // of input and output
   const void* input;
   const void* residual;  // null where there is none
-  void* output;
-  uint8_t* mask;  // of mask_bytes(); null where none is wanted
+  void* output;          // null where only the moments are wanted
+  uint8_t* mask;         // of mask_bytes(); null where none is wanted
   ChannelVector weight;
   ChannelVector bias;
   ChannelVector running_mean;  // read in evaluation, updated in training
   ChannelVector running_var;
   void* statistics;  // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float. Read where they are
                      // neither the batch's nor the running ones
+  double* moments;   // [2, C], mean and sum of squared deviations: written in the place of all else
   bool training;
   double momentum;
   double eps;
@@ -58,10 +59,25 @@ struct BackwardParams {
   void* grad_residual;  // null where it is not wanted
   ChannelVector grad_weight;
   ChannelVector grad_bias;
+  double* sums;         // [2, C], of g and of g * xhat: written where not null
+  const double* total;  // [2 * C + 1], such sums and how many values they are over: in the place of the own
   bool training;
   Activation activation;
   double activation_param;
   Execution execution;
+};
+
+// From the moments of several processes to the statistics of them all.
+struct MergeParams {
+  int64_t C;
+  int64_t processes;
+  const double* moments;  // [processes, 2 * C + 1]: mean, sum of squared deviations, count
+  ChannelVector running_mean;
+  ChannelVector running_var;
+  DType dtype;  // of the input
+  void* statistics;
+  double momentum;
+  double eps;
 };
 
 // The kernels of one instruction set.
@@ -69,6 +85,7 @@ struct Kernels {
   const char* capability;
   void (*forward)(const ForwardParams&);
   void (*backward)(const BackwardParams&);
+  void (*merge)(const MergeParams&);
 };
 
 // Null where the compiler's target has no such instructions.

@@ -19,7 +19,7 @@
 namespace fused_bn::cpu {
 
 const Kernels* kernels_avx2() {
-  static const Kernels kernels{"avx2", run_any<ForwardParams>, run_any<BackwardParams>};
+  static const Kernels kernels{"avx2", run_any<ForwardParams>, run_any<BackwardParams>, merge_any};
   return &kernels;
 }
 

@@ -20,7 +20,7 @@
 namespace fused_bn::cpu {
 
 const Kernels* kernels_avx512() {
-  static const Kernels kernels{"avx512", run_any<ForwardParams>, run_any<BackwardParams>};
+  static const Kernels kernels{"avx512", run_any<ForwardParams>, run_any<BackwardParams>, merge_any};
   return &kernels;
 }
 

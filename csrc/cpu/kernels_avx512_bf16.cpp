@@ -31,10 +31,12 @@ void backward(const BackwardParams& p) {
   p.dtype == DType::bf16 ? run<BFloat16>(p) : kernels_avx512()->backward(p);
 }
 
+void merge(const MergeParams& p) { kernels_avx512()->merge(p); }
+
 }  // namespace
 
 const Kernels* kernels_avx512_bf16() {
-  static const Kernels kernels{"avx512_bf16", forward, backward};
+  static const Kernels kernels{"avx512_bf16", forward, backward, merge};
   return &kernels;
 }
 

@@ -5,7 +5,7 @@
 namespace fused_bn::cpu {
 
 const Kernels* kernels_default() {
-  static const Kernels kernels{"default", run_any<ForwardParams>, run_any<BackwardParams>};
+  static const Kernels kernels{"default", run_any<ForwardParams>, run_any<BackwardParams>, merge_any};
   return &kernels;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/matrix_kernels.h"
+#include "cpu/merge.h"
 #include "cpu/rows.h"
 
 namespace fused_bn::cpu {
@@ -97,6 +98,10 @@ void run(const BackwardParams& p) {
 template <class Params>
 void run_any(const Params& p) {
   with_type(p.dtype, [&](auto* type) { run<std::remove_pointer_t<decltype(type)>>(p); });
+}
+
+inline void merge_any(const MergeParams& p) {
+  p.dtype == DType::f64 ? merge_processes<double>(p) : merge_processes<float>(p);
 }
 
 }  // namespace

@@ -71,11 +71,12 @@ struct MatrixKernels {
               finish_channel<T>(p, m.first_channel(tile) + c, {total.count, total.mean[c], total.m2[c]});
             });
           }
-          numbers[tile] = make_numbers(m, tile, p, p.statistics);
+          if (p.output != nullptr) numbers[tile] = make_numbers(m, tile, p, p.statistics);
         },
         [&](int64_t tile, int64_t part) {
-          const ColumnNumbers<A>& n = *numbers[tile];
           const ForwardElements<T, path> elements(p);
+          if (elements.written() == nullptr) return;
+          const ColumnNumbers<A>& n = *numbers[tile];
           write_block<A, streaming>(m.block(tile, part), [&](int64_t j, Place place, auto lanes) {
             elements.template write<streaming>(place, n.affine(j, lanes), lanes);
           });

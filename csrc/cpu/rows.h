@@ -142,6 +142,7 @@ struct RowKernels {
         },
         [&](int64_t c, int64_t part) {
           const ForwardElements<T, path> elements(p);
+          if (elements.written() == nullptr) return;
           const auto a = spread(statistics.affine(c, p.weight, p.bias));
           for (int64_t chunk = chunks.first_chunk(part + 1) - 1; chunk >= chunks.first_chunk(part); --chunk) {
             write_rows<T, streaming>(elements.written(), chunks.rows(c, chunk), [&](Place place, auto lanes) {

@@ -35,6 +35,18 @@ struct ChannelStatistics {
   }
 };
 
+// The weight of this batch in the running statistics, of Params that count it.
+template <class Params>
+FUSED_BN_DEVICE double momentum_of(const Params& p) {
+  if (!p.cumulative) return p.momentum;
+  return p.num_batches_tracked == nullptr ? 0.0 : 1.0 / static_cast<double>(*p.num_batches_tracked + 1);
+}
+
+FUSED_BN_DEVICE void blend(const ChannelVector& running, int64_t c, double value, double momentum) {
+  if (running.data == nullptr) return;
+  write(running, c, (1 - momentum) * read(running, c, 0) + momentum * value);
+}
+
 enum Number { kMean, kScale, kShift, kSlope, kConstant, kNumbers };
 
 // A slab's numbers in shared memory, [kNumbers, slab_channels].

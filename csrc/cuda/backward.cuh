@@ -28,7 +28,7 @@ class BackwardKernel {
         exchange_(p.geometry, p.exchange, p.workspace, p.layout) {}
 
   FUSED_BN_DEVICE void run() {
-    const bool gathers = p_.phase != Phase::emit, emits = p_.phase != Phase::gather;
+    const bool gathers = p_.total == nullptr && p_.phase != Phase::emit, emits = p_.phase != Phase::gather;
     for (int slab = exchange_.team(); slab < g_.slabs; slab += g_.groups) {
       const void* const data[2] = {p_.grad_output, p_.input};
       Slab sweep(g_, p_.layout, slab, exchange_.rank(), data);
@@ -50,6 +50,9 @@ class BackwardKernel {
       sync_block();  // the next slab overwrites the numbers
     }
     exchange_.leave();
+    if (emits && p_.sums != nullptr && block_index() == 0 && thread_index() == 0) {
+      p_.sums[2 * g_.C] = static_cast<double>(g_.N * g_.S);
+    }
   }
 
  private:
@@ -168,27 +171,38 @@ class BackwardKernel {
   FUSED_BN_DEVICE bool finish(int slab, Try which) {
     bool fails = false;
     const double larger = which == Try::again ? 1.0 / kSmaller<A> : 1.0;
+    const double inverse_count = p_.total == nullptr ? p_.inverse_count : 1 / p_.total[2 * g_.C];
     for (int c = thread_index(); c < g_.channels(slab); c += g_.threads) {
-      A& constant = numbers_.at(kConstant, c);  // NaN where the first try has failed
-      const double grad = totals(0)[c] * larger;
-      const double grad_centred = totals(1)[c] * larger * larger;
-      if (which == Try::first && !is_finite(static_cast<A>(grad + grad_centred))) {
-        constant = static_cast<A>(NAN);
-        fails = true;
-        continue;
-      }
-      if (which == Try::again && constant == constant) continue;
       const int channel = g_.first_channel(slab) + c;
       const ChannelStatistics<A> s(statistics_, channel);
       const double mean_lo = s.mean_lo, invstd = s.invstd;
-      const double grad_xhat = (grad_centred - mean_lo * grad) * invstd;
+      A& constant = numbers_.at(kConstant, c);  // NaN where the first try has failed
+      double grad, grad_xhat;
+      if (p_.total != nullptr) {
+        grad = p_.total[channel];
+        grad_xhat = p_.total[g_.C + channel];
+      } else {
+        grad = totals(0)[c] * larger;
+        const double grad_centred = totals(1)[c] * larger * larger;
+        if (which == Try::first && !is_finite(static_cast<A>(grad + grad_centred))) {
+          constant = static_cast<A>(NAN);
+          fails = true;
+          continue;
+        }
+        if (which == Try::again && constant == constant) continue;
+        grad_xhat = (grad_centred - mean_lo * grad) * invstd;
+      }
       if (exchange_.rank() == 0) {
         write(p_.grad_weight, channel, grad_xhat);
         write(p_.grad_bias, channel, grad);
+        if (p_.sums != nullptr) {
+          p_.sums[channel] = grad;
+          p_.sums[g_.C + channel] = grad_xhat;
+        }
       }
-      const double slope = p_.training ? -grad_xhat * p_.inverse_count * invstd : 0.0;
+      const double slope = p_.training ? -grad_xhat * inverse_count * invstd : 0.0;
       numbers_.at(kSlope, c) = static_cast<A>(slope);
-      constant = p_.training ? static_cast<A>(-mean_lo * slope - grad * p_.inverse_count) : A{0};
+      constant = p_.training ? static_cast<A>(-mean_lo * slope - grad * inverse_count) : A{0};
     }
     return fails;
   }

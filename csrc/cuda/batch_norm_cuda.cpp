@@ -2,13 +2,11 @@
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
-#include "batch_norm.h"
 #include "cuda/launch.h"
 #include "cuda/plans.h"
 #include "cuda/scratch.h"
-#include "tensors.h"
+#include "operators.h"
 
 namespace fused_bn::cuda {
 namespace {
@@ -20,91 +18,93 @@ int64_t alignment_of(std::initializer_list<const void*> addresses) {
   return static_cast<int64_t>(bits & (~bits + 1));
 }
 
+void check_launch(cudaError_t error, const std::string& how) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call does not find it
+  TORCH_CHECK(false, "fused_bn: the launch failed: ", cudaGetErrorString(error), how);
+}
+
 template <class Params>
 void run(const Plan& plan, DType dtype, const Params& params) {
   const cudaError_t error = launch(plan, dtype, params, c10::cuda::getCurrentCUDAStream().stream());
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // so that the next call does not find it
-  TORCH_CHECK(false, "fused_bn: the launch failed: ", cudaGetErrorString(error), "; the plan was\n",
-              describe(plan));
+  if (error != cudaSuccess) check_launch(error, "; the plan was\n" + describe(plan));
 }
 
-// Output and mask. The statistics are written where they are the batch's or the running ones.
-std::tuple<Tensor, Tensor> run_forward(const ForwardArguments& a, const Tensor& statistics) {
-  const auto format = a.input.suggest_memory_format();
-  const Tensor x = a.input.contiguous(format);
-  const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
-  Tensor output = at::empty_like(x, x.options(), format);
-  Tensor mask = empty_mask(a);
-  const bool counts = a.training && present(a.num_batches_tracked);
-  if (x.numel() == 0) {
-    if (counts) Tensor(*a.num_batches_tracked).add_(1);
+struct Cuda {
+  using Guard = c10::cuda::CUDAGuard;
+
+  static std::tuple<Tensor, Tensor> forward(const ForwardArguments& a, const Tensor& statistics,
+                                            const Tensor& moments) {
+    const auto format = a.input.suggest_memory_format();
+    const Tensor x = a.input.contiguous(format);
+    const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
+    Tensor output = moments.defined() ? Tensor() : at::empty_like(x, x.options(), format);
+    Tensor mask = empty_mask(a);
+    const bool counts = a.training && present(a.num_batches_tracked);
+    if (x.numel() == 0) {
+      if (counts) Tensor(*a.num_batches_tracked).add_(1);
+      return {output, mask};
+    }
+    auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
+    p.moments = moments.defined() ? moments.data_ptr<double>() : nullptr;
+    p.num_batches_tracked = counts ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;
+    p.cumulative = a.training && !a.momentum.has_value();
+    p.momentum = a.momentum.value_or(0);
+    const View view = view_of(x);
+    const double n = static_cast<double>(view.values_per_channel());
+    p.inverse_count = 1 / n;
+    p.unbiased = n / (n - 1);
+    const Direction direction = a.training ? Direction::forward : Direction::evaluation;
+    const Plan plan = plan_for({view, dtype_of(x), direction, p.activation, residual.defined(),
+                                alignment_of({p.input, p.residual, p.output})});
+    const int64_t written = mask_bytes(plan.geometry);
+    if (mask.numel() > written) mask.narrow(0, written, mask.numel() - written).zero_();
+    const Scratch scratch(plan, p.cumulative);
+    p.workspace = scratch.workspace();
+    run(plan, dtype_of(x), p);
     return {output, mask};
   }
-  auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
-  p.num_batches_tracked = counts ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;
-  p.cumulative = a.training && !a.momentum.has_value();
-  p.momentum = a.momentum.value_or(0);
-  const View view = view_of(x);
-  const double n = static_cast<double>(view.values_per_channel());
-  p.inverse_count = 1 / n;
-  p.unbiased = n / (n - 1);
-  const Direction direction = a.training ? Direction::forward : Direction::evaluation;
-  const Plan plan = plan_for({view, dtype_of(x), direction, p.activation, residual.defined(),
-                              alignment_of({p.input, p.residual, p.output})});
-  const int64_t written = mask_bytes(plan.geometry);
-  if (mask.numel() > written) mask.narrow(0, written, mask.numel() - written).zero_();
-  const Scratch scratch(plan, p.cumulative);
-  p.workspace = scratch.workspace();
-  run(plan, dtype_of(x), p);
-  return {output, mask};
-}
 
-std::tuple<Tensor, Tensor, Tensor> forward(const ForwardArguments& a) {
-  check(a);
-  const c10::cuda::CUDAGuard guard(a.input.device());
-  const Tensor statistics = empty_statistics(a.input);
-  const auto [output, mask] = run_forward(a, statistics);
-  return {output, statistics, mask};
-}
+  static void merge(const MergeArguments& a, const Tensor& moments, const Tensor& statistics) {
+    auto p = merge_params<MergeParams>(a, moments, statistics);
+    if (present(a.num_batches_tracked)) p.num_batches_tracked = a.num_batches_tracked->data_ptr<int64_t>();
+    p.cumulative = !a.momentum.has_value();
+    p.momentum = a.momentum.value_or(0);
+    check_launch(launch(p, c10::cuda::getCurrentCUDAStream().stream()), "");
+  }
 
-std::tuple<Tensor, Tensor> elementwise(const ElementwiseArguments& a) {
-  check(a);
-  const c10::cuda::CUDAGuard guard(a.input.device());
-  return run_forward(a.as_forward(), a.statistics.contiguous());
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) {
-  check(a);
-  const c10::cuda::CUDAGuard guard(a.input.device());
-  const auto format = a.input.suggest_memory_format();
-  const DenseBackward dense(a, format);
-  const Tensor& x = dense.input;
-  const auto empty = [&](bool wanted) {
-    return wanted ? at::empty_like(x, x.options(), format) : at::empty({0}, x.options());
-  };
-  Tensor grad_input = empty(a.output_mask[0]), grad_residual = empty(a.output_mask[1]);
-  const Gradients gradients(a);
-  if (x.numel() == 0) return {grad_input, grad_residual, gradients.weight.zero_(), gradients.bias.zero_()};
-  auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
-  const View view = view_of(x);
-  p.inverse_count = 1 / static_cast<double>(view.values_per_channel());
-  const bool residual = dense.mask.defined() || dense.residual.defined() || a.output_mask[1];
-  const Plan plan =
-      plan_for({view, dtype_of(x), Direction::backward, p.activation, residual,
-                alignment_of({p.grad_output, p.input, p.residual, p.grad_input, p.grad_residual})});
-  const Scratch scratch(plan, false);
-  p.workspace = scratch.workspace();
-  run(plan, dtype_of(x), p);
-  return {grad_input, grad_residual, gradients.weight, gradients.bias};
-}
+  static std::tuple<Tensor, Tensor> backward(const BackwardArguments& a, const Gradients& gradients,
+                                             const Tensor& sums, const Tensor& total) {
+    const auto format = a.input.suggest_memory_format();
+    const DenseBackward dense(a, format);
+    const Tensor& x = dense.input;
+    const auto empty = [&](bool wanted) {
+      return wanted ? at::empty_like(x, x.options(), format) : at::empty({0}, x.options());
+    };
+    Tensor grad_input = empty(a.output_mask[0]), grad_residual = empty(a.output_mask[1]);
+    if (x.numel() == 0) return {grad_input, grad_residual};
+    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
+    p.sums = sums.defined() ? sums.data_ptr<double>() : nullptr;
+    p.total = total.defined() ? total.const_data_ptr<double>() : nullptr;
+    const View view = view_of(x);
+    p.inverse_count = 1 / static_cast<double>(view.values_per_channel());
+    const Problem problem{view,
+                          dtype_of(x),
+                          Direction::backward,
+                          p.activation,
+                          dense.mask.defined() || dense.residual.defined() || a.output_mask[1],
+                          alignment_of({p.grad_output, p.input, p.residual, p.grad_input, p.grad_residual})};
+    const Plan gathering = plan_for(problem);
+    const Plan plan = p.total == nullptr ? gathering : without_gathering(problem, gathering);
+    const Scratch scratch(plan, false);
+    p.workspace = scratch.workspace();
+    run(plan, dtype_of(x), p);
+    return {grad_input, grad_residual};
+  }
+};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fused_bn, CUDA, m) {
-  m.impl("batch_norm_forward", OneByOne<ForwardOperator, forward>::call);
-  m.impl("batch_norm_elementwise", OneByOne<ElementwiseOperator, elementwise>::call);
-  m.impl("batch_norm_backward", OneByOne<BackwardOperator, backward>::call);
-}
+TORCH_LIBRARY_IMPL(fused_bn, CUDA, m) { Operators<Cuda>::add_to(m); }
 
 }  // namespace fused_bn::cuda

@@ -46,11 +46,14 @@ class ForwardKernel {
         }
         fails = any_in_block(fails && which == Try::first);
       }
-      if (emits) emit(sweep);
+      if (emits && p_.output != nullptr) emit(sweep);
       sync_block();  // the next slab overwrites the numbers
     }
     exchange_.leave();
     if (emits && p_.training) count_batch();
+    if (emits && p_.moments != nullptr && block_index() == 0 && thread_index() == 0) {
+      p_.moments[2 * g_.C] = static_cast<double>(g_.N * g_.S);
+    }
   }
 
  private:
@@ -63,10 +66,6 @@ class ForwardKernel {
   FUSED_BN_DEVICE A* counts() const { return shared_part<A>(p_.layout.counts); }
 
   // Every block reads the counter before it counts itself as finished, and the last one of all increments it.
-  FUSED_BN_DEVICE double momentum() const {
-    if (!p_.cumulative) return p_.momentum;
-    return p_.num_batches_tracked == nullptr ? 0.0 : 1.0 / static_cast<double>(*p_.num_batches_tracked + 1);
-  }
   FUSED_BN_DEVICE void count_batch() const {
     if (p_.num_batches_tracked == nullptr || thread_index() != 0) return;
     bool counts = block_index() == 0;
@@ -158,23 +157,23 @@ class ForwardKernel {
         mean = read(p_.running_mean, channel, 0);
         variance = read(p_.running_var, channel, 0);
       }
+      if (p_.moments != nullptr) {
+        if (exchange_.rank() != 0) continue;
+        p_.moments[channel] = mean;
+        p_.moments[g_.C + channel] = totals(1)[c] * larger * larger;
+        continue;
+      }
       const ChannelStatistics<A> statistics =
           known ? ChannelStatistics<A>(saved, channel) : ChannelStatistics<A>(mean, variance, p_.eps);
       numbers_.set_affine(c, statistics, read(p_.weight, channel, 1), read(p_.bias, channel, 0));
       if (exchange_.rank() == 0 && !known) {
         statistics.save(saved, channel);
         if (!p_.training) continue;
-        blend(p_.running_mean, channel, mean);
-        blend(p_.running_var, channel, variance * p_.unbiased);
+        blend(p_.running_mean, channel, mean, momentum_of(p_));
+        blend(p_.running_var, channel, variance * p_.unbiased, momentum_of(p_));
       }
     }
     return fails;
-  }
-
-  FUSED_BN_DEVICE void blend(const ChannelVector& running, int64_t c, double value) const {
-    if (running.data == nullptr) return;
-    const double momentum = this->momentum();
-    write(running, c, (1 - momentum) * read(running, c, 0) + momentum * value);
   }
 
   FUSED_BN_DEVICE void emit(Slab& sweep) {

@@ -13,8 +13,11 @@ namespace fused_bn::cuda {
 cudaError_t launch(const Plan& plan, DType dtype, ForwardParams params, cudaStream_t stream);
 cudaError_t launch(const Plan& plan, DType dtype, BackwardParams params, cudaStream_t stream);
 
+cudaError_t launch(const MergeParams& params, cudaStream_t stream);
+
 // Kernels launched since the process began.
 int64_t launches();
+void count_launch();
 
 // One element type's share of launch(), in a file of its own, so that they compile side by side.
 template <class T>

@@ -68,8 +68,8 @@ struct ForwardParams {
   Phase phase;
   const void* input;
   const void* residual;  // null where there is none
-  void* output;
-  uint8_t* mask;  // of the elements whose gradient passes; null without residual or without need
+  void* output;          // null where only the moments are wanted
+  uint8_t* mask;         // of the elements whose gradient passes; null without residual or without need
   ChannelVector weight;
   ChannelVector bias;
   ChannelVector running_mean;  // read in evaluation, updated in training
@@ -77,6 +77,8 @@ struct ForwardParams {
   int64_t* num_batches_tracked;  // counted in training where not null
   void* statistics;  // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float. Read where they are
                      // neither the batch's nor the running ones
+  double*
+      moments;  // [2 * C + 1], mean, sum of squared deviations and count: written in the place of all else
   Flag training;
   Flag cumulative;  // momentum is 1 / num_batches_tracked
   double momentum;
@@ -104,12 +106,30 @@ struct BackwardParams {
   void* grad_residual;  // null where it is not wanted
   ChannelVector grad_weight;
   ChannelVector grad_bias;
+  double* sums;         // [2 * C + 1], of g and of g * xhat, and count: written where not null
+  const double* total;  // the like of several processes: in the place of the own
   Flag training;
   double inverse_count;  // 1 / (N * S)
   Activation activation;
   double activation_param;
   Workspace workspace;
 };
+
+// From the moments of several processes to the statistics of them all.
+struct MergeParams {
+  int64_t C;
+  int64_t processes;
+  const double* moments;  // [processes, 2 * C + 1]
+  ChannelVector running_mean;
+  ChannelVector running_var;
+  int64_t* num_batches_tracked;  // counted where not null
+  DType dtype;                   // of the input
+  void* statistics;
+  Flag cumulative;
+  double momentum;
+  double eps;
+};
+constexpr int kMergeThreads = 1024;
 
 // Steps that a block keeps in registers, where every vector is whole: as many as ptxas fits into 128
 // registers a thread for sm_75 to sm_120 without a spill. None in double precision, whose sums leave no room,

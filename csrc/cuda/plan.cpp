@@ -313,6 +313,17 @@ Plan make_plan(const Problem& problem, const Device& device, Exchange exchange) 
   return *plan;
 }
 
+Plan without_gathering(const Problem& p, Plan plan) {
+  Geometry& g = plan.geometry;
+  g.register_steps = g.shared_steps = 0;
+  plan.exchange = Exchange::none;
+  plan.layout =
+      SharedLayout::of(g, tensors_read(p.direction), element_bytes(p.dtype), compute_bytes(p.dtype));
+  plan.workspace_bytes = 0;
+  plan.words = 1;
+  return plan;
+}
+
 bool has_mask(Activation activation) { return activation != Activation::none && has_two_slopes(activation); }
 
 int64_t mask_bytes(const Geometry& g) {

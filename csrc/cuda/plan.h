@@ -97,6 +97,10 @@ Plan make_plan(const Problem& problem, const Device& device);
 // The best of the plans with this exchange. Throws std::invalid_argument where there is none.
 Plan make_plan(const Problem& problem, const Device& device, Exchange exchange);
 
+// The plan for the same kernel where it gathers nothing, but is given what it would: one launch, whose blocks
+// need not tell each other anything. Traffic and times stay those of the whole.
+Plan without_gathering(const Problem& problem, Plan plan);
+
 // Whether forward with a residual saves a mask for backward; else backward reads the residual, or without
 // activation neither of them.
 bool has_mask(Activation activation);

@@ -1,0 +1,28 @@
+// From the moments of several processes to the statistics of them all.
+#pragma once
+
+#include "cpu/channel.h"
+
+namespace fused_bn::cpu {
+namespace {
+
+template <class A>
+void merge_processes(const MergeParams& p) {
+  const Statistics<A> statistics(p.statistics, p.C);
+  const int64_t length = 2 * p.C + 1;
+  for (int64_t c = 0; c < p.C; ++c) {
+    Moments all;  // in the order of the processes: the same bits in each of them
+    for (int64_t i = 0; i < p.processes; ++i) {
+      const double* own = p.moments + i * length;
+      all = merge(all, {own[2 * p.C], own[c], own[p.C + c]});
+    }
+    if (all.count == 0) {
+      save(statistics, c, 0, 0, p.eps);
+    } else {
+      save_and_blend(p, statistics, c, all);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fused_bn::cpu

@@ -1,0 +1,31 @@
+// From the moments of several processes to the statistics of them all, by one block.
+#pragma once
+
+#include "common/moments.h"
+#include "cuda/affine.cuh"
+
+namespace fused_bn::cuda {
+
+template <class A>
+FUSED_BN_DEVICE void merge_kernel(const MergeParams& p) {
+  const double momentum = momentum_of(p);
+  const Statistics<A> saved(p.statistics, p.C);
+  const int64_t length = 2 * p.C + 1;
+  for (int64_t c = thread_index(); c < p.C; c += kMergeThreads) {
+    Moments all;  // in the order of the processes: the same bits in each of them
+    for (int64_t i = 0; i < p.processes; ++i) {
+      const double* own = p.moments + i * length;
+      all = merge(all, {own[2 * p.C], own[c], own[p.C + c]});
+    }
+    const bool any = all.count > 0;
+    const double variance = any ? all.m2 / all.count : 0;
+    ChannelStatistics<A>(all.mean, variance, p.eps).save(saved, c);
+    if (!any) continue;
+    blend(p.running_mean, c, all.mean, momentum);
+    blend(p.running_var, c, all.m2 / (all.count - 1), momentum);
+  }
+  sync_block();  // all have read the counter
+  if (thread_index() == 0 && p.num_batches_tracked != nullptr) *p.num_batches_tracked += 1;
+}
+
+}  // namespace fused_bn::cuda

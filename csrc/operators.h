@@ -1,0 +1,96 @@
+// The operators of one device, around its kernels: checks, what is written to, and registration.
+//
+// A Device has
+//   Guard            makes a device the current one while it lives
+//   forward          output and mask from ForwardArguments; writes the statistics where they are the batch's
+//   or
+//                    the running ones. Where `moments` is defined, writes that in the place of all else.
+//   merge            writes the statistics from the moments of several processes
+//   backward         writes grad_input, grad_residual, the parameters' gradients and, where defined, `sums`;
+//   or
+//                    takes those of several processes, `total`, where defined
+#pragma once
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "pieces.h"
+#include "tensors.h"
+
+namespace fused_bn {
+
+template <class Device>
+struct Operators {
+  using Guard = typename Device::Guard;
+
+  static std::tuple<Tensor, Tensor, Tensor> forward(const ForwardArguments& a) {
+    check(a);
+    const Guard guard(a.input.device());
+    const Tensor statistics = empty_statistics(a.input);
+    const auto [output, mask] = Device::forward(a, statistics, Tensor());
+    return {output, statistics, mask};
+  }
+
+  static std::tuple<Tensor, Tensor> elementwise(const ElementwiseArguments& a) {
+    check(a);
+    const Guard guard(a.input.device());
+    return Device::forward(a.as_forward(), a.statistics.contiguous(), Tensor());
+  }
+
+  static Tensor moments(const Tensor& input) {
+    check_moments(input);
+    const Guard guard(input.device());
+    const OptionalTensor absent;
+    const Tensor result = empty_message(input);
+    if (input.numel() > 0) {
+      Device::forward({input, absent, absent, absent, absent, absent, absent, true, 0.0, 0.0, "none", 0.0},
+                      Tensor(), result);
+    }
+    return result;
+  }
+
+  static Tensor merge(const MergeArguments& a) {
+    check(a);
+    const Guard guard(a.input.device());
+    const Tensor statistics =
+        at::empty({3, a.input.size(1)}, a.input.options().dtype(statistics_type(a.input)));
+    Device::merge(a, a.moments.contiguous(), statistics);
+    return statistics;
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) {
+    check(a);
+    const Guard guard(a.input.device());
+    const Gradients gradients(a);
+    const auto [grad_input, grad_residual] = Device::backward(a, gradients, Tensor(), Tensor());
+    return {grad_input, grad_residual, gradients.weight, gradients.bias};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor> backward_sums(const BackwardSumsArguments& a) {
+    check(a.as_backward());
+    const Guard guard(a.input.device());
+    const Tensor sums = empty_message(a.input);
+    const Gradients gradients(a.as_backward());
+    Device::backward(a.as_backward(), gradients, sums, Tensor());
+    return {sums, gradients.weight, gradients.bias};
+  }
+
+  static std::tuple<Tensor, Tensor> backward_elementwise(const BackwardElementwiseArguments& a) {
+    check(a);
+    const Guard guard(a.input.device());
+    return Device::backward(a.as_backward(), Gradients(a.as_backward()), Tensor(), a.sums.contiguous());
+  }
+
+  static void add_to(torch::Library& m) {
+    m.impl("batch_norm_forward", OneByOne<ForwardOperator, forward>::call);
+    m.impl("batch_norm_elementwise", OneByOne<ElementwiseOperator, elementwise>::call);
+    m.impl("batch_norm_moments", moments);
+    m.impl("batch_norm_merge", OneByOne<MergeOperator, merge>::call);
+    m.impl("batch_norm_backward", OneByOne<BackwardOperator, backward>::call);
+    m.impl("batch_norm_backward_sums", OneByOne<BackwardSumsOperator, backward_sums>::call);
+    m.impl("batch_norm_backward_elementwise",
+           OneByOne<BackwardElementwiseOperator, backward_elementwise>::call);
+  }
+};
+
+}  // namespace fused_bn

@@ -1,0 +1,115 @@
+// Forward and backward in pieces, for statistics over several processes: what each of them computes by
+// itself, before and behind what they tell each other.
+//
+//   forward:  moments of the own input -> gathered from all -> merge -> statistics -> elementwise
+//   backward: sums over the own input -> added over all -> elementwise
+//
+// Elementwise forward is that of batch_norm.h. What processes tell each other is float64, 2 * C + 1 numbers:
+// two a channel, and how many values of a channel there are.
+#pragma once
+
+#include "batch_norm.h"
+
+namespace fused_bn {
+
+// Moments of all processes, [P, 2 * C + 1]: mean, sum of squared deviations, count. Statistics and running
+// statistics follow from them as from one batch.
+struct MergeArguments {
+  const Tensor& input;  // for its channels, dtype and device
+  const Tensor& moments;
+  const OptionalTensor& running_mean;
+  const OptionalTensor& running_var;
+  const OptionalTensor& num_batches_tracked;
+  std::optional<double> momentum;
+  double eps;
+
+  // Training, which writes the same buffers.
+  ForwardArguments as_forward() const;
+};
+
+// Which are wanted: of the sums' operator the gradients of weight and bias, of the elementwise one those of
+// input and residual.
+using HalfMask = std::array<bool, 2>;
+
+struct BackwardSumsArguments {
+  const Tensor& grad_output;
+  const Tensor& input;
+  const OptionalTensor& residual;
+  const OptionalTensor& weight;
+  const OptionalTensor& bias;
+  const Tensor& statistics;
+  const OptionalTensor& mask;
+  std::string_view activation;
+  double activation_param;
+  HalfMask output_mask;
+
+  BackwardArguments as_backward() const {
+    return {grad_output,
+            input,
+            residual,
+            weight,
+            bias,
+            statistics,
+            mask,
+            true,
+            activation,
+            activation_param,
+            {false, false, output_mask[0], output_mask[1]}};
+  }
+};
+
+struct BackwardElementwiseArguments {
+  const Tensor& grad_output;
+  const Tensor& input;
+  const OptionalTensor& residual;
+  const OptionalTensor& weight;
+  const OptionalTensor& bias;
+  const Tensor& statistics;
+  const OptionalTensor& mask;
+  const Tensor& sums;  // over all processes, [2 * C + 1]: of g, of g * xhat, count
+  std::string_view activation;
+  double activation_param;
+  HalfMask output_mask;
+
+  BackwardArguments as_backward() const {
+    return {grad_output,
+            input,
+            residual,
+            weight,
+            bias,
+            statistics,
+            mask,
+            true,
+            activation,
+            activation_param,
+            {output_mask[0], output_mask[1], false, false}};
+  }
+};
+
+template <class Result>
+using MergeSignature = Result(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                              const OptionalTensor&, std::optional<double>, double);
+using MomentsOperator = Tensor(const Tensor&);
+using MergeOperator = MergeSignature<Tensor>;
+// Sums, grad_weight, grad_bias.
+using BackwardSumsOperator = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
+                                                                const OptionalTensor&, const OptionalTensor&,
+                                                                const OptionalTensor&, const Tensor&,
+                                                                const OptionalTensor&, std::string_view,
+                                                                double, HalfMask);
+// grad_input, grad_residual.
+using BackwardElementwiseOperator = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
+                                                               const OptionalTensor&, const OptionalTensor&,
+                                                               const OptionalTensor&, const Tensor&,
+                                                               const OptionalTensor&, const Tensor&,
+                                                               std::string_view, double, HalfMask);
+
+void check_moments(const Tensor& input);
+void check_sums(const Tensor& input, const Tensor& sums);
+void check(const MergeArguments& arguments);
+void check(const BackwardElementwiseArguments& arguments);
+
+// What processes tell each other; zero where there is no input.
+Tensor empty_message(const Tensor& input);
+
+}  // namespace fused_bn
