@@ -22,7 +22,9 @@ from fused_bn.modules import (
     LazyBatchNorm1d,
     LazyBatchNorm2d,
     LazyBatchNorm3d,
+    SyncBatchNorm,
 )
+from fused_bn.sync import convert_sync_batchnorm, revert_sync_batchnorm
 
 __all__ = [
     "BatchNorm1d",
@@ -33,9 +35,12 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "SyncBatchNorm",
     "__version__",
+    "convert_sync_batchnorm",
     "functional",
     "fuse",
     "plan",
+    "revert_sync_batchnorm",
     "unfuse",
 ]

@@ -40,7 +40,7 @@ def batch_norm(
     """See `fused_bn.functional.batch_norm`."""
     check_activation(activation)
     if residual is not None:
-        _check_residual(input, residual)
+        check_residual(input, residual)
     counter = num_batches_tracked if training else None
     if momentum is None:
         momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1)
@@ -52,7 +52,7 @@ def batch_norm(
     return apply_activation(activation, activation_param, z)
 
 
-def _check_residual(input: Tensor, residual: Tensor) -> None:
+def check_residual(input: Tensor, residual: Tensor) -> None:
     """The operator's checks, in its words but for the names of dtypes."""
     for what, verb, theirs, ours in (
         ("has shape", "has", list(residual.shape), list(input.shape)),

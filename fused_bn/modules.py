@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fused_bn import _recompute
+from fused_bn import _recompute, _sync
 from fused_bn._activations import check_activation
 from fused_bn.functional import batch_norm
 
@@ -35,6 +35,23 @@ def apply(
             num_batches_tracked = buffers["num_batches_tracked"]
         else:
             running_mean = running_var = None
+        group = _sync.group_of(norm.process_group) if norm.synchronised else None
+        if group is not None:
+            return _sync.batch_norm(
+                input,
+                residual,
+                weight,
+                bias,
+                running_mean,
+                running_var,
+                num_batches_tracked,
+                norm.momentum,
+                norm.eps,
+                activation,
+                activation_param,
+                group,
+                norm.layer_name or f"{type(norm).__name__}({norm.num_features})",
+            )
     output = batch_norm(
         input,
         running_mean,
@@ -82,6 +99,7 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
     weight_init: Any = None
     bias_init: Any = None
     frozen = False
+    synchronised = False  # whether statistics are those of several processes; see SyncBatchNorm
     recompute = False  # whether what keeps an output for backward may compute it again; see fused_bn.fuse
 
     def __init__(
@@ -206,6 +224,52 @@ class BatchNorm3d(_FusedBatchNorm, nn.BatchNorm3d):
     __doc__ = f"""`nn.BatchNorm3d` over (N, C, D, H, W) input.
 
     {_FusedBatchNorm.__doc__}"""
+
+
+class SyncBatchNorm(_FusedBatchNorm):
+    """`nn.SyncBatchNorm` over (N, C, *) input, on any device and backend of torch.distributed.
+
+    In training the statistics are those of the batches of all processes of the group, which may differ in
+    batch size and in spatial sizes, and may be empty. Forward makes one collective call, backward another;
+    nothing waits for the device. All processes hold the same statistics, bit for bit. In evaluation, with a
+    group of one process, and where torch.distributed is not initialised, this is plain batch norm.
+
+    The second derivative is not implemented and raises. Gradients of weight and bias are those of the own
+    batch, which DistributedDataParallel averages.
+
+    Args, besides those of `nn.SyncBatchNorm`: those of `fused_bn.BatchNorm2d`, by keyword.
+
+    Raises:
+        RuntimeError: in forward or backward, where a process of the group fails or leaves, at the latest
+            after the group's timeout; the text names the layer if `convert_sync_batchnorm` made it.
+    """
+
+    synchronised = True
+    process_group: Any = None
+    layer_name = ""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: Any = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **options
+        )
+        self.process_group = process_group
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
+        if input.shape[1] == 0:
+            raise ValueError("SyncBatchNorm number of input channels should be non-zero")
 
 
 class LazyBatchNorm1d(_FusedLazyBatchNorm, nn.LazyBatchNorm1d):

@@ -20,7 +20,7 @@ from fused_bn.fusion.classes import Made, become, is_made, make_class
 from fused_bn.fusion.runtime import DROP_INS, OURS, NormAct, is_identity, unhooked
 
 PLAIN = {ours: theirs for theirs, ours in DROP_INS.items()}
-OWN_ATTRIBUTES = ("activation", "activation_param", "weight_init", "bias_init", "frozen")
+OWN_ATTRIBUTES = ("activation", "activation_param", "weight_init", "bias_init", "frozen", "layer_name")
 PROBE_SIZES: dict[type[nn.Module], tuple[int, ...]] = {
     nn.BatchNorm1d: (3,),
     nn.BatchNorm2d: (3, 2),
@@ -41,9 +41,6 @@ def why_left_alone(norm: nn.Module) -> str | None:
         return "it is lazy: fuse the model after its first input"
     if not unhooked(norm):
         return "it has hooks"
-    # fused_bn has no SyncBatchNorm yet: once it has one, torch's belongs in DROP_INS, and this goes.
-    if isinstance(norm, nn.SyncBatchNorm):
-        return "fused_bn has no SyncBatchNorm yet"
     if type(norm) in DROP_INS or type(norm) in OURS or applies_its_activation(norm):
         return None
     return f"{type(norm).__name__} is an unknown subclass of {type(norm).__mro__[1].__name__}"

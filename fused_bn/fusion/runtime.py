@@ -15,12 +15,13 @@ from torch.nn.modules.module import _has_any_global_hook
 from fused_bn._activations import apply_activation
 from fused_bn.fusion import activations
 from fused_bn.fusion.classes import Made
-from fused_bn.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, apply
+from fused_bn.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm, apply
 
 DROP_INS: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm1d: BatchNorm1d,
     nn.BatchNorm2d: BatchNorm2d,
     nn.BatchNorm3d: BatchNorm3d,
+    nn.SyncBatchNorm: SyncBatchNorm,
 }
 one_pass = apply  # by this name it is only called here
 OURS = frozenset(DROP_INS.values())
@@ -44,7 +45,7 @@ class NormAct(Made):
 
     act: nn.Module
     drop: nn.Module
-    recompute = False
+    recompute = synchronised = False
 
     def forward(self, input: Tensor) -> Tensor:
         known = activations.of_module(self.act)

@@ -1,0 +1,146 @@
+"""What `_pieces` computes, in plain PyTorch calls. Masks are never made: backward reads the residual."""
+
+import torch
+from torch import Tensor
+
+from fused_bn._activations import apply_activation
+from fused_bn._fallback import check_residual
+
+
+def keeps_residual(activation: str) -> bool:
+    return activation != "none"
+
+
+def check(
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str,
+    activation_param: float,
+) -> None:
+    if residual is not None:
+        check_residual(input, residual)
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None and vector.shape != input.shape[1:2]:
+            raise RuntimeError(f"{name} should contain {input.shape[1]} elements not {vector.numel()}")
+
+
+def moments(input: Tensor) -> Tensor:
+    values = input.double().transpose(0, 1).flatten(1)
+    count = values.new_full((1,), values.shape[1])
+    if input.numel() == 0:
+        return torch.cat([values.new_zeros(2 * input.shape[1]), count])
+    mean = values.mean(1, keepdim=True)
+    return torch.cat([mean.squeeze(1), (values - mean).square().sum(1), count])
+
+
+def merge(
+    input: Tensor,
+    moments: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+) -> Tensor:
+    channels = input.shape[1]
+    counts = moments[:, -1:]
+    total = counts.sum()
+    mean = (moments[:, :channels] * counts).sum(0) / total
+    deviations = (moments[:, :channels] - mean).square() * counts
+    m2 = (moments[:, channels:-1] + deviations).sum(0)
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(1)
+    if momentum is None:
+        momentum = 0.0 if num_batches_tracked is None else 1.0 / float(num_batches_tracked)
+    for running, new in ((running_mean, mean), (running_var, m2 / (total - 1))):
+        if running is not None:
+            running.copy_((1 - momentum) * running.double() + momentum * new)
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    high = mean.to(dtype)
+    return torch.stack([high, (mean - high.double()).to(dtype), (m2 / total + eps).rsqrt().to(dtype)])
+
+
+def elementwise(
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    activation: str,
+    activation_param: float,
+) -> tuple[Tensor, Tensor | None]:
+    z = _affine(_normalised(input, statistics), weight, bias, residual)
+    return apply_activation(activation, activation_param, z).to(input.dtype), None
+
+
+def backward_sums(
+    grad_output: Tensor,
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    mask: Tensor | None,
+    activation: str,
+    activation_param: float,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    xhat = _normalised(input, statistics)
+    z = _affine(xhat, weight, bias, residual)
+    g = _behind_activation(grad_output, z, activation, activation_param)
+    dims = [d for d in range(input.dim()) if d != 1]
+    of_g, of_g_xhat = g.double().sum(dims), (g.double() * xhat).sum(dims)
+    count = of_g.new_full((1,), input.numel() // max(1, input.shape[1]))
+    found = (
+        sums.to(statistics.dtype if parameter is None else parameter.dtype)
+        for sums, parameter in ((of_g_xhat, weight), (of_g, bias))
+    )
+    return torch.cat([of_g, of_g_xhat, count]), *found  # type: ignore[return-value]
+
+
+def backward_elementwise(
+    grad_output: Tensor,
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    mask: Tensor | None,
+    sums: Tensor,
+    activation: str,
+    activation_param: float,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor]:
+    channels = input.shape[1]
+    xhat = _normalised(input, statistics)
+    z = _affine(xhat, weight, bias, residual)
+    g = _behind_activation(grad_output, z, activation, activation_param)
+    means = (sums[:-1] / sums[-1]).to(g.dtype)
+    centred = g - _over(means[:channels], g) - xhat * _over(means[channels:], g)
+    scale = statistics[2] if weight is None else statistics[2] * weight
+    return (centred * _over(scale, g)).to(input.dtype), g.to(input.dtype)
+
+
+def _over(vector: Tensor, like: Tensor) -> Tensor:
+    return vector.view(1, -1, *[1] * (like.dim() - 2))
+
+
+def _normalised(input: Tensor, statistics: Tensor) -> Tensor:
+    centred = input - _over(statistics[0], input) - _over(statistics[1], input)
+    return centred * _over(statistics[2], input)
+
+
+def _affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    z = xhat if weight is None else xhat * _over(weight, xhat)
+    z = z if bias is None else z + _over(bias, xhat)
+    return z if residual is None else z + residual
+
+
+def _behind_activation(grad: Tensor, z: Tensor, activation: str, activation_param: float) -> Tensor:
+    if activation == "none":
+        return grad.to(z.dtype)
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        return torch.autograd.grad(apply_activation(activation, activation_param, z), z, grad.to(z.dtype))[0]

@@ -1,0 +1,59 @@
+"""The pieces of forward and backward by the kernels' operators; `_fallback_pieces` has the same functions.
+
+`csrc/pieces.h` says what they take and return. Messages are what processes tell each other: float64, two
+numbers a channel and a count, (2 * C + 1,).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WITH_A_MASK = frozenset({"relu", "leaky_relu", "relu6"})
+"""With a residual these keep a bit an element for backward, and other activations but "none" the residual."""
+
+
+def keeps_residual(activation: str) -> bool:
+    """Whether backward reads the residual again."""
+    return activation != "none" and activation not in WITH_A_MASK
+
+
+def check(input: Tensor, residual: Tensor | None, weight: Any, bias: Any, *options: Any) -> None:
+    """Raises what the later pieces would, before anything is told or written."""
+    torch.ops.fused_bn.check_moments(input)
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    statistics = input.new_empty((3, input.shape[1]), dtype=dtype)
+    torch.ops.fused_bn.check_elementwise(input, residual, weight, bias, statistics, *options)
+
+
+def moments(input: Tensor) -> Tensor:
+    """The message of one process: mean, sum of squared deviations, count."""
+    return torch.ops.fused_bn.batch_norm_moments(input)
+
+
+def merge(*arguments: Any) -> Tensor:
+    """From all messages, (P, 2 * C + 1), to the statistics, (3, C), and into the running ones."""
+    return torch.ops.fused_bn.batch_norm_merge(*arguments)
+
+
+def elementwise(
+    input: Tensor, residual: Tensor | None, weight: Any, bias: Any, statistics: Tensor, *options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The output, and the mask that backward needs; `options` are the activation and its number."""
+    output, mask = torch.ops.fused_bn.batch_norm_elementwise(
+        input, residual, weight, bias, statistics, *options, True
+    )
+    return output, mask if residual is not None and options[0] in WITH_A_MASK else None
+
+
+def backward_sums(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The message of one process, sums of g and of g * xhat, and the gradients of weight and bias.
+
+    g is the gradient behind the activation.
+    """
+    return torch.ops.fused_bn.batch_norm_backward_sums(*arguments)
+
+
+def backward_elementwise(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The gradients of input and residual, from the sum of all messages."""
+    return torch.ops.fused_bn.batch_norm_backward_elementwise(*arguments)

@@ -1,0 +1,153 @@
+"""Batch norm over the batches of several processes: one collective forward, one backward, and autograd.
+
+Each process tells the others its count, mean and sum of squared deviations of every channel; all merge them in
+the same order (Chan, Golub, LeVeque 1979), so that all hold the same bits. Backward adds the two sums of every
+channel over the processes. Nothing waits for a device.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
+
+from fused_bn import _fallback_pieces, _pieces
+from fused_bn._activations import DEFAULT_PARAMS, check_activation
+from fused_bn._extension import devices_with_kernels
+
+
+def group_of(process_group: Any) -> Any:
+    """The group that statistics are taken over, the default one for None; None where this process is alone."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return None
+    group = distributed.group.WORLD if process_group is None else process_group
+    return group if distributed.get_world_size(group) > 1 else None
+
+
+def batch_norm(
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    momentum: float | None,
+    eps: float,
+    activation: str,
+    activation_param: float | None,
+    group: Any,
+    layer: str,
+) -> Tensor:
+    """What `functional.batch_norm` computes in training, with the statistics of the whole group.
+
+    Args:
+        group: of torch.distributed, of more than one process.
+        layer: what error texts call the caller.
+
+    Raises:
+        RuntimeError: besides what `functional.batch_norm` raises, where other processes cannot be reached.
+    """
+    check_activation(activation, activation_param)
+    param = DEFAULT_PARAMS[activation] if activation_param is None else activation_param
+    pieces = _pieces_of(input)
+    with torch.no_grad():
+        pieces.check(input, residual, weight, bias, activation, param)
+        moments = _exchange(_gather, pieces.moments(input), group, layer)
+        statistics = pieces.merge(
+            input, moments, running_mean, running_var, num_batches_tracked, momentum, eps
+        )
+    output: Tensor = _Elementwise.apply(
+        input, residual, weight, bias, statistics, activation, param, group, layer
+    )
+    return output
+
+
+class _Elementwise(torch.autograd.Function):
+    """Forward behind the exchange of moments, and all of backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        statistics: Tensor,
+        activation: str,
+        param: float,
+        group: Any,
+        layer: str,
+    ) -> Tensor:
+        pieces = _pieces_of(input)
+        output, mask = pieces.elementwise(input, residual, weight, bias, statistics, activation, param)
+        ctx.options, ctx.group, ctx.layer = (activation, param), group, layer
+        kept = residual if pieces.keeps_residual(activation) else None
+        ctx.save_for_backward(input, kept, weight, bias, statistics, mask)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        wants_input, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        saved = ctx.saved_tensors
+        pieces = _pieces_of(saved[0])
+        sums, grad_weight, grad_bias = pieces.backward_sums(
+            grad_output, *saved, *ctx.options, [wants_weight, wants_bias]
+        )
+        if wants_input:
+            sums = _exchange(_add_up, sums, ctx.group, ctx.layer)
+        grad_input, grad_residual = pieces.backward_elementwise(
+            grad_output, *saved, sums, *ctx.options, [wants_input, wants_residual]
+        )
+        return (
+            grad_input if wants_input else None,
+            grad_residual if wants_residual else None,
+            grad_weight if wants_weight else None,
+            grad_bias if wants_bias else None,
+            *[None] * 5,
+        )
+
+
+def _pieces_of(input: Tensor) -> ModuleType:
+    return _pieces if input.device.type in devices_with_kernels else _fallback_pieces
+
+
+def _exchange(collective: Callable[[Tensor, Any], Tensor], message: Tensor, group: Any, layer: str) -> Tensor:
+    if torch.compiler.is_compiling():
+        return collective(message, group)
+    try:
+        return collective(message, group)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{layer}: the {distributed.get_world_size(group)} processes of its group could not exchange "
+            f"their batch statistics: {error}"
+        ) from error
+
+
+_all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
+"""By its newer name, later than torch 2.11, where there is one."""
+
+
+def _gather(message: Tensor, group: Any) -> Tensor:
+    """Those of all processes, a row each, by rank."""
+    if torch.compiler.is_compiling():
+        from torch.distributed import _functional_collectives as functional
+
+        messages = functional.wait_tensor(functional.all_gather_tensor(message, 0, group))
+    else:
+        messages = message.new_empty(distributed.get_world_size(group) * len(message))
+        _all_gather(messages, message, group=group)
+    return messages.view(-1, message.shape[0])
+
+
+def _add_up(message: Tensor, group: Any) -> Tensor:
+    """The sum over all processes."""
+    if torch.compiler.is_compiling():
+        from torch.distributed import _functional_collectives as functional
+
+        return functional.wait_tensor(functional.all_reduce(message, "sum", group))
+    distributed.all_reduce(message, group=group)
+    return message

@@ -1,0 +1,70 @@
+"""Lets the batch norms of an existing model take their statistics over several processes, and back."""
+
+from typing import Any, TypeVar
+
+from torch import nn
+
+from fused_bn.fusion.classes import become
+from fused_bn.fusion.runtime import DROP_INS, OURS, NormAct
+from fused_bn.modules import SyncBatchNorm
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def convert_sync_batchnorm(model: Model, process_group: Any = None) -> Model:
+    """Lets all batch norms of a model take their statistics over the processes of a group.
+
+    The model is changed in place: modules, parameters and buffers stay the same objects under the same names,
+    activations and all other options stay. Norms that are synchronised already keep their group. Before or
+    after `fuse`, and before the model is wrapped for parallel training.
+
+    Args:
+        model: any module.
+        process_group: of torch.distributed; the default group where None.
+
+    Returns:
+        The model. `revert_sync_batchnorm` undoes it.
+
+    Raises:
+        ValueError: a norm is of a subclass of nn.BatchNorm* that is unknown; nothing is changed then.
+    """
+    named = {name: module for name, module in model.named_modules() if _is_norm(module)}
+    for name, norm in named.items():
+        if not (type(norm) in OURS or type(norm) in DROP_INS or isinstance(norm, NormAct)):
+            raise ValueError(
+                f"{name or 'the model'} is a {type(norm).__name__}, and what that computes is not known to "
+                "convert_sync_batchnorm; fused_bn.fuse knows some such classes: fuse the model first"
+            )
+    for name, norm in named.items():
+        own = vars(norm)
+        if isinstance(norm, NormAct):
+            own["synchronised"] = True
+        elif type(norm) is not SyncBatchNorm:
+            own["synchronised_from"] = type(norm)
+            become(norm, SyncBatchNorm)
+        own.setdefault("process_group", process_group)
+        own["layer_name"] = name or type(norm).__name__
+    return model
+
+
+def revert_sync_batchnorm(model: Model) -> Model:
+    """Undoes `convert_sync_batchnorm`, in place: every norm takes the statistics of its own batch again.
+
+    What was constructed as a `SyncBatchNorm`, or as PyTorch's, becomes that again.
+    """
+    for module in model.modules():
+        own = vars(module)
+        former = own.pop("synchronised_from", None)
+        if former is not None:
+            become(module, former)
+        elif not isinstance(module, NormAct):
+            continue
+        own.pop("synchronised", None)
+        own.pop("layer_name", None)
+        if former is not nn.SyncBatchNorm:
+            own.pop("process_group", None)
+    return model
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
