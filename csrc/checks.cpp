@@ -137,11 +137,12 @@ void check_statistics(const Tensor& input, const Tensor& statistics) {
               ", but the input is on ", input.device());
 }
 
-void check_message(const Tensor& input, const char* name, const Tensor& message, int64_t dimensions) {
-  const c10::SymInt length = 2 * input.sym_size(1) + 1;
-  TORCH_CHECK(message.dim() == dimensions && message.sym_size(dimensions - 1) == length, "fused_bn: ", name,
-              " should have ", length, " numbers", dimensions == 2 ? " a process" : "", ", but have shape ",
-              message.sym_sizes());
+// What processes tell each other: float64, its last dimension of this length.
+void check_message(const Tensor& input, const char* name, const Tensor& message, int64_t dimensions,
+                   const c10::SymInt& length) {
+  TORCH_CHECK(message.dim() == dimensions && (dimensions == 0 || message.sym_size(-1) == length),
+              "fused_bn: ", name, " should have ", dimensions, " dimensions, the last of ", length,
+              ", but have shape ", message.sym_sizes());
   TORCH_CHECK(message.scalar_type() == at::kDouble, "fused_bn: ", name, " should be of Double, but are of ",
               toString(message.scalar_type()));
   TORCH_CHECK(message.device() == input.device(), "fused_bn: ", name, " are on ", message.device(),
@@ -269,14 +270,17 @@ void check(const MergeArguments& a) {
   check_input(a.input);
   check_training_eps(a.eps);
   check_buffers(a.as_forward());
-  check_message(a.input, "moments", a.moments, 2);
+  check_message(a.input, "moments", a.moments, 2, 2 * a.input.sym_size(1) + 1);
 }
 
-void check_sums(const Tensor& input, const Tensor& sums) { check_message(input, "sums", sums, 1); }
+void check_sums(const Tensor& input, const Tensor& sums, const Tensor& count) {
+  check_message(input, "sums", sums, 1, 2 * input.sym_size(1));
+  check_message(input, "count", count, 0, 1);
+}
 
 void check(const BackwardElementwiseArguments& a) {
   check(a.as_backward());
-  check_sums(a.input, a.sums);
+  check_sums(a.input, a.sums, a.count);
 }
 
 View view_of(const Tensor& input) {

@@ -2,13 +2,11 @@
 //
 // A Device has
 //   Guard            makes a device the current one while it lives
-//   forward          output and mask from ForwardArguments; writes the statistics where they are the batch's
-//   or
-//                    the running ones. Where `moments` is defined, writes that in the place of all else.
-//   merge            writes the statistics from the moments of several processes
-//   backward         writes grad_input, grad_residual, the parameters' gradients and, where defined, `sums`;
-//   or
-//                    takes those of several processes, `total`, where defined
+//   forward          gives output and mask; writes the statistics where they are the batch's or the running
+//                    ones. Where `moments` is defined, writes that in the place of all else.
+//   merge            writes statistics and count from the moments of several processes
+//   backward         gives grad_input and grad_residual; writes the parameters' gradients, and what is
+//                    Exchanged
 #pragma once
 
 #include <ATen/ATen.h>
@@ -41,7 +39,7 @@ struct Operators {
     check_moments(input);
     const Guard guard(input.device());
     const OptionalTensor absent;
-    const Tensor result = empty_message(input);
+    const Tensor result = empty_message(input, 2 * input.size(1) + 1);
     if (input.numel() > 0) {
       Device::forward({input, absent, absent, absent, absent, absent, absent, true, 0.0, 0.0, "none", 0.0},
                       Tensor(), result);
@@ -49,36 +47,37 @@ struct Operators {
     return result;
   }
 
-  static Tensor merge(const MergeArguments& a) {
+  static std::tuple<Tensor, Tensor> merge(const MergeArguments& a) {
     check(a);
     const Guard guard(a.input.device());
     const Tensor statistics =
         at::empty({3, a.input.size(1)}, a.input.options().dtype(statistics_type(a.input)));
-    Device::merge(a, a.moments.contiguous(), statistics);
-    return statistics;
+    const Tensor count = at::empty({}, a.moments.options());
+    Device::merge(a, a.moments.contiguous(), statistics, count);
+    return {statistics, count};
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) {
     check(a);
     const Guard guard(a.input.device());
     const Gradients gradients(a);
-    const auto [grad_input, grad_residual] = Device::backward(a, gradients, Tensor(), Tensor());
+    const auto [grad_input, grad_residual] = Device::backward(a, gradients, {});
     return {grad_input, grad_residual, gradients.weight, gradients.bias};
   }
 
   static std::tuple<Tensor, Tensor, Tensor> backward_sums(const BackwardSumsArguments& a) {
     check(a.as_backward());
     const Guard guard(a.input.device());
-    const Tensor sums = empty_message(a.input);
+    const Tensor sums = empty_message(a.input, 2 * a.input.size(1));
     const Gradients gradients(a.as_backward());
-    Device::backward(a.as_backward(), gradients, sums, Tensor());
+    Device::backward(a.as_backward(), gradients, {sums, {}, {}});
     return {sums, gradients.weight, gradients.bias};
   }
 
   static std::tuple<Tensor, Tensor> backward_elementwise(const BackwardElementwiseArguments& a) {
     check(a);
     const Guard guard(a.input.device());
-    return Device::backward(a.as_backward(), Gradients(a.as_backward()), Tensor(), a.sums.contiguous());
+    return Device::backward(a.as_backward(), Gradients(a.as_backward()), {{}, a.sums.contiguous(), a.count});
   }
 
   static void add_to(torch::Library& m) {

@@ -9,9 +9,9 @@
 namespace fused_bn {
 namespace {
 
-Tensor merge_inplace(const MergeArguments& a) {
+std::tuple<Tensor, Tensor> merge_inplace(const MergeArguments& a) {
   const WrittenBuffers buffers(a.as_forward());
-  Tensor statistics = [&] {
+  auto result = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("fused_bn::batch_norm_merge", "")
@@ -20,16 +20,15 @@ Tensor merge_inplace(const MergeArguments& a) {
                    a.eps);
   }();
   buffers.bump_versions();
-  return statistics;
+  return result;
 }
 
 void check_merge(const MergeArguments& arguments) { check(arguments); }
 
 }  // namespace
 
-Tensor empty_message(const Tensor& input) {
+Tensor empty_message(const Tensor& input, int64_t length) {
   const auto options = input.options().dtype(at::kDouble);
-  const int64_t length = 2 * input.size(1) + 1;
   return input.numel() == 0 ? at::zeros({length}, options) : at::empty({length}, options);
 }
 
@@ -43,16 +42,16 @@ TORCH_LIBRARY_FRAGMENT(fused_bn, m) {
   define("batch_norm_moments(Tensor input) -> Tensor");
   define(
       "batch_norm_merge(Tensor input, Tensor moments, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-      "Tensor(c!)? num_batches_tracked, float? momentum, float eps) -> Tensor");
+      "Tensor(c!)? num_batches_tracked, float? momentum, float eps) -> (Tensor statistics, Tensor count)");
   define("batch_norm_backward_sums(" + backward + options +
          ") -> (Tensor sums, Tensor grad_weight, Tensor grad_bias)");
-  define("batch_norm_backward_elementwise(" + backward + "Tensor sums, " + options +
+  define("batch_norm_backward_elementwise(" + backward + "Tensor sums, Tensor count, " + options +
          ") -> (Tensor grad_input, Tensor grad_residual)");
   define("check_moments(Tensor input) -> ()");
   define(
       "check_merge(Tensor input, Tensor moments, Tensor? running_mean, Tensor? running_var, "
       "Tensor? num_batches_tracked, float? momentum, float eps) -> ()");
-  define("check_sums(Tensor input, Tensor sums) -> ()");
+  define("check_sums(Tensor input, Tensor sums, Tensor count) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(fused_bn, CompositeImplicitAutograd, m) {

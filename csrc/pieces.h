@@ -4,8 +4,8 @@
 //   forward:  moments of the own input -> gathered from all -> merge -> statistics -> elementwise
 //   backward: sums over the own input -> added over all -> elementwise
 //
-// Elementwise forward is that of batch_norm.h. What processes tell each other is float64, 2 * C + 1 numbers:
-// two a channel, and how many values of a channel there are.
+// Elementwise forward is that of batch_norm.h. What processes tell each other is float64, two numbers a
+// channel, and forward how many values of a channel there are.
 #pragma once
 
 #include "batch_norm.h"
@@ -66,7 +66,8 @@ struct BackwardElementwiseArguments {
   const OptionalTensor& bias;
   const Tensor& statistics;
   const OptionalTensor& mask;
-  const Tensor& sums;  // over all processes, [2 * C + 1]: of g, of g * xhat, count
+  const Tensor& sums;   // over all processes, [2 * C]: of g, of g * xhat
+  const Tensor& count;  // of values of a channel in all processes
   std::string_view activation;
   double activation_param;
   HalfMask output_mask;
@@ -90,7 +91,7 @@ template <class Result>
 using MergeSignature = Result(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
                               const OptionalTensor&, std::optional<double>, double);
 using MomentsOperator = Tensor(const Tensor&);
-using MergeOperator = MergeSignature<Tensor>;
+using MergeOperator = MergeSignature<std::tuple<Tensor, Tensor>>;  // statistics, count
 // Sums, grad_weight, grad_bias.
 using BackwardSumsOperator = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
                                                                 const OptionalTensor&, const OptionalTensor&,
@@ -98,18 +99,16 @@ using BackwardSumsOperator = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, c
                                                                 const OptionalTensor&, std::string_view,
                                                                 double, HalfMask);
 // grad_input, grad_residual.
-using BackwardElementwiseOperator = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
-                                                               const OptionalTensor&, const OptionalTensor&,
-                                                               const OptionalTensor&, const Tensor&,
-                                                               const OptionalTensor&, const Tensor&,
-                                                               std::string_view, double, HalfMask);
+using BackwardElementwiseOperator = std::tuple<Tensor, Tensor>(
+    const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+    const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&, std::string_view, double, HalfMask);
 
 void check_moments(const Tensor& input);
-void check_sums(const Tensor& input, const Tensor& sums);
+void check_sums(const Tensor& input, const Tensor& sums, const Tensor& count);
 void check(const MergeArguments& arguments);
 void check(const BackwardElementwiseArguments& arguments);
 
 // What processes tell each other; zero where there is no input.
-Tensor empty_message(const Tensor& input);
+Tensor empty_message(const Tensor& input, int64_t length);
 
 }  // namespace fused_bn

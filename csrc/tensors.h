@@ -39,6 +39,12 @@ struct Gradients {
   explicit Gradients(const BackwardArguments& arguments);
 };
 
+// What backward tells other processes, or is told by them; undefined where it is not.
+struct Exchanged {
+  Tensor sums;          // written
+  Tensor total, count;  // read
+};
+
 // What the kernels of every device take: the fields that their params share.
 template <class Params>
 Params forward_params(const ForwardArguments& a, const Tensor& input, const Tensor& residual,
@@ -61,7 +67,8 @@ Params forward_params(const ForwardArguments& a, const Tensor& input, const Tens
 }
 
 template <class Params>
-Params merge_params(const MergeArguments& a, const Tensor& moments, const Tensor& statistics) {
+Params merge_params(const MergeArguments& a, const Tensor& moments, const Tensor& statistics,
+                    const Tensor& count) {
   Params p{};
   p.C = a.input.size(1);
   p.processes = moments.size(0);
@@ -70,13 +77,14 @@ Params merge_params(const MergeArguments& a, const Tensor& moments, const Tensor
   p.running_var = channel_vector(a.running_var);
   p.dtype = dtype_of(a.input);
   p.statistics = statistics.data_ptr();
+  p.count = count.data_ptr<double>();
   p.eps = a.eps;
   return p;
 }
 
 template <class Params>
 Params backward_params(const BackwardArguments& a, const DenseBackward& dense, const Tensor& grad_input,
-                       const Tensor& grad_residual, const Gradients& gradients) {
+                       const Tensor& grad_residual, const Gradients& gradients, const Exchanged& exchanged) {
   Params p{};
   p.grad_output = dense.grad_output.const_data_ptr();
   p.input = dense.input.const_data_ptr();
@@ -87,6 +95,11 @@ Params backward_params(const BackwardArguments& a, const DenseBackward& dense, c
   p.statistics = dense.statistics.const_data_ptr();
   p.grad_input = a.output_mask[0] ? grad_input.data_ptr() : nullptr;
   p.grad_residual = a.output_mask[1] ? grad_residual.data_ptr() : nullptr;
+  p.sums = exchanged.sums.defined() ? exchanged.sums.template data_ptr<double>() : nullptr;
+  if (exchanged.total.defined()) {
+    p.total = exchanged.total.template const_data_ptr<double>();
+    p.total_count = exchanged.count.template const_data_ptr<double>();
+  }
   if (a.output_mask[2]) p.grad_weight = channel_vector(gradients.weight);
   if (a.output_mask[3]) p.grad_bias = channel_vector(gradients.bias);
   p.training = a.training;

@@ -114,15 +114,10 @@ def _backward(
     )
 
 
-def _message(input: Tensor) -> Tensor:
-    """What processes tell each other: two numbers a channel, and a count."""
-    return input.new_empty(2 * input.shape[1] + 1, dtype=torch.float64)
-
-
 @torch.library.register_fake("fused_bn::batch_norm_moments")
 def _moments(input: Tensor) -> Tensor:
     torch.ops.fused_bn.check_moments(input)
-    return _message(input)
+    return input.new_empty(2 * input.shape[1] + 1, dtype=torch.float64)
 
 
 @torch.library.register_fake("fused_bn::batch_norm_merge")
@@ -134,11 +129,12 @@ def _merge(
     num_batches_tracked: Tensor | None,
     momentum: float | None,
     eps: float,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     torch.ops.fused_bn.check_merge(
         input, moments, running_mean, running_var, num_batches_tracked, momentum, eps
     )
-    return input.new_empty((3, input.shape[1]), dtype=_statistics_dtype(input))
+    statistics = input.new_empty((3, input.shape[1]), dtype=_statistics_dtype(input))
+    return statistics, moments.new_empty(())
 
 
 @torch.library.register_fake("fused_bn::batch_norm_backward_sums")
@@ -167,7 +163,7 @@ def _backward_sums(
         activation_param,
         [False, False, *output_mask],
     )
-    return _message(input), grad_weight, grad_bias
+    return input.new_empty(2 * input.shape[1], dtype=torch.float64), grad_weight, grad_bias
 
 
 @torch.library.register_fake("fused_bn::batch_norm_backward_elementwise")
@@ -180,11 +176,12 @@ def _backward_elementwise(
     statistics: Tensor,
     mask: Tensor | None,
     sums: Tensor,
+    count: Tensor,
     activation: str,
     activation_param: float,
     output_mask: list[bool],
 ) -> tuple[Tensor, Tensor]:
-    torch.ops.fused_bn.check_sums(input, sums)
+    torch.ops.fused_bn.check_sums(input, sums, count)
     grad_input, grad_residual, _, _ = _backward(
         grad_output,
         input,

@@ -43,7 +43,7 @@ def merge(
     num_batches_tracked: Tensor | None,
     momentum: float | None,
     eps: float,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     channels = input.shape[1]
     counts = moments[:, -1:]
     total = counts.sum()
@@ -59,7 +59,8 @@ def merge(
             running.copy_((1 - momentum) * running.double() + momentum * new)
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     high = mean.to(dtype)
-    return torch.stack([high, (mean - high.double()).to(dtype), (m2 / total + eps).rsqrt().to(dtype)])
+    invstd = (m2 / total + eps).rsqrt()
+    return torch.stack([high, (mean - high.double()).to(dtype), invstd.to(dtype)]), total
 
 
 def elementwise(
@@ -92,12 +93,11 @@ def backward_sums(
     g = _behind_activation(grad_output, z, activation, activation_param)
     dims = [d for d in range(input.dim()) if d != 1]
     of_g, of_g_xhat = g.double().sum(dims), (g.double() * xhat).sum(dims)
-    count = of_g.new_full((1,), input.numel() // max(1, input.shape[1]))
     found = (
         sums.to(statistics.dtype if parameter is None else parameter.dtype)
         for sums, parameter in ((of_g_xhat, weight), (of_g, bias))
     )
-    return torch.cat([of_g, of_g_xhat, count]), *found  # type: ignore[return-value]
+    return torch.cat([of_g, of_g_xhat]), *found  # type: ignore[return-value]
 
 
 def backward_elementwise(
@@ -109,6 +109,7 @@ def backward_elementwise(
     statistics: Tensor,
     mask: Tensor | None,
     sums: Tensor,
+    count: Tensor,
     activation: str,
     activation_param: float,
     output_mask: list[bool],
@@ -117,7 +118,7 @@ def backward_elementwise(
     xhat = _normalised(input, statistics)
     z = _affine(xhat, weight, bias, residual)
     g = _behind_activation(grad_output, z, activation, activation_param)
-    means = (sums[:-1] / sums[-1]).to(g.dtype)
+    means = (sums / count).to(g.dtype)
     centred = g - _over(means[:channels], g) - xhat * _over(means[channels:], g)
     scale = statistics[2] if weight is None else statistics[2] * weight
     return (centred * _over(scale, g)).to(input.dtype), g.to(input.dtype)

@@ -1,7 +1,7 @@
 """The pieces of forward and backward by the kernels' operators; `_fallback_pieces` has the same functions.
 
-`csrc/pieces.h` says what they take and return. Messages are what processes tell each other: float64, two
-numbers a channel and a count, (2 * C + 1,).
+`csrc/pieces.h` says what they take and return. What processes tell each other is float64, two numbers a
+channel, and forward a count.
 """
 
 from typing import Any
@@ -27,12 +27,12 @@ def check(input: Tensor, residual: Tensor | None, weight: Any, bias: Any, *optio
 
 
 def moments(input: Tensor) -> Tensor:
-    """The message of one process: mean, sum of squared deviations, count."""
+    """Of one process, (2 * C + 1,): mean, sum of squared deviations, count."""
     return torch.ops.fused_bn.batch_norm_moments(input)
 
 
-def merge(*arguments: Any) -> Tensor:
-    """From all messages, (P, 2 * C + 1), to the statistics, (3, C), and into the running ones."""
+def merge(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """From the moments of all, (P, 2 * C + 1), to statistics, (3, C), and count; and into the running ones."""
     return torch.ops.fused_bn.batch_norm_merge(*arguments)
 
 
@@ -47,7 +47,7 @@ def elementwise(
 
 
 def backward_sums(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The message of one process, sums of g and of g * xhat, and the gradients of weight and bias.
+    """Of one process, (2 * C,), the sums of g and of g * xhat; and the gradients of weight and bias.
 
     g is the gradient behind the activation.
     """
@@ -55,5 +55,5 @@ def backward_sums(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward_elementwise(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """The gradients of input and residual, from the sum of all messages."""
+    """The gradients of input and residual, from the sums over all processes."""
     return torch.ops.fused_bn.batch_norm_backward_elementwise(*arguments)

@@ -56,11 +56,11 @@ def batch_norm(
     with torch.no_grad():
         pieces.check(input, residual, weight, bias, activation, param)
         moments = _exchange(_gather, pieces.moments(input), group, layer)
-        statistics = pieces.merge(
+        statistics, count = pieces.merge(
             input, moments, running_mean, running_var, num_batches_tracked, momentum, eps
         )
     output: Tensor = _Elementwise.apply(
-        input, residual, weight, bias, statistics, activation, param, group, layer
+        input, residual, weight, bias, statistics, count, activation, param, group, layer
     )
     return output
 
@@ -76,6 +76,7 @@ class _Elementwise(torch.autograd.Function):
         weight: Tensor | None,
         bias: Tensor | None,
         statistics: Tensor,
+        count: Tensor,
         activation: str,
         param: float,
         group: Any,
@@ -85,14 +86,14 @@ class _Elementwise(torch.autograd.Function):
         output, mask = pieces.elementwise(input, residual, weight, bias, statistics, activation, param)
         ctx.options, ctx.group, ctx.layer = (activation, param), group, layer
         kept = residual if pieces.keeps_residual(activation) else None
-        ctx.save_for_backward(input, kept, weight, bias, statistics, mask)
+        ctx.save_for_backward(input, kept, weight, bias, statistics, mask, count)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         wants_input, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        saved = ctx.saved_tensors
+        *saved, count = ctx.saved_tensors
         pieces = _pieces_of(saved[0])
         sums, grad_weight, grad_bias = pieces.backward_sums(
             grad_output, *saved, *ctx.options, [wants_weight, wants_bias]
@@ -100,14 +101,14 @@ class _Elementwise(torch.autograd.Function):
         if wants_input:
             sums = _exchange(_add_up, sums, ctx.group, ctx.layer)
         grad_input, grad_residual = pieces.backward_elementwise(
-            grad_output, *saved, sums, *ctx.options, [wants_input, wants_residual]
+            grad_output, *saved, sums, count, *ctx.options, [wants_input, wants_residual]
         )
         return (
             grad_input if wants_input else None,
             grad_residual if wants_residual else None,
             grad_weight if wants_weight else None,
             grad_bias if wants_bias else None,
-            *[None] * 5,
+            *[None] * 6,
         )
 
 

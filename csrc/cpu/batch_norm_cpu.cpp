@@ -69,46 +69,38 @@ struct Cpu {
     auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
     p.view = view_of(x);
     p.dtype = dtype_of(x);
-    p.moments = message_to(moments, p.view);
+    if (moments.defined()) {
+      p.moments = moments.data_ptr<double>();
+      p.moments[2 * p.view.C] = static_cast<double>(p.view.values_per_channel());
+    }
     p.momentum = factor;
     p.execution = execution();
     kernels.forward(p);
     return {output, mask};
   }
 
-  static void merge(const MergeArguments& a, const Tensor& moments, const Tensor& statistics) {
+  static void merge(const MergeArguments& a, const Tensor& moments, const Tensor& statistics,
+                    const Tensor& count) {
     const Kernels& kernels = active_kernels();
-    auto p = merge_params<MergeParams>(a, moments, statistics);
+    auto p = merge_params<MergeParams>(a, moments, statistics, count);
     p.momentum = count_batch(a.as_forward());
     kernels.merge(p);
   }
 
   static std::tuple<Tensor, Tensor> backward(const BackwardArguments& a, const Gradients& gradients,
-                                             const Tensor& sums, const Tensor& total) {
+                                             const Exchanged& exchanged) {
     const auto format = a.input.suggest_memory_format();
     const DenseBackward dense(a, format);
     const Tensor& x = dense.input;
     Tensor grad_input = a.output_mask[0] ? empty_output(x, format) : at::empty({0}, x.options());
     Tensor grad_residual = a.output_mask[1] ? empty_output(x, format) : at::empty({0}, x.options());
     if (x.numel() == 0) return {grad_input, grad_residual};
-    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
+    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients, exchanged);
     p.view = view_of(x);
     p.dtype = dtype_of(x);
-    p.sums = message_to(sums, p.view);
-    p.total = total.defined() ? total.const_data_ptr<double>() : nullptr;
     p.execution = execution();
     active_kernels().backward(p);
     return {grad_input, grad_residual};
-  }
-
- private:
-  // Where the kernels write what is told to other processes, behind which stands the count; null where
-  // nothing is.
-  static double* message_to(const Tensor& message, const View& view) {
-    if (!message.defined()) return nullptr;
-    auto* data = message.data_ptr<double>();
-    data[2 * view.C] = static_cast<double>(view.values_per_channel());
-    return data;
   }
 };
 

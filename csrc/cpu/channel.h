@@ -201,7 +201,7 @@ GradFactors<Compute<T>> finish_grad_channel(const BackwardParams& p, int64_t c, 
     p.sums[c] = grad;
     p.sums[C + c] = grad_xhat;
   }
-  const double count = p.total == nullptr ? static_cast<double>(p.view.values_per_channel()) : p.total[2 * C];
+  const double count = p.total == nullptr ? static_cast<double>(p.view.values_per_channel()) : *p.total_count;
   const double slope = -grad_xhat / count * invstd;
   return {static_cast<A>(slope), static_cast<A>(-mean_lo * slope - grad / count)};
 }

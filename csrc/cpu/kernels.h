@@ -59,8 +59,9 @@ struct BackwardParams {
   void* grad_residual;  // null where it is not wanted
   ChannelVector grad_weight;
   ChannelVector grad_bias;
-  double* sums;         // [2, C], of g and of g * xhat: written where not null
-  const double* total;  // [2 * C + 1], such sums and how many values they are over: in the place of the own
+  double* sums;               // [2, C], of g and of g * xhat: written where not null
+  const double* total;        // [2, C], the like of several processes: in the place of the own
+  const double* total_count;  // of values of a channel in all of them; null where `total` is
   bool training;
   Activation activation;
   double activation_param;
@@ -76,6 +77,7 @@ struct MergeParams {
   ChannelVector running_var;
   DType dtype;  // of the input
   void* statistics;
+  double* count;  // of values of a channel in all of them
   double momentum;
   double eps;
 };

@@ -16,6 +16,7 @@ void merge_processes(const MergeParams& p) {
       const double* own = p.moments + i * length;
       all = merge(all, {own[2 * p.C], own[c], own[p.C + c]});
     }
+    if (c == 0) *p.count = all.count;
     if (all.count == 0) {
       save(statistics, c, 0, 0, p.eps);
     } else {

@@ -50,9 +50,6 @@ class BackwardKernel {
       sync_block();  // the next slab overwrites the numbers
     }
     exchange_.leave();
-    if (emits && p_.sums != nullptr && block_index() == 0 && thread_index() == 0) {
-      p_.sums[2 * g_.C] = static_cast<double>(g_.N * g_.S);
-    }
   }
 
  private:
@@ -171,7 +168,7 @@ class BackwardKernel {
   FUSED_BN_DEVICE bool finish(int slab, Try which) {
     bool fails = false;
     const double larger = which == Try::again ? 1.0 / kSmaller<A> : 1.0;
-    const double inverse_count = p_.total == nullptr ? p_.inverse_count : 1 / p_.total[2 * g_.C];
+    const double inverse_count = p_.total == nullptr ? p_.inverse_count : 1 / *p_.total_count;
     for (int c = thread_index(); c < g_.channels(slab); c += g_.threads) {
       const int channel = g_.first_channel(slab) + c;
       const ChannelStatistics<A> s(statistics_, channel);

@@ -65,8 +65,9 @@ struct Cuda {
     return {output, mask};
   }
 
-  static void merge(const MergeArguments& a, const Tensor& moments, const Tensor& statistics) {
-    auto p = merge_params<MergeParams>(a, moments, statistics);
+  static void merge(const MergeArguments& a, const Tensor& moments, const Tensor& statistics,
+                    const Tensor& count) {
+    auto p = merge_params<MergeParams>(a, moments, statistics, count);
     if (present(a.num_batches_tracked)) p.num_batches_tracked = a.num_batches_tracked->data_ptr<int64_t>();
     p.cumulative = !a.momentum.has_value();
     p.momentum = a.momentum.value_or(0);
@@ -74,7 +75,7 @@ struct Cuda {
   }
 
   static std::tuple<Tensor, Tensor> backward(const BackwardArguments& a, const Gradients& gradients,
-                                             const Tensor& sums, const Tensor& total) {
+                                             const Exchanged& exchanged) {
     const auto format = a.input.suggest_memory_format();
     const DenseBackward dense(a, format);
     const Tensor& x = dense.input;
@@ -83,9 +84,7 @@ struct Cuda {
     };
     Tensor grad_input = empty(a.output_mask[0]), grad_residual = empty(a.output_mask[1]);
     if (x.numel() == 0) return {grad_input, grad_residual};
-    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
-    p.sums = sums.defined() ? sums.data_ptr<double>() : nullptr;
-    p.total = total.defined() ? total.const_data_ptr<double>() : nullptr;
+    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients, exchanged);
     const View view = view_of(x);
     p.inverse_count = 1 / static_cast<double>(view.values_per_channel());
     const Problem problem{view,

@@ -17,6 +17,7 @@ FUSED_BN_DEVICE void merge_kernel(const MergeParams& p) {
       const double* own = p.moments + i * length;
       all = merge(all, {own[2 * p.C], own[c], own[p.C + c]});
     }
+    if (c == 0) *p.count = all.count;
     const bool any = all.count > 0;
     const double variance = any ? all.m2 / all.count : 0;
     ChannelStatistics<A>(all.mean, variance, p.eps).save(saved, c);

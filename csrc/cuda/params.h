@@ -106,8 +106,9 @@ struct BackwardParams {
   void* grad_residual;  // null where it is not wanted
   ChannelVector grad_weight;
   ChannelVector grad_bias;
-  double* sums;         // [2 * C + 1], of g and of g * xhat, and count: written where not null
-  const double* total;  // the like of several processes: in the place of the own
+  double* sums;               // [2, C], of g and of g * xhat: written where not null
+  const double* total;        // [2, C], the like of several processes: in the place of the own
+  const double* total_count;  // of values of a channel in all of them; null where `total` is
   Flag training;
   double inverse_count;  // 1 / (N * S)
   Activation activation;
@@ -125,6 +126,7 @@ struct MergeParams {
   int64_t* num_batches_tracked;  // counted where not null
   DType dtype;                   // of the input
   void* statistics;
+  double* count;  // of values of a channel in all of them
   Flag cumulative;
   double momentum;
   double eps;
