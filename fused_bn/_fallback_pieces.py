@@ -1,5 +1,7 @@
 """What `_pieces` computes, in plain PyTorch calls. Masks are never made: backward reads the residual."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -16,8 +18,7 @@ def check(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    activation: str,
-    activation_param: float,
+    *options: Any,
 ) -> None:
     if residual is not None:
         check_residual(input, residual)

@@ -32,7 +32,7 @@ def moments(input: Tensor) -> Tensor:
 
 
 def merge(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """From the moments of all, (P, 2 * C + 1), to statistics, (3, C), and count; and into the running ones."""
+    """From all moments, (P, 2 * C + 1), to statistics, (3, C), and count; and into the running ones."""
     return torch.ops.fused_bn.batch_norm_merge(*arguments)
 
 

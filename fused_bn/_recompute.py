@@ -45,5 +45,5 @@ def keep_recipe(consumer: Tensor, input: Tensor) -> None:
         saved: Any = getattr(consumer.grad_fn, name, None)
         if getattr(saved, "data", None) is input and _recipes[input].keep():
             recipe = _recipes[input]
-            saved.register_hooks(lambda _: recipe, lambda recipe: recipe.compute())
+            saved.register_hooks(lambda _, recipe=recipe: recipe, lambda recipe: recipe.compute())
             return

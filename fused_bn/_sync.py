@@ -1,8 +1,8 @@
 """Batch norm over the batches of several processes: one collective forward, one backward, and autograd.
 
-Each process tells the others its count, mean and sum of squared deviations of every channel; all merge them in
-the same order (Chan, Golub, LeVeque 1979), so that all hold the same bits. Backward adds the two sums of every
-channel over the processes. Nothing waits for a device.
+Each process tells the others its count, mean and sum of squared deviations of every channel; all merge them
+in the same order (Chan, Golub, LeVeque 1979), so that all hold the same bits. Backward adds the two sums of
+every channel over the processes. Nothing waits for a device.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from fused_bn._extension import devices_with_kernels
 
 
 def group_of(process_group: Any) -> Any:
-    """The group that statistics are taken over, the default one for None; None where this process is alone."""
+    """The group that statistics are taken over, by default the whole; None where this process is alone."""
     if not distributed.is_available() or not distributed.is_initialized():
         return None
     group = distributed.group.WORLD if process_group is None else process_group

@@ -367,7 +367,8 @@ OF_ELEMENTWISE = ("input", "weight", "bias", "residual", "statistics", "activati
 WRONG_ELEMENTWISE = {
     name: changes
     for name, changes in {**WRONG_FORWARD, **WRONG_BACKWARD}.items()
-    if changes.keys() <= set(OF_ELEMENTWISE) and name not in ("one value a channel", "residual where a mask tells")
+    if changes.keys() <= set(OF_ELEMENTWISE)
+    and name not in ("one value a channel", "residual where a mask tells")
 }
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import fused_bn
-from fused_bn import _recompute
 from benchmarks.resnet import contest, job
 from benchmarks.resnet.contest import Case, Contest, WrongResultError
 from benchmarks.resnet.model import ResNet50
+from fused_bn import _recompute
 
 CPU = torch.device("cpu")
 SMALL = partial(ResNet50, depths=(2, 1), width=8)

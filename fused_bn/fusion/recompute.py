@@ -35,7 +35,7 @@ def switch_on(model: nn.Module) -> None:
         return
     for module in model.modules():
         if type(module) in OURS or isinstance(module, NormAct):
-            module.recompute = True
+            vars(module)["recompute"] = True
         elif type(module) in KEEP_THEIR_INPUT:
             become(module, _keeping_class(type(module)))  # type: ignore[arg-type]
 

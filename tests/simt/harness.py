@@ -124,7 +124,14 @@ class Configuration:
         g.register_steps = at_most(g.register_steps, launch.register_steps) if keeps else 0
         g.shared_steps = at_most(g.shared_steps, launch.shared_steps) if keeps else 0
         self.grid = g.group * g.groups
-        self.shared_bytes = module.shared_bytes(g, self.dtype, 2 if backward else 1)
+        self.module, self.tensors_read = module, 2 if backward else 1
+        self.shared_bytes = module.shared_bytes(g, self.dtype, self.tensors_read)
+
+    def gather_nothing(self) -> None:
+        """As the launch layer does it for a kernel that is given what it would gather."""
+        self.exchange = "none"
+        self.geometry.register_steps = self.geometry.shared_steps = 0
+        self.shared_bytes = self.module.shared_bytes(self.geometry, self.dtype, self.tensors_read)
 
     @property
     def workspace_bytes(self) -> int:
@@ -160,6 +167,7 @@ class Run:
         backward: Launch | None = None,
         module: ModuleType | None = None,
         without: Collection[str] = (),
+        backward_gathers: bool = True,
     ) -> None:
         self.case, self.tensors, self.without = case, tensors, without
         self.module = module or kernels()
@@ -169,6 +177,8 @@ class Run:
             Configuration(self.module, case, forward, direction),
             Configuration(self.module, case, backward or forward, "backward"),
         )
+        if not backward_gathers:
+            self.configurations[1].gather_nothing()
         self._forward_params()
         self._backward_params()
 
@@ -237,6 +247,13 @@ class Run:
         for name in self.without:
             setattr(b, name, self.module.ChannelVector() if name in ("grad_weight", "grad_bias") else 0)
 
+    def launch_forward(self) -> None:
+        """Whatever of it the params ask for."""
+        self._launch("run_forward", self.p, self.configurations[0], self.forward_words)
+
+    def launch_backward(self) -> None:
+        self._launch("run_backward", self.b, self.configurations[1], self.backward_words)
+
     def _launch(self, name: str, params: Any, configuration: Configuration, words: Tensor) -> None:
         ran = getattr(self.module, name)(
             params,
@@ -252,12 +269,12 @@ class Run:
         assert not (words & 0x7FFFFFFF).any(), "the counters are not as the next launch needs them"
 
     def forward(self) -> None:
-        self._launch("run_forward", self.p, self.configurations[0], self.forward_words)
+        self.launch_forward()
         assert is_written(self.output), "an element of the output was left out"
         assert is_written(self.statistics), "a channel's statistics were left out"
 
     def backward(self) -> None:
-        self._launch("run_backward", self.b, self.configurations[1], self.backward_words)
+        self.launch_backward()
         for name in ("grad_input", "grad_residual", "grad_weight", "grad_bias"):
             gradient = getattr(self, name)
             if gradient is not None:

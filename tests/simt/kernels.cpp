@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cuda/dispatch.h"
+#include "cuda/merge.cuh"
 #include "guarded.h"
 
 namespace py = pybind11;
@@ -92,6 +93,16 @@ std::vector<std::string> run(Params params, DType dtype, int64_t grid, int64_t s
     return 0;
   });
   return launched;
+}
+
+void run_merge(const MergeParams& params, uint64_t seed) {
+  simt::Launch launch;
+  launch.grid = 1;
+  launch.threads = kMergeThreads;
+  launch.seed = seed;
+  simt::launch(launch, [&] {
+    params.dtype == DType::f64 ? merge_kernel<double>(params) : merge_kernel<float>(params);
+  });
 }
 
 template <class Params>
@@ -189,6 +200,7 @@ void bind_params(py::module_& module) {
       .field("running_var", &ForwardParams::running_var)
       .field("num_batches_tracked", &ForwardParams::num_batches_tracked)
       .field("statistics", &ForwardParams::statistics)
+      .field("moments", &ForwardParams::moments)
       .field("training", &ForwardParams::training)
       .field("cumulative", &ForwardParams::cumulative)
       .field("momentum", &ForwardParams::momentum)
@@ -212,11 +224,27 @@ void bind_params(py::module_& module) {
       .field("grad_residual", &BackwardParams::grad_residual)
       .field("grad_weight", &BackwardParams::grad_weight)
       .field("grad_bias", &BackwardParams::grad_bias)
+      .field("sums", &BackwardParams::sums)
+      .field("total", &BackwardParams::total)
+      .field("total_count", &BackwardParams::total_count)
       .field("training", &BackwardParams::training)
       .field("inverse_count", &BackwardParams::inverse_count)
       .field("activation", &BackwardParams::activation)
       .field("activation_param", &BackwardParams::activation_param)
       .field("workspace", &BackwardParams::workspace);
+  Struct<MergeParams>(module, "MergeParams")
+      .field("C", &MergeParams::C)
+      .field("processes", &MergeParams::processes)
+      .field("moments", &MergeParams::moments)
+      .field("running_mean", &MergeParams::running_mean)
+      .field("running_var", &MergeParams::running_var)
+      .field("num_batches_tracked", &MergeParams::num_batches_tracked)
+      .field("dtype", &MergeParams::dtype)
+      .field("statistics", &MergeParams::statistics)
+      .field("count", &MergeParams::count)
+      .field("cumulative", &MergeParams::cumulative)
+      .field("momentum", &MergeParams::momentum)
+      .field("eps", &MergeParams::eps);
 }
 
 void bind_guarded_buffer(py::module_& module) {
@@ -248,6 +276,8 @@ PYBIND11_MODULE(simt_kernels, module) {
   bind_guarded_buffer(module);
   bind_run<ForwardParams>(module, "run_forward");
   bind_run<BackwardParams>(module, "run_backward");
+  module.def("run_merge", run_merge, py::arg("params"), py::kw_only(), py::arg("seed") = 0,
+             py::call_guard<py::gil_scoped_release>());
   module.def("instances", instances, "The names of all instances.");
   module.def(
       "register_steps",

@@ -1,0 +1,92 @@
+"""Processes of torch.distributed for tests, started once and given work one piece after the other."""
+
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+NEEDS_GLOO = [
+    pytest.mark.needs_extension,
+    pytest.mark.skipif(
+        not distributed.is_available() or not distributed.is_gloo_available(), reason="torch has no gloo"
+    ),
+]
+
+PATIENCE = 20
+"""Seconds until a process that waits for a dead one gives up."""
+
+
+class Team:
+    """As many processes as asked for, a gloo group, each of one thread.
+
+    Work is a function at the top level of a module; what it takes and returns is pickled.
+    """
+
+    def __init__(self, size: int, patience: float = PATIENCE) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._folder = tempfile.TemporaryDirectory()
+        store = str(Path(self._folder.name) / "store")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(size):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, rank, size, store, patience), daemon=True)
+            process.start()
+            self._pipes.append(mine)
+            self._processes.append(process)
+
+    def run(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What work(rank, *arguments) returned in each process; raises where one of them raised."""
+        found = self.outcomes(work, *arguments)
+        errors = [each for each in found if isinstance(each, BaseException)]
+        if errors:
+            raise RuntimeError("\n".join(map(str, errors)))
+        return found
+
+    def outcomes(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """The same, with errors among the results; EOFError of a process that is gone."""
+        for pipe in self._pipes:
+            pipe.send((work, arguments))
+        return [_receive(pipe) for pipe in self._pipes]
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(PATIENCE)
+        self._folder.cleanup()
+
+
+def _receive(pipe: Connection) -> Any:
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionResetError) as error:
+        return EOFError(str(error))
+
+
+def _serve(pipe: Connection, rank: int, size: int, store: str, patience: float) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=patience),
+    )
+    while True:
+        try:
+            work, arguments = pipe.recv()
+        except EOFError:
+            break
+        try:
+            result = work(rank, *arguments)
+        except Exception as error:
+            result = RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")
+        pipe.send(result)
+    distributed.destroy_process_group()

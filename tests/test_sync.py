@@ -1,0 +1,338 @@
+"""Batch norm over several processes: what one process computes from all batches together."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, distributed, nn
+
+import fused_bn
+from fused_bn._activations import ACTIVATIONS
+from tests.cases import DTYPES, Case, Tensors, in_layout, layouts, make_tensors, present, same_bits
+from tests.processes import NEEDS_GLOO, Team
+
+pytestmark = NEEDS_GLOO
+
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+"""Relative to the largest value, or 1: in fp64 as required; else some roundings of the output's type."""
+
+
+@pytest.fixture(scope="module", params=[2, 3, 4], ids="{} processes".format)
+def team(request: pytest.FixtureRequest) -> Iterator[Team]:
+    team = Team(request.param)
+    team.size = request.param  # type: ignore[attr-defined]
+    yield team
+    team.close()
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Team]:
+    team = Team(2)
+    yield team
+    team.close()
+
+
+@dataclass(frozen=True)
+class Split:
+    """A case, and where each process's samples end; layouts may differ from process to process."""
+
+    case: Case
+    cuts: tuple[int, ...]
+    layouts: tuple[str, ...]
+
+    def parts(self) -> list[tuple[int, int]]:
+        return list(pairwise((0, *self.cuts, self.case.shape[0])))
+
+
+@st.composite
+def splits(draw: st.DrawFn, processes: int) -> Split:
+    shape = draw(st.sampled_from(((7, 3, 5, 4), (9, 17), (6, 8, 3, 3), (5, 2, 70), (4, 3, 2, 3, 2))))
+    dtype, parameter_dtype = draw(st.sampled_from((*DTYPES[:2], *DTYPES[:2], *DTYPES[2:])))
+    cuts = tuple(sorted(draw(st.integers(0, shape[0])) for _ in range(processes - 1)))
+    case = Case(
+        shape,
+        "contiguous",
+        dtype,
+        parameter_dtype,
+        weight=draw(st.booleans()),
+        bias=draw(st.booleans()),
+        buffers=draw(st.booleans()),
+        momentum=draw(st.sampled_from((0.1, None))),
+        activation=draw(st.sampled_from(tuple(ACTIVATIONS))),
+        residual=draw(st.booleans()),
+    )
+    return Split(case, cuts, tuple(draw(st.sampled_from(layouts(shape))) for _ in range(processes)))
+
+
+def norm_of(kind: type[nn.Module], case: Case, tensors: Tensors) -> Any:
+    norm = kind(
+        case.channels,
+        momentum=case.momentum,
+        affine=case.weight or case.bias,
+        track_running_stats=case.buffers,
+        activation=case.activation,
+        activation_param=case.activation_param,
+    )
+    for name, given_ in (("weight", tensors.weight), ("bias", tensors.bias)):
+        setattr(norm, name, None if given_ is None else nn.Parameter(given_.clone()))
+    for name in ("running_mean", "running_var", "num_batches_tracked") if case.buffers else ():
+        setattr(norm, name, present(getattr(tensors, name)).clone())
+    return norm
+
+
+def step(norm: Any, x: Tensor, residual: Tensor | None, grad_output: Tensor) -> dict[str, Tensor | None]:
+    x = x.detach().requires_grad_()
+    residual = None if residual is None else residual.detach().requires_grad_()
+    y = norm(x, residual)
+    assert y.stride() == x.stride() or y.numel() == 0
+    y.backward(grad_output)
+    return {
+        "output": y.detach(),
+        "grad_input": x.grad,
+        "grad_residual": None if residual is None else residual.grad,
+        "grad_weight": None if norm.weight is None else norm.weight.grad,
+        "grad_bias": None if norm.bias is None else norm.bias.grad,
+        **{f"buffer {name}": buffer.clone() for name, buffer in norm.named_buffers()},
+    }
+
+
+def share_of(rank: int, split: Split) -> dict[str, Tensor | None]:
+    """One process's part of the whole batch."""
+    tensors = make_tensors(split.case)
+    begin, end = split.parts()[rank]
+    x, residual, grad_output = (
+        None if t is None else in_layout(t[begin:end], split.layouts[rank])
+        for t in (tensors.input, tensors.residual, tensors.grad_output)
+    )
+    norm = norm_of(fused_bn.SyncBatchNorm, split.case, tensors)
+    return step(norm, present(x), residual, present(grad_output))
+
+
+def assert_close(name: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    error = (found.double() - expected.double()).abs().max() if found.numel() else torch.zeros(())
+    allowed = TOLERANCES[dtype] * max(1.0, float(expected.double().abs().max()) if expected.numel() else 0.0)
+    assert error <= allowed, f"{name}: off by {error:.2e}, allowed {allowed:.2e}"
+
+
+def check(team: Team, split: Split) -> None:
+    case, tensors = split.case, make_tensors(split.case)
+    kind = {
+        2: fused_bn.BatchNorm1d,
+        3: fused_bn.BatchNorm1d,
+        4: fused_bn.BatchNorm2d,
+        5: fused_bn.BatchNorm3d,
+    }
+    norm = norm_of(kind[len(case.shape)], case, tensors)
+    expected = step(norm, tensors.input, tensors.residual, tensors.grad_output)
+    parts = team.run(share_of, split)
+    for name, value in expected.items():
+        found = [part[name] for part in parts]
+        if value is None:
+            assert found == [None] * len(parts)
+        elif name in ("output", "grad_input", "grad_residual"):
+            assert_close(name, torch.cat(found), value, case.dtype)
+        elif name.startswith("grad"):
+            assert_close(name, torch.stack(found).double().sum(0), value, case.dtype)
+        else:
+            assert all(same_bits(each, found[0]) for each in found), "processes disagree"
+            assert_close(name, found[0], value, case.parameter_dtype)
+
+
+# No shrinking: where one process fails the others wait, and the team is of no more use.
+@settings(max_examples=40, phases=(Phase.generate,))
+@given(data=st.data())
+def test_uneven_splits_are_one_batch(team: Team, data: st.DataObject) -> None:
+    """Outputs, all gradients, running statistics; empty processes and single values among them."""
+    check(team, data.draw(splits(team.size)))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("cuts", [(1,), (0,), (6,)], ids=["1 and 5", "empty first", "empty last"])
+def test_every_activation(activation: str, cuts: tuple[int, ...], two: Team) -> None:
+    case = Case((6, 3, 4, 4), dtype=torch.float64, parameter_dtype=torch.float64, activation=activation)
+    for residual in (False, True):
+        check(two, Split(replace(case, residual=residual), cuts, ("contiguous", "channels_last")))
+
+
+def test_one_value_a_channel_in_a_process(two: Team) -> None:
+    """Raises alone; here there are others."""
+    case = Case((5, 3), dtype=torch.float64, parameter_dtype=torch.float64)
+    check(two, Split(case, (1,), ("contiguous",) * 2))
+
+
+def sizes_apart(rank: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
+    """Images of another size in each process."""
+    case = Case((2, 3, 4 + rank, 5 - rank), dtype=dtype, parameter_dtype=dtype, residual=True)
+    tensors = make_tensors(case, seed=rank)
+    norm = norm_of(fused_bn.SyncBatchNorm, case, make_tensors(replace(case, shape=(2, 3, 2, 2))))
+    return step(norm, tensors.input, tensors.residual, tensors.grad_output)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_spatial_sizes_may_differ(dtype: torch.dtype, two: Team) -> None:
+    """[22192, 36688]: counts enter the merge and the gradient, not an average of averages."""
+    parts = two.run(sizes_apart, dtype)
+    case = Case((2, 3, 2, 2), dtype=dtype, parameter_dtype=dtype, residual=True)
+
+    def flat(tensor: Tensor) -> Tensor:
+        return tensor.transpose(0, 1).flatten(1).t()
+
+    own = [make_tensors(replace(case, shape=(2, 3, 4 + rank, 5 - rank)), seed=rank) for rank in range(2)]
+    x, residual, grad_output = (
+        torch.cat([flat(getattr(each, name)) for each in own])
+        for name in ("input", "residual", "grad_output")
+    )
+    norm = norm_of(fused_bn.BatchNorm1d, case, make_tensors(case))
+    expected = step(norm, x, residual, grad_output)
+    for name, value in expected.items():
+        found = [part[name] for part in parts]
+        if name in ("output", "grad_input", "grad_residual"):
+            assert_close(name, torch.cat([flat(each) for each in found]), present(value), dtype)
+        elif name.startswith("buffer"):
+            assert_close(name, found[1], present(value), dtype)
+
+
+def many_means_apart(rank: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(rank)
+    norm = fused_bn.SyncBatchNorm(4, momentum=1.0)
+    x = torch.randn(64, 4, 9, 9) + 1e4 * (1 + rank)
+    return x, torch.stack([norm(x).detach().mean(), present(norm.running_mean)[0]])
+
+
+def test_means_far_apart_lose_no_digits(two: Team) -> None:
+    """A float32 mean of 1e4 on the way would cost 5e-4; float64 costs nothing."""
+    parts = two.run(many_means_apart)
+    x = torch.cat([part[0] for part in parts]).double()
+    mean = x.mean((0, 2, 3))[0]
+    for _, found in parts:
+        assert abs(float(found[1]) - float(mean)) <= 2**-24 * float(mean)
+
+
+# ---- what is exchanged
+
+
+def exchanged(_: int) -> dict[str, list[int]]:
+    """Bytes of every collective call of a forward and a backward."""
+    calls: dict[str, list[int]] = {}
+
+    def counting(name: str, function: Any, which: int) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            calls.setdefault(name, []).append(arguments[which].nbytes)
+            return function(*arguments, **named)
+
+        return call
+
+    norm = fused_bn.SyncBatchNorm(7, activation="relu")
+    x = torch.randn(4, 7, 3, 3, requires_grad=True)
+    from fused_bn import _sync
+
+    with (
+        mock.patch.object(_sync, "_all_gather", counting("gather", _sync._all_gather, 1)),
+        mock.patch.object(distributed, "all_reduce", counting("reduce", distributed.all_reduce, 0)),
+    ):
+        y = norm(x, x)
+        calls["forward"] = [sum(map(len, calls.values()))]
+        y.sum().backward()
+    return calls
+
+
+def test_one_collective_forward_and_one_backward(two: Team) -> None:
+    """2C + 1 and 2C numbers in float64, whatever the batch."""
+    for calls in two.run(exchanged):
+        assert calls == {"gather": [8 * (2 * 7 + 1)], "forward": [1], "reduce": [8 * 2 * 7]}
+
+
+def second_derivative(_: int) -> str:
+    norm = fused_bn.SyncBatchNorm(3)
+    x = torch.randn(4, 3, requires_grad=True)
+    (grad,) = torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)
+    try:
+        grad.sum().backward()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_the_second_derivative_is_refused(two: Team) -> None:
+    """Rather than wrong."""
+    assert all("twice" in text for text in two.run(second_derivative))
+
+
+def misuse(_: int) -> tuple[str, Tensor]:
+    norm = fused_bn.SyncBatchNorm(3)
+    try:
+        norm(torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 1))
+    except RuntimeError as error:
+        return str(error), present(norm.num_batches_tracked)
+    return "", present(norm.num_batches_tracked)
+
+
+def test_misuse_is_refused_before_anything_is_written(two: Team) -> None:
+    for text, counter in two.run(misuse):
+        assert "the residual has shape" in text
+        assert counter == 0
+
+
+def by_plain_calls(rank: int, split: Split) -> dict[str, Tensor | None]:
+    from fused_bn import _sync
+
+    with mock.patch.object(_sync, "devices_with_kernels", frozenset()):
+        return share_of(rank, split)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+def test_the_fallback_computes_the_same(activation: str, two: Team) -> None:
+    """For devices without kernels, and without a compiler."""
+    for residual, cuts in ((False, (0,)), (True, (2,))):
+        dtypes = (torch.float64, torch.float64)
+        case = Case((5, 3, 4, 2), "contiguous", *dtypes, activation=activation, residual=residual)
+        split = Split(case, cuts, ("contiguous",) * 2)
+        for mine, plain in zip(two.run(share_of, split), two.run(by_plain_calls, split), strict=True):
+            for name, value in mine.items():
+                if value is not None:
+                    assert_close(name, present(plain[name]), value, torch.float64)
+
+
+# ---- alone
+
+
+def test_alone_it_is_plain_batch_norm() -> None:
+    """No process group; in evaluation; frozen."""
+    case = Case((5, 3, 4, 2), momentum=None)
+    tensors = make_tensors(case)
+    for training in (True, False):
+        both = [norm_of(kind, case, tensors) for kind in (fused_bn.SyncBatchNorm, fused_bn.BatchNorm2d)]
+        steps = [step(each.train(training), tensors.input, None, tensors.grad_output) for each in both]
+        assert all(same_bits(steps[0][name], steps[1][name]) for name in steps[1])
+
+
+def evaluated(rank: int) -> bool:
+    """Processes that do not evaluate together must not wait for each other."""
+    case = Case((5, 3, 4, 2))
+    tensors = make_tensors(case)
+    norm = norm_of(fused_bn.SyncBatchNorm, case, tensors).eval()
+    alone = norm_of(fused_bn.BatchNorm2d, case, tensors).eval()
+    return rank == 1 or torch.equal(norm(tensors.input), alone(tensors.input))
+
+
+def of_one(rank: int) -> bool:
+    """A group of one process each."""
+    groups = [distributed.new_group([each]) for each in range(2)]
+    case = Case((5, 3, 4, 2))
+    tensors = make_tensors(case, seed=rank)
+    norm = norm_of(fused_bn.SyncBatchNorm, case, tensors)
+    norm.process_group = groups[rank]
+    mine = step(norm, tensors.input, None, tensors.grad_output)
+    theirs = step(norm_of(fused_bn.BatchNorm2d, case, tensors), tensors.input, None, tensors.grad_output)
+    return all(same_bits(mine[name], theirs[name]) for name in theirs)
+
+
+def test_evaluation_and_groups_of_one_exchange_nothing(two: Team) -> None:
+    assert all(two.run(evaluated))
+    assert all(two.run(of_one))
