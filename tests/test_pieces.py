@@ -1,0 +1,181 @@
+"""The operators that forward and backward consist of where several processes share their statistics."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cases import Case, layouts, present, same_bits
+from tests.test_operator import SMOOTH, WITH_MASK, backward, backward_arguments, forward, forward_arguments
+
+pytestmark = pytest.mark.needs_extension
+
+OPERATORS = torch.ops.fused_bn
+
+CASES = [
+    Case(shape, layout, dtype, parameter_dtype, activation=activation, residual=residual)
+    for shape in ((6, 17, 4, 5), (9, 7), (3, 5, 2, 3, 2))
+    for layout in layouts(shape)
+    for dtype, parameter_dtype in ((torch.float32, torch.float32), (torch.bfloat16, torch.float32))
+    for activation, residual in (("none", False), ("relu", True), ("silu", True))
+]
+
+MERGE = ("input", "moments", "running_mean", "running_var", "num_batches_tracked", "momentum", "eps")
+SUMS = (
+    *("grad_output", "input", "residual", "weight", "bias", "statistics", "mask"),
+    *("activation", "activation_param", "output_mask"),
+)
+ELEMENTWISE = (*SUMS[:7], "sums", "count", *SUMS[7:])
+
+
+def merge_arguments(case: Case, device: str, **changes: Any) -> dict[str, Any]:
+    """The input's moments as those of one process."""
+    arguments = forward_arguments(case, device)
+    arguments["moments"] = OPERATORS.batch_norm_moments(arguments["input"])[None]
+    return {name: arguments[name] for name in MERGE} | changes
+
+
+def merge(arguments: dict[str, Any]) -> list[Tensor]:
+    return list(OPERATORS.batch_norm_merge(*(arguments[name] for name in MERGE)))
+
+
+def elementwise_arguments(case: Case, device: str, **changes: Any) -> dict[str, Any]:
+    arguments = backward_arguments(case, device, output_mask=[True, True])
+    sums, _, _ = OPERATORS.batch_norm_backward_sums(*(arguments[name] for name in SUMS))
+    count = torch.tensor(float(arguments["input"].numel() // case.channels), dtype=torch.float64)
+    arguments |= {"sums": sums, "count": count.to(device), "output_mask": [True, case.residual]}
+    return {name: arguments[name] for name in ELEMENTWISE} | changes
+
+
+def elementwise(arguments: dict[str, Any]) -> list[Tensor]:
+    return list(OPERATORS.batch_norm_backward_elementwise(*(arguments[name] for name in ELEMENTWISE)))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_pieces_of_one_process_are_the_whole(case: Case, device: str) -> None:
+    """Statistics to a rounding, running ones too; gradients from the same statistics bit for bit."""
+    whole, parts = forward_arguments(case, device), merge_arguments(case, device)
+    expected = forward(whole)[1]
+    statistics, count = merge(parts)
+    assert count.item() == case.shape[0] * torch.Size(case.shape[2:]).numel()
+    # The sum of squares, divided here, was multiplied by the reciprocal there.
+    torch.testing.assert_close(statistics[0] + statistics[1], expected[0] + expected[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(statistics[2], expected[2], rtol=2e-7, atol=0)
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(parts[name], whole[name], rtol=4e-7, atol=0)
+    assert parts["num_batches_tracked"] == whole["num_batches_tracked"]
+    grad_input, grad_residual, grad_weight, grad_bias = backward(backward_arguments(case, device))
+    arguments = backward_arguments(case, device, output_mask=[True, True])
+    _, of_weight, of_bias = OPERATORS.batch_norm_backward_sums(*(arguments[name] for name in SUMS))
+    assert same_bits(of_weight, grad_weight)
+    assert same_bits(of_bias, grad_bias)
+    assert all(map(same_bits, elementwise(elementwise_arguments(case, device)), (grad_input, grad_residual)))
+
+
+@pytest.mark.parametrize("case", CASES[::2], ids=str)
+def test_opcheck(case: Case, device: str) -> None:
+    """Schemas, fake kernels, dispatch with dynamic shapes."""
+    merged, given = merge_arguments(case, device), elementwise_arguments(case, device)
+    for operator, arguments in (
+        (OPERATORS.batch_norm_moments, (merged["input"],)),
+        (OPERATORS.batch_norm_merge, tuple(merged[name] for name in MERGE)),
+        (OPERATORS.batch_norm_backward_sums, tuple(given[name] for name in SUMS)),
+        (OPERATORS.batch_norm_backward_elementwise, tuple(given[name] for name in ELEMENTWISE)),
+    ):
+        torch.library.opcheck(operator.default, arguments)
+
+
+@pytest.mark.parametrize("mask", list(product((True, False), repeat=2)), ids=str)
+@pytest.mark.parametrize("activation", ["none", WITH_MASK[0], SMOOTH[0]])
+def test_unwanted_gradients_are_empty(mask: tuple[bool, bool], activation: str, device: str) -> None:
+    case = Case((3, 5, 4, 2), activation=activation, residual=True)
+    arguments = elementwise_arguments(case, device, output_mask=[True, True])
+    everything = elementwise(arguments)
+    asked = elementwise(arguments | {"output_mask": list(mask)})
+    of_parameters = OPERATORS.batch_norm_backward_sums(*(arguments[name] for name in SUMS[:-1]), list(mask))
+    for wanted, full, found, parameter in zip(mask, everything, asked, of_parameters[1:], strict=True):
+        assert torch.equal(found, full) if wanted else found.shape == (0,)
+        assert parameter.shape == ((5,) if wanted else (0,))
+
+
+def test_nothing_in_this_process(device: str) -> None:
+    """It tells the others so, and is told what they found."""
+    x = torch.empty(0, 3, 4, 4, device=device)
+    none = OPERATORS.batch_norm_moments(x)
+    assert torch.equal(none, torch.zeros(7, dtype=torch.float64, device=device))
+    other = OPERATORS.batch_norm_moments(torch.randn(2, 3, 5, 5, device=device))
+    alone, count = OPERATORS.batch_norm_merge(x, other[None], None, None, None, 0.1, 1e-5)
+    both, same = OPERATORS.batch_norm_merge(x, torch.stack([none, other]), None, None, None, 0.1, 1e-5)
+    assert torch.equal(alone, both)
+    assert count == same == 50
+    sums, grad_weight, _ = OPERATORS.batch_norm_backward_sums(
+        x, x, None, None, None, both, None, "relu", 0.0, [True, True]
+    )
+    assert not sums.any()
+    assert torch.equal(grad_weight, torch.zeros(3, device=device))
+    grad_input, _ = OPERATORS.batch_norm_backward_elementwise(
+        x, x, None, None, None, both, None, sums, count, "relu", 0.0, [True, False]
+    )
+    assert grad_input.shape == x.shape
+
+
+WRONG_MERGE: dict[str, dict[str, Any]] = {
+    "moments of one dimension": {"moments": torch.zeros(7, dtype=torch.float64)},
+    "moments of other channels": {"moments": torch.zeros(2, 9, dtype=torch.float64)},
+    "moments in float": {"moments": torch.zeros(2, 7)},
+    "moments on meta": {"moments": torch.zeros(2, 7, dtype=torch.float64, device="meta")},
+    "eps 0": {"eps": 0.0},
+    "running_mean too short": {"running_mean": torch.ones(2)},
+    "running_var missing": {"running_var": None},
+    "counter in float": {"num_batches_tracked": torch.ones(())},
+    "integer input": {"input": torch.ones(2, 3, 4, 4, dtype=torch.int32)},
+    "running_mean whose elements share memory": {"running_mean": torch.full((1,), 0.5).expand(3)},
+}
+
+
+@pytest.mark.parametrize("name", WRONG_MERGE)
+def test_merge_refuses_wrong_arguments_and_changes_nothing(name: str) -> None:
+    arguments = merge_arguments(Case((2, 3, 4, 4)), "cpu")
+    changed = arguments | WRONG_MERGE[name]
+    before = {each: present(arguments[each]).clone() for each in MERGE[2:5]}
+    with pytest.raises((RuntimeError, ValueError, NotImplementedError)):
+        merge(changed)
+    assert all(torch.equal(value, arguments[each]) for each, value in before.items())
+
+
+WRONG_ELEMENTWISE: dict[str, dict[str, Any]] = {
+    "sums too long": {"sums": torch.zeros(7, dtype=torch.float64)},
+    "sums of two dimensions": {"sums": torch.zeros(2, 3, dtype=torch.float64)},
+    "sums in float": {"sums": torch.zeros(6)},
+    "sums on meta": {"sums": torch.zeros(6, dtype=torch.float64, device="meta")},
+    "count of one dimension": {"count": torch.ones(1, dtype=torch.float64)},
+    "count in int": {"count": torch.tensor(3)},
+    "grad_output of another shape": {"grad_output": torch.ones(2, 3, 4, 3)},
+    "statistics in double": {"statistics": torch.ones(3, 3).double()},
+    "unknown activation": {"activation": "swish"},
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ELEMENTWISE)
+def test_backward_refuses_wrong_arguments(name: str) -> None:
+    arguments = elementwise_arguments(Case((2, 3, 4, 4)), "cpu")
+    with pytest.raises((RuntimeError, ValueError)):
+        elementwise(arguments | WRONG_ELEMENTWISE[name])
+
+
+def test_merge_counts_as_a_write_of_the_buffers(device: str) -> None:
+    """So that autograd notices; and inference tensors are refused before anything is written."""
+    arguments = merge_arguments(Case((2, 3, 4, 4)), device)
+    names = MERGE[2:5]
+    before = [arguments[name]._version for name in names]
+    merge(arguments)
+    assert all(arguments[name]._version > version for name, version in zip(names, before, strict=True))
+    with torch.inference_mode():
+        inference = torch.full((3,), 2.0, device=device)
+    kept = arguments["running_mean"].clone()
+    with pytest.raises(RuntimeError, match="Inplace update to inference tensor"):
+        merge(arguments | {"running_var": inference})
+    assert torch.equal(arguments["running_mean"], kept)
