@@ -189,8 +189,7 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
         ):
             raise RuntimeError(
                 "torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop what this module adds to "
-                f"nn.BatchNorm ({self.extra_repr()}): construct it with activation='none' and add the "
-                "activation behind it, or leave it out of the conversion"
+                f"nn.BatchNorm ({self.extra_repr()}): fused_bn.convert_sync_batchnorm keeps it"
             )
         return super().named_children()
 

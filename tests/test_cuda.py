@@ -12,6 +12,7 @@ from torch import Tensor
 import fused_bn
 from fused_bn._extension import extension
 from fused_bn.functional import batch_norm
+from tests import test_pieces
 from tests.cases import Case, call_fused, make_tensors, present, run_fused, same_bits, why_no_cuda
 from tests.reference import assert_meets_demands
 from tests.twins import step
@@ -61,6 +62,23 @@ def test_one_launch_a_direction_and_no_synchronisation(case: Case, momentum: flo
         assert launches() == before + 1
         output.backward(own.grad_output)
         assert launches() == before + 2
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_pieces_are_one_launch_each_and_wait_for_nothing(case: Case) -> None:
+    """What processes compute between their two collective calls."""
+    merged, given = test_pieces.merge_arguments(case, "cuda"), test_pieces.elementwise_arguments(case, "cuda")
+    sums = torch.ops.fused_bn.batch_norm_backward_sums
+    with no_synchronisation():
+        for work in (
+            lambda: torch.ops.fused_bn.batch_norm_moments(merged["input"]),
+            lambda: test_pieces.merge(merged),
+            lambda: sums(*(given[name] for name in test_pieces.SUMS)),
+            lambda: test_pieces.elementwise(given),
+        ):
+            before = launches()
+            work()
+            assert launches() == before + 1
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

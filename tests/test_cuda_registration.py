@@ -7,7 +7,10 @@ import torch
 
 from fused_bn._extension import devices_with_kernels, extension
 
-OPERATORS = ("batch_norm_forward", "batch_norm_elementwise", "batch_norm_backward")
+OPERATORS = (
+    *("batch_norm_forward", "batch_norm_elementwise", "batch_norm_moments", "batch_norm_merge"),
+    *("batch_norm_backward", "batch_norm_backward_sums", "batch_norm_backward_elementwise"),
+)
 
 
 @pytest.fixture
