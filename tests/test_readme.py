@@ -85,7 +85,7 @@ def test_resnet_table_is_what_was_measured() -> None:
 
 def test_examples_run(tmp_path: Path, monkeypatch: Any) -> None:
     examples = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     monkeypatch.chdir(tmp_path)
     for example in examples:
         exec(compile(example, "README.md", "exec"), {})
