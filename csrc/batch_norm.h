@@ -52,7 +52,8 @@ struct ElementwiseArguments {
 // Which gradients are wanted: of input, residual, weight and bias.
 using OutputMask = std::array<bool, 4>;
 
-struct BackwardArguments {
+// What backward reads, the gradient and what forward saved.
+struct BackwardTensors {
   const Tensor& grad_output;
   const Tensor& input;
   const OptionalTensor& residual;
@@ -60,6 +61,9 @@ struct BackwardArguments {
   const OptionalTensor& bias;
   const Tensor& statistics;
   const OptionalTensor& mask;
+};
+
+struct BackwardArguments : BackwardTensors {
   bool training;
   std::string_view activation;
   double activation_param;

@@ -31,41 +31,17 @@ struct MergeArguments {
 // input and residual.
 using HalfMask = std::array<bool, 2>;
 
-struct BackwardSumsArguments {
-  const Tensor& grad_output;
-  const Tensor& input;
-  const OptionalTensor& residual;
-  const OptionalTensor& weight;
-  const OptionalTensor& bias;
-  const Tensor& statistics;
-  const OptionalTensor& mask;
+struct BackwardSumsArguments : BackwardTensors {
   std::string_view activation;
   double activation_param;
   HalfMask output_mask;
 
   BackwardArguments as_backward() const {
-    return {grad_output,
-            input,
-            residual,
-            weight,
-            bias,
-            statistics,
-            mask,
-            true,
-            activation,
-            activation_param,
-            {false, false, output_mask[0], output_mask[1]}};
+    return {*this, true, activation, activation_param, {false, false, output_mask[0], output_mask[1]}};
   }
 };
 
-struct BackwardElementwiseArguments {
-  const Tensor& grad_output;
-  const Tensor& input;
-  const OptionalTensor& residual;
-  const OptionalTensor& weight;
-  const OptionalTensor& bias;
-  const Tensor& statistics;
-  const OptionalTensor& mask;
+struct BackwardElementwiseArguments : BackwardTensors {
   const Tensor& sums;   // over all processes, [2 * C]: of g, of g * xhat
   const Tensor& count;  // of values of a channel in all processes
   std::string_view activation;
@@ -73,17 +49,7 @@ struct BackwardElementwiseArguments {
   HalfMask output_mask;
 
   BackwardArguments as_backward() const {
-    return {grad_output,
-            input,
-            residual,
-            weight,
-            bias,
-            statistics,
-            mask,
-            true,
-            activation,
-            activation_param,
-            {output_mask[0], output_mask[1], false, false}};
+    return {*this, true, activation, activation_param, {output_mask[0], output_mask[1], false, false}};
   }
 };
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import Tensor, distributed, multiprocessing
 
 NEEDS_GLOO = [
     pytest.mark.needs_extension,
@@ -20,6 +20,12 @@ NEEDS_GLOO = [
 
 PATIENCE = 20
 """Seconds until a process that waits for a dead one gives up."""
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy of what may be spread over the processes."""
+    everything: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return everything.detach().clone()
 
 
 class Team:

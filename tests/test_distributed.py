@@ -1,27 +1,22 @@
 """Two processes on the CPU: DistributedDataParallel and FSDP take the modules as they take nn.BatchNorm2d."""
 
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import spawn
+from torch import Tensor, nn
 
 import fused_bn
 from fused_bn import _recompute
+from tests.processes import NEEDS_GLOO, Team, whole
 from tests.test_module import OUTPUT_TOLERANCE, PARAMETER_TOLERANCE
 from tests.twins import Original
 
-pytestmark = pytest.mark.skipif(
-    not distributed.is_available() or not distributed.is_gloo_available(), reason="torch has no gloo"
-)
+pytestmark = NEEDS_GLOO
 
 PROCESSES = 2
 WAYS = ("ddp", "fsdp")
-PATIENCE = 60
-"""Seconds until a process that waits for a dead one gives up."""
 
 
 class Block(nn.Module):
@@ -76,11 +71,6 @@ def in_parallel(model: nn.Module, way: str) -> nn.Module:
     return model
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """What is spread over the processes, in one."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
-
-
 def block_of(make: Callable[[str], nn.Module]) -> Callable[[], nn.Module]:
     return lambda: Block(make)
 
@@ -117,23 +107,12 @@ def bump_and_train(shared: nn.Module) -> None:
     shared(torch.randn(4, 6, 3, 3, generator=torch.Generator().manual_seed(3)))
 
 
-def process(rank: int, folder: str, shared: nn.Module) -> None:
-    """All that these tests do elsewhere; a process takes seconds to start."""
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=PROCESSES,
-        timeout=timedelta(seconds=PATIENCE),
-    )
-    try:
-        found = {way: [train(make, way, rank) for make in MODELS] for way in WAYS}
-        torch.save(found, f"{folder}/{rank}.pt")
-        if rank == 0:
-            bump_and_train(shared)
-    finally:
-        distributed.destroy_process_group()
+def process(rank: int, shared: nn.Module) -> dict[str, list[list[Tensor]]]:
+    """All that these tests do elsewhere."""
+    found = {way: [train(make, way, rank) for make in MODELS] for way in WAYS}
+    if rank == 0:
+        bump_and_train(shared)
+    return found
 
 
 def new_norm() -> nn.Module:
@@ -141,11 +120,11 @@ def new_norm() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], nn.Module]:
+def ran() -> Iterator[tuple[list[Any], nn.Module]]:
     """What each process found, and the module that the first one wrote to."""
-    folder, shared = tmp_path_factory.mktemp("processes"), new_norm().share_memory()
-    spawn(process, (str(folder), shared), PROCESSES)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(PROCESSES)], shared
+    team, shared = Team(PROCESSES), new_norm().share_memory()
+    yield team.run(process, shared), shared
+    team.close()
 
 
 @pytest.mark.parametrize("way", WAYS)

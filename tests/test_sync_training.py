@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 from torch.utils.checkpoint import checkpoint
 
 import fused_bn
-from tests.processes import NEEDS_GLOO, Team
+from tests.processes import NEEDS_GLOO, Team, whole
 
 pytestmark = NEEDS_GLOO
 
@@ -97,11 +97,6 @@ def trained(rank: int, cuts: tuple[int, ...] | None, options: dict[str, Any]) ->
         optimizer.step()
     found = {name: whole(each) for name, each in model.state_dict().items()}
     return {name.replace("_orig_mod.", "").removeprefix("module."): each for name, each in found.items()}
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """What is spread over the processes, in one."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach().clone()
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -25,6 +25,7 @@ from tests.simt.build import CompileError, digest, included_files
 CACHE = setup.ROOT / "build" / "cuda"
 INCLUDE = setup.ROOT / "csrc"
 SOURCES = tuple(sorted(INCLUDE.glob("cuda/kernels_*.cu")))
+MERGE = INCLUDE / "cuda/merge.cu"
 # torch's own come first, as in the build of an extension.
 FLAGS = (*cpp_extension.COMMON_NVCC_FLAGS, "--compiler-options", "-fPIC", *setup.NVCC_FLAGS)
 

@@ -3,6 +3,8 @@
 `make test` looks at one architecture, `make gates` at all of them.
 """
 
+import re
+
 import pytest
 
 import setup
@@ -44,6 +46,16 @@ def test_nothing_spills(architecture: int) -> None:
     """
     found = build.usages(architecture)
     assert [fault for each in found for fault in faults_of_usage(*each)] == []
+
+
+@needs_nvcc
+def test_merging_the_moments_of_processes_spills_nothing(architecture: int) -> None:
+    """One block of 1024 threads: 64 registers each."""
+    report = (build.compiled(build.MERGE, architecture) / "ptxas.txt").read_text()
+    spilled = re.findall(
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
+    )
+    assert spilled == [("0", "0", "0")] * 2, "in float and in double"
 
 
 @needs_nvcc
