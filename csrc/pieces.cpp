@@ -27,11 +27,6 @@ void check_merge(const MergeArguments& arguments) { check(arguments); }
 
 }  // namespace
 
-Tensor empty_message(const Tensor& input, int64_t length) {
-  const auto options = input.options().dtype(at::kDouble);
-  return input.numel() == 0 ? at::zeros({length}, options) : at::empty({length}, options);
-}
-
 TORCH_LIBRARY_FRAGMENT(fused_bn, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
   const auto define = [&](const std::string& schema) { m.def(schema.c_str(), tags); };

@@ -37,7 +37,7 @@ struct BackwardSumsArguments : BackwardTensors {
   HalfMask output_mask;
 
   BackwardArguments as_backward() const {
-    return {*this, true, activation, activation_param, {false, false, output_mask[0], output_mask[1]}};
+    return {*this, true, activation, activation_param, {false, false, true, true}};
   }
 };
 
@@ -73,8 +73,5 @@ void check_moments(const Tensor& input);
 void check_sums(const Tensor& input, const Tensor& sums, const Tensor& count);
 void check(const MergeArguments& arguments);
 void check(const BackwardElementwiseArguments& arguments);
-
-// What processes tell each other; zero where there is no input.
-Tensor empty_message(const Tensor& input, int64_t length);
 
 }  // namespace fused_bn

@@ -37,12 +37,12 @@ struct Gradients {
 
   // Of the parameters' types, or the statistics' where a parameter is absent.
   explicit Gradients(const BackwardArguments& arguments);
+  Gradients(Tensor weight_, Tensor bias_) : weight(std::move(weight_)), bias(std::move(bias_)) {}
 };
 
-// What backward tells other processes, or is told by them; undefined where it is not.
-struct Exchanged {
-  Tensor sums;          // written
-  Tensor total, count;  // read
+// What backward is told of several processes; undefined where it is not.
+struct Totals {
+  Tensor sums, count;
 };
 
 // What the kernels of every device take: the fields that their params share.
@@ -84,7 +84,7 @@ Params merge_params(const MergeArguments& a, const Tensor& moments, const Tensor
 
 template <class Params>
 Params backward_params(const BackwardArguments& a, const DenseBackward& dense, const Tensor& grad_input,
-                       const Tensor& grad_residual, const Gradients& gradients, const Exchanged& exchanged) {
+                       const Tensor& grad_residual, const Gradients& gradients, const Totals& totals) {
   Params p{};
   p.grad_output = dense.grad_output.const_data_ptr();
   p.input = dense.input.const_data_ptr();
@@ -95,10 +95,9 @@ Params backward_params(const BackwardArguments& a, const DenseBackward& dense, c
   p.statistics = dense.statistics.const_data_ptr();
   p.grad_input = a.output_mask[0] ? grad_input.data_ptr() : nullptr;
   p.grad_residual = a.output_mask[1] ? grad_residual.data_ptr() : nullptr;
-  p.sums = exchanged.sums.defined() ? exchanged.sums.template data_ptr<double>() : nullptr;
-  if (exchanged.total.defined()) {
-    p.total = exchanged.total.template const_data_ptr<double>();
-    p.total_count = exchanged.count.template const_data_ptr<double>();
+  if (totals.sums.defined()) {
+    p.total = totals.sums.template const_data_ptr<double>();
+    p.total_count = totals.count.template const_data_ptr<double>();
   }
   if (a.output_mask[2]) p.grad_weight = channel_vector(gradients.weight);
   if (a.output_mask[3]) p.grad_bias = channel_vector(gradients.bias);

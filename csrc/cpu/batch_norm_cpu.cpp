@@ -55,11 +55,11 @@ struct Cpu {
   };
 
   static std::tuple<Tensor, Tensor> forward(const ForwardArguments& a, const Tensor& statistics,
-                                            const Tensor& moments) {
+                                            Result result) {
     const auto format = a.input.suggest_memory_format();
     const Tensor x = a.input.contiguous(format);
     const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
-    Tensor output = moments.defined() ? Tensor() : empty_output(x, format);
+    Tensor output = result == Result::moments ? Tensor() : empty_output(x, format);
     Tensor mask = empty_mask(a);
     // Where rows end within a byte, or there are more than are written.
     if (mask.numel() > 0 && 8 * mask.numel() != x.numel()) mask.zero_();
@@ -69,10 +69,7 @@ struct Cpu {
     auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
     p.view = view_of(x);
     p.dtype = dtype_of(x);
-    if (moments.defined()) {
-      p.moments = moments.data_ptr<double>();
-      p.moments[2 * p.view.C] = static_cast<double>(p.view.values_per_channel());
-    }
+    p.divisor = result == Result::moments ? 1 : static_cast<double>(p.view.values_per_channel() - 1);
     p.momentum = factor;
     p.execution = execution();
     kernels.forward(p);
@@ -88,14 +85,14 @@ struct Cpu {
   }
 
   static std::tuple<Tensor, Tensor> backward(const BackwardArguments& a, const Gradients& gradients,
-                                             const Exchanged& exchanged) {
+                                             const Totals& totals) {
     const auto format = a.input.suggest_memory_format();
     const DenseBackward dense(a, format);
     const Tensor& x = dense.input;
     Tensor grad_input = a.output_mask[0] ? empty_output(x, format) : at::empty({0}, x.options());
     Tensor grad_residual = a.output_mask[1] ? empty_output(x, format) : at::empty({0}, x.options());
     if (x.numel() == 0) return {grad_input, grad_residual};
-    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients, exchanged);
+    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients, totals);
     p.view = view_of(x);
     p.dtype = dtype_of(x);
     p.execution = execution();

@@ -128,23 +128,18 @@ Moments exact_moments(const ForwardParams& p, int64_t c) {
 
 // Saves a channel's batch statistics and blends them into the running ones.
 template <class A, class Params>
-void save_and_blend(const Params& p, const Statistics<A>& statistics, int64_t c, const Moments& moments) {
+void save_and_blend(const Params& p, const Statistics<A>& statistics, int64_t c, const Moments& moments,
+                    double divisor) {
   save(statistics, c, moments.mean, moments.m2 / moments.count, p.eps);
-  const double unbiased = moments.m2 / (moments.count - 1);
   const double keep = 1 - p.momentum;
   write(p.running_mean, c, keep * read(p.running_mean, c, 0) + p.momentum * moments.mean);
-  write(p.running_var, c, keep * read(p.running_var, c, 0) + p.momentum * unbiased);
+  write(p.running_var, c, keep * read(p.running_var, c, 0) + p.momentum * (moments.m2 / divisor));
 }
 
 template <class T>
 void finish_channel(const ForwardParams& p, int64_t c, Moments moments) {
   if (!std::isfinite(moments.m2)) moments = exact_moments<T>(p, c);
-  if (p.moments != nullptr) {
-    p.moments[c] = moments.mean;
-    p.moments[p.view.C + c] = moments.m2;
-    return;
-  }
-  save_and_blend(p, Statistics<Compute<T>>(p.statistics, p.view.C), c, moments);
+  save_and_blend(p, Statistics<Compute<T>>(p.statistics, p.view.C), c, moments, p.divisor);
 }
 
 // The two sums of backward: of g, the gradient behind the activation, and of g * (x - mean_hi).
@@ -197,10 +192,6 @@ GradFactors<Compute<T>> finish_grad_channel(const BackwardParams& p, int64_t c, 
       p.total == nullptr ? (sums.grad_centred - mean_lo * sums.grad) * invstd : p.total[C + c];
   write(p.grad_weight, c, grad_xhat);
   write(p.grad_bias, c, grad);
-  if (p.sums != nullptr) {
-    p.sums[c] = grad;
-    p.sums[C + c] = grad_xhat;
-  }
   const double count = p.total == nullptr ? static_cast<double>(p.view.values_per_channel()) : *p.total_count;
   const double slope = -grad_xhat / count * invstd;
   return {static_cast<A>(slope), static_cast<A>(-mean_lo * slope - grad / count)};

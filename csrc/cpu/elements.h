@@ -78,7 +78,7 @@ class ForwardElements {
 
 inline bool needs_sums(const BackwardParams& p) {
   if (p.total != nullptr) return false;
-  return p.grad_weight.data != nullptr || p.grad_bias.data != nullptr || p.sums != nullptr ||
+  return p.grad_weight.data != nullptr || p.grad_bias.data != nullptr ||
          (p.training && p.grad_input != nullptr);
 }
 

@@ -36,9 +36,9 @@ struct ForwardParams {
   ChannelVector running_var;
   void* statistics;  // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float. Read where they are
                      // neither the batch's nor the running ones
-  double* moments;   // [2, C], mean and sum of squared deviations: written in the place of all else
   bool training;
   double momentum;
+  double divisor;  // of the sum of squared deviations, in running_var: N * S - 1
   double eps;
   Activation activation;
   double activation_param;
@@ -59,8 +59,7 @@ struct BackwardParams {
   void* grad_residual;  // null where it is not wanted
   ChannelVector grad_weight;
   ChannelVector grad_bias;
-  double* sums;               // [2, C], of g and of g * xhat: written where not null
-  const double* total;        // [2, C], the like of several processes: in the place of the own
+  const double* total;        // [2, C], sums of g and g * xhat over several processes: taken for the own
   const double* total_count;  // of values of a channel in all of them; null where `total` is
   bool training;
   Activation activation;

@@ -20,7 +20,7 @@ void merge_processes(const MergeParams& p) {
     if (all.count == 0) {
       save(statistics, c, 0, 0, p.eps);
     } else {
-      save_and_blend(p, statistics, c, all);
+      save_and_blend(p, statistics, c, all, all.count - 1);
     }
   }
 }

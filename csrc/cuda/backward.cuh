@@ -42,7 +42,7 @@ class BackwardKernel {
         fails = gathers && gather(sweep, affine, slab, scale);
         if (emits) {
           if (p_.exchange != Exchange::none) merge_blocks(slab, scale);
-          fails = finish(slab, which);
+          fails = p_.total == nullptr ? finish(slab, which) : take_total(slab);
         }
         fails = any_in_block(fails && which == Try::first);
       }
@@ -168,40 +168,44 @@ class BackwardKernel {
   FUSED_BN_DEVICE bool finish(int slab, Try which) {
     bool fails = false;
     const double larger = which == Try::again ? 1.0 / kSmaller<A> : 1.0;
-    const double inverse_count = p_.total == nullptr ? p_.inverse_count : 1 / *p_.total_count;
     for (int c = thread_index(); c < g_.channels(slab); c += g_.threads) {
+      A& constant = numbers_.at(kConstant, c);  // NaN where the first try has failed
+      const double grad = totals(0)[c] * larger;
+      const double grad_centred = totals(1)[c] * larger * larger;
+      if (which == Try::first && !is_finite(static_cast<A>(grad + grad_centred))) {
+        constant = static_cast<A>(NAN);
+        fails = true;
+        continue;
+      }
+      if (which == Try::again && constant == constant) continue;
       const int channel = g_.first_channel(slab) + c;
       const ChannelStatistics<A> s(statistics_, channel);
-      const double mean_lo = s.mean_lo, invstd = s.invstd;
-      A& constant = numbers_.at(kConstant, c);  // NaN where the first try has failed
-      double grad, grad_xhat;
-      if (p_.total != nullptr) {
-        grad = p_.total[channel];
-        grad_xhat = p_.total[g_.C + channel];
-      } else {
-        grad = totals(0)[c] * larger;
-        const double grad_centred = totals(1)[c] * larger * larger;
-        if (which == Try::first && !is_finite(static_cast<A>(grad + grad_centred))) {
-          constant = static_cast<A>(NAN);
-          fails = true;
-          continue;
-        }
-        if (which == Try::again && constant == constant) continue;
-        grad_xhat = (grad_centred - mean_lo * grad) * invstd;
-      }
+      const double grad_xhat = (grad_centred - static_cast<double>(s.mean_lo) * grad) * s.invstd;
       if (exchange_.rank() == 0) {
         write(p_.grad_weight, channel, grad_xhat);
         write(p_.grad_bias, channel, grad);
-        if (p_.sums != nullptr) {
-          p_.sums[channel] = grad;
-          p_.sums[g_.C + channel] = grad_xhat;
-        }
       }
-      const double slope = p_.training ? -grad_xhat * inverse_count * invstd : 0.0;
-      numbers_.at(kSlope, c) = static_cast<A>(slope);
-      constant = p_.training ? static_cast<A>(-mean_lo * slope - grad * inverse_count) : A{0};
+      set_factors(c, s, grad, grad_xhat, p_.inverse_count);
     }
     return fails;
+  }
+
+  FUSED_BN_DEVICE void set_factors(int c, const ChannelStatistics<A>& s, double grad, double grad_xhat,
+                                   double inverse_count) const {
+    const double slope = p_.training ? -grad_xhat * inverse_count * s.invstd : 0.0;
+    numbers_.at(kSlope, c) = static_cast<A>(slope);
+    numbers_.at(kConstant, c) =
+        p_.training ? static_cast<A>(-static_cast<double>(s.mean_lo) * slope - grad * inverse_count) : A{0};
+  }
+
+  // In the place of finish(), where the sums are known.
+  FUSED_BN_DEVICE bool take_total(int slab) {
+    for (int c = thread_index(); c < g_.channels(slab); c += g_.threads) {
+      const int channel = g_.first_channel(slab) + c;
+      set_factors(c, ChannelStatistics<A>(statistics_, channel), p_.total[channel], p_.total[g_.C + channel],
+                  1 / *p_.total_count);
+    }
+    return false;
   }
 
   FUSED_BN_DEVICE void emit(Slab& sweep, const Affine& affine) {

@@ -34,11 +34,11 @@ struct Cuda {
   using Guard = c10::cuda::CUDAGuard;
 
   static std::tuple<Tensor, Tensor> forward(const ForwardArguments& a, const Tensor& statistics,
-                                            const Tensor& moments) {
+                                            Result result) {
     const auto format = a.input.suggest_memory_format();
     const Tensor x = a.input.contiguous(format);
     const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
-    Tensor output = moments.defined() ? Tensor() : at::empty_like(x, x.options(), format);
+    Tensor output = result == Result::moments ? Tensor() : at::empty_like(x, x.options(), format);
     Tensor mask = empty_mask(a);
     const bool counts = a.training && present(a.num_batches_tracked);
     if (x.numel() == 0) {
@@ -46,14 +46,13 @@ struct Cuda {
       return {output, mask};
     }
     auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
-    p.moments = moments.defined() ? moments.data_ptr<double>() : nullptr;
     p.num_batches_tracked = counts ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;
     p.cumulative = a.training && !a.momentum.has_value();
     p.momentum = a.momentum.value_or(0);
     const View view = view_of(x);
     const double n = static_cast<double>(view.values_per_channel());
     p.inverse_count = 1 / n;
-    p.unbiased = n / (n - 1);
+    p.unbiased = result == Result::moments ? n : n / (n - 1);
     const Direction direction = a.training ? Direction::forward : Direction::evaluation;
     const Plan plan = plan_for({view, dtype_of(x), direction, p.activation, residual.defined(),
                                 alignment_of({p.input, p.residual, p.output})});
@@ -75,7 +74,7 @@ struct Cuda {
   }
 
   static std::tuple<Tensor, Tensor> backward(const BackwardArguments& a, const Gradients& gradients,
-                                             const Exchanged& exchanged) {
+                                             const Totals& totals) {
     const auto format = a.input.suggest_memory_format();
     const DenseBackward dense(a, format);
     const Tensor& x = dense.input;
@@ -84,7 +83,7 @@ struct Cuda {
     };
     Tensor grad_input = empty(a.output_mask[0]), grad_residual = empty(a.output_mask[1]);
     if (x.numel() == 0) return {grad_input, grad_residual};
-    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients, exchanged);
+    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients, totals);
     const View view = view_of(x);
     p.inverse_count = 1 / static_cast<double>(view.values_per_channel());
     const Problem problem{view,

@@ -42,7 +42,7 @@ class ForwardKernel {
         fails = gathers && gather(sweep, slab, scale);
         if (emits) {
           if (p_.training && p_.exchange != Exchange::none) merge_blocks(slab, scale);
-          fails = finish(slab, which);
+          fails = knows_statistics() ? take_statistics(slab) : finish(slab, which);
         }
         fails = any_in_block(fails && which == Try::first);
       }
@@ -51,9 +51,6 @@ class ForwardKernel {
     }
     exchange_.leave();
     if (emits && p_.training) count_batch();
-    if (emits && p_.moments != nullptr && block_index() == 0 && thread_index() == 0) {
-      p_.moments[2 * g_.C] = static_cast<double>(g_.N * g_.S);
-    }
   }
 
  private:
@@ -135,8 +132,7 @@ class ForwardKernel {
     exchange_.next_turn();
   }
 
-  // From the totals, or the running statistics, to the statistics that are saved and used; or from those
-  // that are known. True where the
+  // From the totals, or the running statistics, to the statistics that are saved and used. True where the
   // first try fails for a channel: its sums have overflowed, or it holds inf or NaN.
   FUSED_BN_DEVICE bool finish(int slab, Try which) {
     bool fails = false;
@@ -147,33 +143,36 @@ class ForwardKernel {
       if (which == Try::first && failed != 0) fails = true;
       if (which != Try::only && (failed != 0) != (which == Try::again)) continue;
       const int channel = g_.first_channel(slab) + c;
-      const Statistics<A> saved(p_.statistics, g_.C);
-      const bool known = !p_.training && p_.running_mean.data == nullptr;
-      double mean = 0, variance = 0;
+      double mean, variance;
       if (p_.training) {
         mean = static_cast<double>(pivot(channel)) + totals(0)[c] * p_.inverse_count * larger;
         variance = totals(1)[c] * p_.inverse_count * larger * larger;
-      } else if (!known) {
+      } else {
         mean = read(p_.running_mean, channel, 0);
         variance = read(p_.running_var, channel, 0);
       }
-      if (p_.moments != nullptr) {
-        if (exchange_.rank() != 0) continue;
-        p_.moments[channel] = mean;
-        p_.moments[g_.C + channel] = totals(1)[c] * larger * larger;
-        continue;
-      }
-      const ChannelStatistics<A> statistics =
-          known ? ChannelStatistics<A>(saved, channel) : ChannelStatistics<A>(mean, variance, p_.eps);
+      const ChannelStatistics<A> statistics(mean, variance, p_.eps);
       numbers_.set_affine(c, statistics, read(p_.weight, channel, 1), read(p_.bias, channel, 0));
-      if (exchange_.rank() == 0 && !known) {
-        statistics.save(saved, channel);
+      if (exchange_.rank() == 0) {
+        statistics.save(Statistics<A>(p_.statistics, g_.C), channel);
         if (!p_.training) continue;
         blend(p_.running_mean, channel, mean, momentum_of(p_));
         blend(p_.running_var, channel, variance * p_.unbiased, momentum_of(p_));
       }
     }
     return fails;
+  }
+
+  // In evaluation without running statistics they are those that are there.
+  FUSED_BN_DEVICE bool knows_statistics() const { return !p_.training && p_.running_mean.data == nullptr; }
+  FUSED_BN_DEVICE bool take_statistics(int slab) {
+    const Statistics<A> saved(p_.statistics, g_.C);
+    for (int c = thread_index(); c < g_.channels(slab); c += g_.threads) {
+      const int channel = g_.first_channel(slab) + c;
+      numbers_.set_affine(c, ChannelStatistics<A>(saved, channel), read(p_.weight, channel, 1),
+                          read(p_.bias, channel, 0));
+    }
+    return false;
   }
 
   FUSED_BN_DEVICE void emit(Slab& sweep) {

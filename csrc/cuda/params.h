@@ -84,7 +84,7 @@ struct ForwardParams {
   double momentum;
   double eps;
   double inverse_count;  // 1 / (N * S)
-  double unbiased;       // N * S / (N * S - 1)
+  double unbiased;       // what the variance is multiplied by in running_var: N * S / (N * S - 1)
   Activation activation;
   double activation_param;
   Workspace workspace;
@@ -106,8 +106,7 @@ struct BackwardParams {
   void* grad_residual;  // null where it is not wanted
   ChannelVector grad_weight;
   ChannelVector grad_bias;
-  double* sums;               // [2, C], of g and of g * xhat: written where not null
-  const double* total;        // [2, C], the like of several processes: in the place of the own
+  const double* total;        // [2, C], sums of g and g * xhat over several processes: taken for the own
   const double* total_count;  // of values of a channel in all of them; null where `total` is
   Flag training;
   double inverse_count;  // 1 / (N * S)
