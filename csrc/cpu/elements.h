@@ -115,7 +115,7 @@ class BackwardElements {
     if (!is_plain(path) && residual_ != nullptr) z += load(residual_ + place.at, lanes);
     if (!is_plain(path) && mask_ != nullptr)
       z = load_bits<A>(mask_, place.bit, lanes) ? broadcast(A{1}) : V{};
-    return activate_backward<path, A>(z, load(dy_ + place.at, lanes), activation_);
+    return activate_backward<path, A>(z, in_register<A>(load(dy_ + place.at, lanes)), activation_);
   }
 
   // To sums of g and of g * (x - mean_hi).
