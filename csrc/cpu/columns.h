@@ -1,11 +1,32 @@
 // Per-column sums of a matrix, see matrix.h, and the numbers of each column's channel.
 #pragma once
 
+#include <new>
+
 #include "cpu/channel.h"
 #include "cpu/matrix.h"
 
 namespace fused_bn::cpu {
 namespace {
+
+// Vectors that begin a cache line: those that cross one cost a load or a store more each.
+template <class E>
+struct Aligned {
+  using value_type = E;
+
+  Aligned() = default;
+  template <class Other>
+  Aligned(const Aligned<Other>&) {}
+  E* allocate(size_t n) { return static_cast<E*>(::operator new(n * sizeof(E), kAlignment)); }
+  void deallocate(E* p, size_t) { ::operator delete(p, kAlignment); }
+  bool operator==(const Aligned&) const { return true; }
+  bool operator!=(const Aligned&) const { return false; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+};
+template <class E>
+using AlignedVector = std::vector<E, Aligned<E>>;
 
 constexpr int kRowsAtOnce = 8;  // read side by side, as streams that the prefetchers can follow
 
@@ -32,6 +53,8 @@ class ColumnSums {
   FUSED_BN_INLINE void gather(const Block& block, Prepare prepare, Add add) {
     std::fill(first_.begin(), first_.end(), A{0});
     std::fill(second_.begin(), second_.end(), A{0});
+    A* const sums = first_.data();
+    A* const others = second_.data();
     for (int64_t r = 0; r < block.rows; r += kRowsAtOnce) {
       const int64_t end = std::min<int64_t>(r + kRowsAtOnce, block.rows);
       for_each_group<A, 4>(block.columns, [&](int64_t j, auto vectors, auto lanes) {
@@ -39,18 +62,17 @@ class ColumnSums {
         // Sums of a few rows first: shorter chains of additions round less than one long one.
         Vec<A> first[n] = {}, second[n] = {};
         decltype(prepare(j, lanes)) column[n];
-        for (int v = 0; v < n; ++v) column[v] = prepare(j + v * kLanes<A>, lanes);
+        unrolled<n>([&](auto v) { column[v] = prepare(j + v * kLanes<A>, lanes); });
         for (int64_t row = r; row < end; ++row) {
-          for (int v = 0; v < n; ++v) {
-            add(column[v], block.row(row) + (j + v * kLanes<A>), lanes, first[v], second[v]);
-          }
+          const Place place = block.row(row) + j;
+          unrolled<n>([&](auto v) { add(column[v], place + v * kLanes<A>, lanes, first[v], second[v]); });
         }
-        for (int v = 0; v < n; ++v) {
-          A* sum = first_.data() + j + v * kLanes<A>;
-          A* other = second_.data() + j + v * kLanes<A>;
+        unrolled<n>([&](auto v) {
+          A* sum = sums + j + v * kLanes<A>;
+          A* other = others + j + v * kLanes<A>;
           store(sum, load(sum, lanes) + first[v], lanes);
           store(other, load(other, lanes) + second[v], lanes);
-        }
+        });
       });
     }
   }
@@ -59,7 +81,7 @@ class ColumnSums {
   A second(int64_t j) const { return second_[j]; }
 
  private:
-  std::vector<A> first_, second_;
+  AlignedVector<A> first_, second_;
 };
 
 // Calls body(block) for stretches of the block's rows short enough for float sums.
@@ -135,7 +157,7 @@ class ColumnMoments {
  private:
   void gather(const T* x, const Block& block) {
     sums_.gather(
-        block, [&](int64_t j, auto lanes) { return load(pivot_.data() + j, lanes); },
+        block, [pivot = pivot_.data()](int64_t j, auto lanes) { return load(pivot + j, lanes); },
         [&](Vec<A> pivot, Place place, auto lanes, Vec<A>& sum, Vec<A>& squares) {
           const Vec<A> d = load(x + place.at, lanes) - pivot;
           sum += d;
@@ -160,57 +182,62 @@ class ColumnMoments {
     count_ += rows;
   }
 
-  std::vector<A> pivot_;
+  AlignedVector<A> pivot_;
   ColumnSums<A> sums_;
   std::vector<double> mean_, m2_;
   double count_ = 0;
 };
 
-// What the columns of a tile need of their channels, a row of numbers each.
+// What a vector of columns needs of its channels.
+template <class A>
+struct VectorNumbers {
+  enum Field { kMean, kScale, kShift, kSlope, kConstant, kFields };
+
+  A numbers[kFields][kLanes<A>];
+
+  FUSED_BN_INLINE Affine<Vec<A>> affine() const { return {get(kMean), get(kScale), get(kShift)}; }
+  FUSED_BN_INLINE GradFactors<Vec<A>> factors() const { return {get(kSlope), get(kConstant)}; }
+
+ private:
+  FUSED_BN_INLINE Vec<A> get(Field field) const { return load(numbers[field], Whole{}); }
+};
+
+// The numbers of a tile's columns.
 template <class A>
 class ColumnNumbers {
+  using Vector = VectorNumbers<A>;
+
  public:
   ColumnNumbers(const Matrix& m, int64_t tile, const Statistics<A>& statistics, const ChannelVector& weight,
                 const ChannelVector& bias)
-      : matrix_(m), tile_(tile), columns_(m.columns(tile)), numbers_(kFields * columns_) {
+      : matrix_(m), tile_(tile), columns_(m.columns(tile)), vectors_(divide_up(columns_, kLanes<A>)) {
     for (int64_t c = 0; c < m.channels(tile); ++c) {
       const Affine<A> affine = statistics.affine(m.first_channel(tile) + c, weight, bias);
-      set(kMean, c, affine.mean);
-      set(kScale, c, affine.scale);
-      set(kShift, c, affine.shift);
+      set(Vector::kMean, c, affine.mean);
+      set(Vector::kScale, c, affine.scale);
+      set(Vector::kShift, c, affine.shift);
     }
   }
 
   void set_factors(int64_t c, const GradFactors<A>& factors) {
-    set(kSlope, c, factors.slope);
-    set(kConstant, c, factors.constant);
+    set(Vector::kSlope, c, factors.slope);
+    set(Vector::kConstant, c, factors.constant);
   }
 
-  template <class Lanes>
-  FUSED_BN_INLINE Affine<Vec<A>> affine(int64_t j, Lanes lanes) const {
-    return {get(kMean, j, lanes), get(kScale, j, lanes), get(kShift, j, lanes)};
-  }
-  template <class Lanes>
-  FUSED_BN_INLINE GradFactors<Vec<A>> factors(int64_t j, Lanes lanes) const {
-    return {get(kSlope, j, lanes), get(kConstant, j, lanes)};
-  }
+  const Vector* vectors() const { return vectors_.data(); }
 
  private:
-  enum Field { kMean, kScale, kShift, kSlope, kConstant, kFields };
-
-  void set(Field field, int64_t c, A value) {
+  void set(typename Vector::Field field, int64_t c, A value) {
     const ChannelColumns columns = matrix_.channel(tile_, c, columns_);
-    A* numbers = numbers_.data() + field * columns_ + columns.first;
-    for (int64_t i = 0; i < columns.count; ++i) numbers[i * columns.step] = value;
-  }
-  template <class Lanes>
-  FUSED_BN_INLINE Vec<A> get(Field field, int64_t j, Lanes lanes) const {
-    return load(numbers_.data() + field * columns_ + j, lanes);
+    for (int64_t i = 0; i < columns.count; ++i) {
+      const auto j = static_cast<uint64_t>(columns.at(i));  // whose division is a shift
+      vectors_[j / kLanes<A>].numbers[field][j % kLanes<A>] = value;
+    }
   }
 
   const Matrix& matrix_;
   int64_t tile_, columns_;
-  std::vector<A> numbers_;
+  AlignedVector<Vector> vectors_;
 };
 
 // The two sums of backward of every column, gathered in float over a few rows, then kept in double.
@@ -224,7 +251,7 @@ class ColumnGradSums {
   void add(const BackwardElements<T, path>& elements, const Block& block, const ColumnNumbers<A>& numbers) {
     for_each_stretch(block, [&](const Block& stretch) {
       sums_.gather(
-          stretch, [&](int64_t j, auto lanes) { return numbers.affine(j, lanes); },
+          stretch, [vectors = numbers.vectors()](int64_t j, auto) { return vectors[j / kLanes<A>].affine(); },
           [&](const Affine<Vec<A>>& a, Place place, auto lanes, Vec<A>& sum, Vec<A>& sum_centred) {
             elements.add(place, a, lanes, sum, sum_centred);
           });
