@@ -8,6 +8,7 @@
 #endif
 
 #include "batch_norm.h"
+#include "common/activation.h"
 #include "cpu/kernels.h"
 #include "tensors.h"
 
@@ -84,6 +85,14 @@ std::tuple<Tensor, Tensor> elementwise(const ElementwiseArguments& a) {
   return run_forward(a.as_forward(), a.statistics.contiguous());
 }
 
+// Room for the half of a float that does not fit a gradient of a half type: where the activation takes an
+// exponential, the kernels keep the gradient behind it, for which PyTorch too has a tensor.
+Tensor empty_scratch(const BackwardArguments& a, const Tensor& x) {
+  const bool half = x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf;
+  const bool costly = activation_from_name(a.activation) >= Activation::elu;
+  return half && costly ? empty_output(x, x.suggest_memory_format()) : Tensor();
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) {
   check(a);
   const auto format = a.input.suggest_memory_format();
@@ -96,6 +105,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) 
   auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
   p.view = view_of(x);
   p.dtype = dtype_of(x);
+  const Tensor scratch = empty_scratch(a, x);
+  p.scratch = scratch.defined() ? scratch.data_ptr() : nullptr;
   p.execution = execution();
   active_kernels().backward(p);
   return {grad_input, grad_residual, gradients.weight, gradients.bias};

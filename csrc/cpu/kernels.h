@@ -58,6 +58,7 @@ struct BackwardParams {
   void* grad_residual;  // null where it is not wanted
   ChannelVector grad_weight;
   ChannelVector grad_bias;
+  void* scratch;  // 16 bits an element, null where half types compute a costly activation twice
   bool training;
   Activation activation;
   double activation_param;

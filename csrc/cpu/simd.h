@@ -165,6 +165,31 @@ FUSED_BN_INLINE Bits16 narrow(Vec<float> v, Float16*) {
 }
 #endif
 
+// The halves of a float's bits, to keep it whole in two places for 16 bits.
+struct UpperHalf {
+  uint16_t bits;
+};
+struct LowerHalf {
+  uint16_t bits;
+};
+
+FUSED_BN_INLINE Bits16 narrow(Vec<float> v, LowerHalf*) {
+#if FUSED_BN_VECTOR_BYTES == 64
+  return (Bits16)_mm512_cvtepi32_epi16((__m512i)v);
+#else
+  return __builtin_convertvector((Bits32)v & 0xffffu, Bits16);
+#endif
+}
+FUSED_BN_INLINE Bits16 narrow(Vec<float> v, UpperHalf*) {
+  return narrow((Vec<float>)((Bits32)v >> 16), static_cast<LowerHalf*>(nullptr));
+}
+FUSED_BN_INLINE Vec<float> widen(Bits16 bits, UpperHalf*) {
+  return widen(bits, static_cast<BFloat16*>(nullptr));
+}
+FUSED_BN_INLINE Vec<float> widen(Bits16 bits, LowerHalf*) {
+  return (Vec<float>)((Bits32)widen(bits, static_cast<UpperHalf*>(nullptr)) >> 16);
+}
+
 // ---- loads and stores; addresses need no alignment beyond T's -----------------------------------------
 
 template <class T>
