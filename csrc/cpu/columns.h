@@ -1,7 +1,7 @@
 // Per-column sums of a matrix, see matrix.h, and the numbers of each column's channel.
 #pragma once
 
-#include <new>
+#include <memory>
 
 #include "cpu/channel.h"
 #include "cpu/matrix.h"
@@ -9,24 +9,24 @@
 namespace fused_bn::cpu {
 namespace {
 
-// Vectors that begin a cache line: those that cross one cost a load or a store more each.
-template <class E>
-struct Aligned {
-  using value_type = E;
+// A row of numbers, not initialised, whose vectors begin a cache line: those that cross one cost a load or a
+// store more each.
+template <class A>
+class AlignedRow {
+  static constexpr size_t kBytes = 64;
 
-  Aligned() = default;
-  template <class Other>
-  Aligned(const Aligned<Other>&) {}
-  E* allocate(size_t n) { return static_cast<E*>(::operator new(n * sizeof(E), kAlignment)); }
-  void deallocate(E* p, size_t) { ::operator delete(p, kAlignment); }
-  bool operator==(const Aligned&) const { return true; }
-  bool operator!=(const Aligned&) const { return false; }
+ public:
+  explicit AlignedRow(int64_t length)
+      : memory_(new A[length + kBytes / sizeof(A)]),
+        data_(memory_.get() + (kBytes - reinterpret_cast<uintptr_t>(memory_.get()) % kBytes) / sizeof(A)) {}
+
+  A* data() const { return data_; }
+  A& operator[](int64_t i) const { return data_[i]; }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
+  std::unique_ptr<A[]> memory_;
+  A* data_;
 };
-template <class E>
-using AlignedVector = std::vector<E, Aligned<E>>;
 
 constexpr int kRowsAtOnce = 8;  // read side by side, as streams that the prefetchers can follow
 
@@ -51,8 +51,6 @@ class ColumnSums {
 
   template <class Prepare, class Add>
   FUSED_BN_INLINE void gather(const Block& block, Prepare prepare, Add add) {
-    std::fill(first_.begin(), first_.end(), A{0});
-    std::fill(second_.begin(), second_.end(), A{0});
     A* const sums = first_.data();
     A* const others = second_.data();
     for (int64_t r = 0; r < block.rows; r += kRowsAtOnce) {
@@ -70,8 +68,8 @@ class ColumnSums {
         unrolled<n>([&](auto v) {
           A* sum = sums + j + v * kLanes<A>;
           A* other = others + j + v * kLanes<A>;
-          store(sum, load(sum, lanes) + first[v], lanes);
-          store(other, load(other, lanes) + second[v], lanes);
+          store(sum, r == 0 ? first[v] : load(sum, lanes) + first[v], lanes);
+          store(other, r == 0 ? second[v] : load(other, lanes) + second[v], lanes);
         });
       });
     }
@@ -81,7 +79,7 @@ class ColumnSums {
   A second(int64_t j) const { return second_[j]; }
 
  private:
-  AlignedVector<A> first_, second_;
+  AlignedRow<A> first_, second_;
 };
 
 // Calls body(block) for stretches of the block's rows short enough for float sums.
@@ -182,62 +180,69 @@ class ColumnMoments {
     count_ += rows;
   }
 
-  AlignedVector<A> pivot_;
+  AlignedRow<A> pivot_;
   ColumnSums<A> sums_;
   std::vector<double> mean_, m2_;
   double count_ = 0;
 };
 
-// What a vector of columns needs of its channels.
-template <class A>
-struct VectorNumbers {
-  enum Field { kMean, kScale, kShift, kSlope, kConstant, kFields };
-
-  A numbers[kFields][kLanes<A>];
-
-  FUSED_BN_INLINE Affine<Vec<A>> affine() const { return {get(kMean), get(kScale), get(kShift)}; }
-  FUSED_BN_INLINE GradFactors<Vec<A>> factors() const { return {get(kSlope), get(kConstant)}; }
-
- private:
-  FUSED_BN_INLINE Vec<A> get(Field field) const { return load(numbers[field], Whole{}); }
-};
-
-// The numbers of a tile's columns.
+// What the columns of a tile need of their channels, a row of numbers each.
 template <class A>
 class ColumnNumbers {
-  using Vector = VectorNumbers<A>;
+  enum Field { kMean, kScale, kShift, kSlope, kConstant, kFields };
 
  public:
   ColumnNumbers(const Matrix& m, int64_t tile, const Statistics<A>& statistics, const ChannelVector& weight,
                 const ChannelVector& bias)
-      : matrix_(m), tile_(tile), columns_(m.columns(tile)), vectors_(divide_up(columns_, kLanes<A>)) {
+      : matrix_(m),
+        tile_(tile),
+        columns_(m.columns(tile)),
+        row_(divide_up(columns_, kLanes<A>) * kLanes<A>),
+        numbers_(kFields * row_) {
     for (int64_t c = 0; c < m.channels(tile); ++c) {
       const Affine<A> affine = statistics.affine(m.first_channel(tile) + c, weight, bias);
-      set(Vector::kMean, c, affine.mean);
-      set(Vector::kScale, c, affine.scale);
-      set(Vector::kShift, c, affine.shift);
+      set(kMean, c, affine.mean);
+      set(kScale, c, affine.scale);
+      set(kShift, c, affine.shift);
     }
   }
 
   void set_factors(int64_t c, const GradFactors<A>& factors) {
-    set(Vector::kSlope, c, factors.slope);
-    set(Vector::kConstant, c, factors.constant);
+    set(kSlope, c, factors.slope);
+    set(kConstant, c, factors.constant);
   }
 
-  const Vector* vectors() const { return vectors_.data(); }
+  // Of the vector of columns that begins at j. A value, whose address loops do not read again and again.
+  class Reader {
+   public:
+    explicit Reader(const ColumnNumbers& n) : numbers_(n.numbers_.data()), row_(n.row_) {}
+
+    FUSED_BN_INLINE Affine<Vec<A>> affine(int64_t j) const {
+      return {get(kMean, j), get(kScale, j), get(kShift, j)};
+    }
+    FUSED_BN_INLINE GradFactors<Vec<A>> factors(int64_t j) const {
+      return {get(kSlope, j), get(kConstant, j)};
+    }
+
+   private:
+    FUSED_BN_INLINE Vec<A> get(Field field, int64_t j) const {
+      return load(numbers_ + field * row_ + j, Whole{});
+    }
+
+    const A* numbers_;
+    int64_t row_;
+  };
 
  private:
-  void set(typename Vector::Field field, int64_t c, A value) {
+  void set(Field field, int64_t c, A value) {
     const ChannelColumns columns = matrix_.channel(tile_, c, columns_);
-    for (int64_t i = 0; i < columns.count; ++i) {
-      const auto j = static_cast<uint64_t>(columns.at(i));  // whose division is a shift
-      vectors_[j / kLanes<A>].numbers[field][j % kLanes<A>] = value;
-    }
+    A* numbers = numbers_.data() + field * row_ + columns.first;
+    for (int64_t i = 0; i < columns.count; ++i) numbers[i * columns.step] = value;
   }
 
   const Matrix& matrix_;
-  int64_t tile_, columns_;
-  AlignedVector<Vector> vectors_;
+  int64_t tile_, columns_, row_;
+  AlignedRow<A> numbers_;
 };
 
 // The two sums of backward of every column, gathered in float over a few rows, then kept in double.
@@ -251,7 +256,7 @@ class ColumnGradSums {
   void add(const BackwardElements<T, path>& elements, const Block& block, const ColumnNumbers<A>& numbers) {
     for_each_stretch(block, [&](const Block& stretch) {
       sums_.gather(
-          stretch, [vectors = numbers.vectors()](int64_t j, auto) { return vectors[j / kLanes<A>].affine(); },
+          stretch, [n = typename ColumnNumbers<A>::Reader(numbers)](int64_t j, auto) { return n.affine(j); },
           [&](const Affine<Vec<A>>& a, Place place, auto lanes, Vec<A>& sum, Vec<A>& sum_centred) {
             elements.add(place, a, lanes, sum, sum_centred);
           });

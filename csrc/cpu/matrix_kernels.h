@@ -34,15 +34,14 @@ void for_each_channel(const Matrix& m, int64_t tile, const Execution& execution,
   channels < 256 ? range(0, channels) : execution.parallel_for(channels, range);
 }
 
-// Runs write(numbers, place, lanes) for every element of a block, a row after the other: where rows are a
-// multiple of 4 KiB apart, a load from the next row would wait for the store to this one, which looks like
-// its address.
+// Runs write(j, place, lanes) for every element of a block, a row after the other: where rows are a multiple
+// of 4 KiB apart, a load from the next row would wait for the store to this one, which looks like its
+// address.
 template <class A, bool streaming, class Write>
-FUSED_BN_INLINE void write_block(const Block& block, const VectorNumbers<A>* numbers, Write write) {
+FUSED_BN_INLINE void write_block(const Block& block, Write write) {
   for (int64_t r = 0; r < block.rows; ++r) {
     const Place row = block.row(r);
-    for_each_vector<A, 1>(
-        block.columns, [&](int64_t j, auto, auto lanes) { write(numbers[j / kLanes<A>], row + j, lanes); });
+    for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) { write(j, row + j, lanes); });
   }
   if constexpr (streaming) stream_fence();
 }
@@ -75,11 +74,11 @@ struct MatrixKernels {
           numbers[tile] = make_numbers(m, tile, p, p.statistics);
         },
         [&](int64_t tile, int64_t part) {
+          const typename ColumnNumbers<A>::Reader n(*numbers[tile]);
           const ForwardElements<T, path> elements(p);
-          write_block<A, streaming>(m.block(tile, part), numbers[tile]->vectors(),
-                                    [&](const auto& n, Place place, auto lanes) {
-                                      elements.template write<streaming>(place, n.affine(), lanes);
-                                    });
+          write_block<A, streaming>(m.block(tile, part), [&](int64_t j, Place place, auto lanes) {
+            elements.template write<streaming>(place, n.affine(j), lanes);
+          });
         });
   }
 
@@ -115,12 +114,12 @@ struct MatrixKernels {
         [&](int64_t tile, int64_t part) {
           const BackwardElements<T, path> elements(p);
           if (elements.written() == nullptr) return;
+          const typename ColumnNumbers<A>::Reader n(*numbers[tile]);
           const auto write_part = [&](auto training) {
-            write_block<A, streaming>(m.block(tile, part), numbers[tile]->vectors(),
-                                      [&](const auto& n, Place place, auto lanes) {
-                                        elements.template write<streaming, decltype(training)::value>(
-                                            place, n.affine(), n.factors(), lanes);
-                                      });
+            write_block<A, streaming>(m.block(tile, part), [&](int64_t j, Place place, auto lanes) {
+              elements.template write<streaming, decltype(training)::value>(place, n.affine(j), n.factors(j),
+                                                                            lanes);
+            });
           };
           p.training ? write_part(std::true_type{}) : write_part(std::false_type{});
         });
