@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "common/activation.h"
 #include "cpu/kernels.h"
 #include "operators.h"
 
@@ -47,6 +48,16 @@ double count_batch(const ForwardArguments& a) {
   if (present(a.num_batches_tracked)) batches = ++*a.num_batches_tracked->data_ptr<int64_t>();
   if (a.momentum.has_value()) return *a.momentum;
   return batches == 0 ? 0.0 : 1.0 / static_cast<double>(batches);
+}
+
+// Room for the half of a float that does not fit a gradient of a half type: where the activation takes an
+// exponential, the kernels keep the gradient behind it from the sums to the output, for which PyTorch too has
+// a tensor.
+Tensor empty_scratch(const BackwardArguments& a, const Tensor& x, const Totals& totals) {
+  const bool half = x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf;
+  const bool costly = activation_from_name(a.activation) >= Activation::elu;
+  const bool both = !totals.sums.defined() && (a.output_mask[0] || a.output_mask[1]);
+  return half && costly && both ? empty_output(x, x.suggest_memory_format()) : Tensor();
 }
 
 struct Cpu {
@@ -95,6 +106,8 @@ struct Cpu {
     auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients, totals);
     p.view = view_of(x);
     p.dtype = dtype_of(x);
+    const Tensor scratch = empty_scratch(a, x, totals);
+    p.scratch = scratch.defined() ? scratch.data_ptr() : nullptr;
     p.execution = execution();
     active_kernels().backward(p);
     return {grad_input, grad_residual};

@@ -56,12 +56,14 @@ FUSED_BN_INLINE LaneMask<A> unpack(uint32_t bits) {
 FUSED_BN_INLINE int used(int lanes, Whole) { return lanes; }
 FUSED_BN_INLINE int used(int, First first) { return first.count; }
 
+FUSED_BN_INLINE uint64_t byte_of(int64_t bit) { return static_cast<uint64_t>(bit) / 8; }
+
 // Where a vector fills part of a byte, the first one in it also clears the rest.
 template <class A, class Lanes>
 FUSED_BN_INLINE void store_bits(uint8_t* mask, int64_t bit, LaneMask<A> passes, Lanes lanes) {
   const int count = used(kLanes<A>, lanes);
   const uint32_t bits = pack<A>(passes) & ((1u << count) - 1);
-  uint8_t* byte = mask + bit / 8;
+  uint8_t* byte = mask + byte_of(bit);
   if constexpr (kLanes<A> >= 8) {
     byte[0] = static_cast<uint8_t>(bits);
     if (count > 8) byte[1] = static_cast<uint8_t>(bits >> 8);
@@ -71,10 +73,12 @@ FUSED_BN_INLINE void store_bits(uint8_t* mask, int64_t bit, LaneMask<A> passes, 
   }
 }
 
+// Whole vectors of eight lanes and more begin a byte.
 template <class A, class Lanes>
 FUSED_BN_INLINE LaneMask<A> load_bits(const uint8_t* mask, int64_t bit, Lanes lanes) {
-  const uint8_t* byte = mask + bit / 8;
-  uint32_t bits = static_cast<uint32_t>(*byte) >> bit % 8;
+  const uint8_t* byte = mask + byte_of(bit);
+  const bool begins_byte = kLanes<A> >= 8 && std::is_same_v<Lanes, Whole>;
+  uint32_t bits = static_cast<uint32_t>(*byte) >> (begins_byte ? 0 : bit % 8);
   if (kLanes<A> > 8 && used(kLanes<A>, lanes) > 8) bits |= static_cast<uint32_t>(byte[1]) << 8;
   return unpack<A>(bits);
 }

@@ -1,11 +1,32 @@
 // Per-column sums of a matrix, see matrix.h, and the numbers of each column's channel.
 #pragma once
 
+#include <memory>
+
 #include "cpu/channel.h"
 #include "cpu/matrix.h"
 
 namespace fused_bn::cpu {
 namespace {
+
+// A row of numbers, not initialised, whose vectors begin a cache line: those that cross one cost a load or a
+// store more each.
+template <class A>
+class AlignedRow {
+  static constexpr size_t kBytes = 64;
+
+ public:
+  explicit AlignedRow(int64_t length)
+      : memory_(new A[length + kBytes / sizeof(A)]),
+        data_(memory_.get() + (kBytes - reinterpret_cast<uintptr_t>(memory_.get()) % kBytes) / sizeof(A)) {}
+
+  A* data() const { return data_; }
+  A& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  std::unique_ptr<A[]> memory_;
+  A* data_;
+};
 
 constexpr int kRowsAtOnce = 8;  // read side by side, as streams that the prefetchers can follow
 
@@ -30,8 +51,8 @@ class ColumnSums {
 
   template <class Prepare, class Add>
   FUSED_BN_INLINE void gather(const Block& block, Prepare prepare, Add add) {
-    std::fill(first_.begin(), first_.end(), A{0});
-    std::fill(second_.begin(), second_.end(), A{0});
+    A* const sums = first_.data();
+    A* const others = second_.data();
     for (int64_t r = 0; r < block.rows; r += kRowsAtOnce) {
       const int64_t end = std::min<int64_t>(r + kRowsAtOnce, block.rows);
       for_each_group<A, 4>(block.columns, [&](int64_t j, auto vectors, auto lanes) {
@@ -39,18 +60,17 @@ class ColumnSums {
         // Sums of a few rows first: shorter chains of additions round less than one long one.
         Vec<A> first[n] = {}, second[n] = {};
         decltype(prepare(j, lanes)) column[n];
-        for (int v = 0; v < n; ++v) column[v] = prepare(j + v * kLanes<A>, lanes);
+        unrolled<n>([&](auto v) { column[v] = prepare(j + v * kLanes<A>, lanes); });
         for (int64_t row = r; row < end; ++row) {
-          for (int v = 0; v < n; ++v) {
-            add(column[v], block.row(row) + (j + v * kLanes<A>), lanes, first[v], second[v]);
-          }
+          const Place place = block.row(row) + j;
+          unrolled<n>([&](auto v) { add(column[v], place + v * kLanes<A>, lanes, first[v], second[v]); });
         }
-        for (int v = 0; v < n; ++v) {
-          A* sum = first_.data() + j + v * kLanes<A>;
-          A* other = second_.data() + j + v * kLanes<A>;
-          store(sum, load(sum, lanes) + first[v], lanes);
-          store(other, load(other, lanes) + second[v], lanes);
-        }
+        unrolled<n>([&](auto v) {
+          A* sum = sums + j + v * kLanes<A>;
+          A* other = others + j + v * kLanes<A>;
+          store(sum, r == 0 ? first[v] : load(sum, lanes) + first[v], lanes);
+          store(other, r == 0 ? second[v] : load(other, lanes) + second[v], lanes);
+        });
       });
     }
   }
@@ -59,7 +79,7 @@ class ColumnSums {
   A second(int64_t j) const { return second_[j]; }
 
  private:
-  std::vector<A> first_, second_;
+  AlignedRow<A> first_, second_;
 };
 
 // Calls body(block) for stretches of the block's rows short enough for float sums.
@@ -135,7 +155,7 @@ class ColumnMoments {
  private:
   void gather(const T* x, const Block& block) {
     sums_.gather(
-        block, [&](int64_t j, auto lanes) { return load(pivot_.data() + j, lanes); },
+        block, [pivot = pivot_.data()](int64_t j, auto lanes) { return load(pivot + j, lanes); },
         [&](Vec<A> pivot, Place place, auto lanes, Vec<A>& sum, Vec<A>& squares) {
           const Vec<A> d = load(x + place.at, lanes) - pivot;
           sum += d;
@@ -160,7 +180,7 @@ class ColumnMoments {
     count_ += rows;
   }
 
-  std::vector<A> pivot_;
+  AlignedRow<A> pivot_;
   ColumnSums<A> sums_;
   std::vector<double> mean_, m2_;
   double count_ = 0;
@@ -169,10 +189,16 @@ class ColumnMoments {
 // What the columns of a tile need of their channels, a row of numbers each.
 template <class A>
 class ColumnNumbers {
+  enum Field { kMean, kScale, kShift, kSlope, kConstant, kFields };
+
  public:
   ColumnNumbers(const Matrix& m, int64_t tile, const Statistics<A>& statistics, const ChannelVector& weight,
                 const ChannelVector& bias)
-      : matrix_(m), tile_(tile), columns_(m.columns(tile)), numbers_(kFields * columns_) {
+      : matrix_(m),
+        tile_(tile),
+        columns_(m.columns(tile)),
+        row_(divide_up(columns_, kLanes<A>) * kLanes<A>),
+        numbers_(kFields * row_) {
     for (int64_t c = 0; c < m.channels(tile); ++c) {
       const Affine<A> affine = statistics.affine(m.first_channel(tile) + c, weight, bias);
       set(kMean, c, affine.mean);
@@ -186,31 +212,37 @@ class ColumnNumbers {
     set(kConstant, c, factors.constant);
   }
 
-  template <class Lanes>
-  FUSED_BN_INLINE Affine<Vec<A>> affine(int64_t j, Lanes lanes) const {
-    return {get(kMean, j, lanes), get(kScale, j, lanes), get(kShift, j, lanes)};
-  }
-  template <class Lanes>
-  FUSED_BN_INLINE GradFactors<Vec<A>> factors(int64_t j, Lanes lanes) const {
-    return {get(kSlope, j, lanes), get(kConstant, j, lanes)};
-  }
+  // Of the vector of columns that begins at j. A value, whose address loops do not read again and again.
+  class Reader {
+   public:
+    explicit Reader(const ColumnNumbers& n) : numbers_(n.numbers_.data()), row_(n.row_) {}
+
+    FUSED_BN_INLINE Affine<Vec<A>> affine(int64_t j) const {
+      return {get(kMean, j), get(kScale, j), get(kShift, j)};
+    }
+    FUSED_BN_INLINE GradFactors<Vec<A>> factors(int64_t j) const {
+      return {get(kSlope, j), get(kConstant, j)};
+    }
+
+   private:
+    FUSED_BN_INLINE Vec<A> get(Field field, int64_t j) const {
+      return load(numbers_ + field * row_ + j, Whole{});
+    }
+
+    const A* numbers_;
+    int64_t row_;
+  };
 
  private:
-  enum Field { kMean, kScale, kShift, kSlope, kConstant, kFields };
-
   void set(Field field, int64_t c, A value) {
     const ChannelColumns columns = matrix_.channel(tile_, c, columns_);
-    A* numbers = numbers_.data() + field * columns_ + columns.first;
+    A* numbers = numbers_.data() + field * row_ + columns.first;
     for (int64_t i = 0; i < columns.count; ++i) numbers[i * columns.step] = value;
-  }
-  template <class Lanes>
-  FUSED_BN_INLINE Vec<A> get(Field field, int64_t j, Lanes lanes) const {
-    return load(numbers_.data() + field * columns_ + j, lanes);
   }
 
   const Matrix& matrix_;
-  int64_t tile_, columns_;
-  std::vector<A> numbers_;
+  int64_t tile_, columns_, row_;
+  AlignedRow<A> numbers_;
 };
 
 // The two sums of backward of every column, gathered in float over a few rows, then kept in double.
@@ -224,7 +256,7 @@ class ColumnGradSums {
   void add(const BackwardElements<T, path>& elements, const Block& block, const ColumnNumbers<A>& numbers) {
     for_each_stretch(block, [&](const Block& stretch) {
       sums_.gather(
-          stretch, [&](int64_t j, auto lanes) { return numbers.affine(j, lanes); },
+          stretch, [n = typename ColumnNumbers<A>::Reader(numbers)](int64_t j, auto) { return n.affine(j); },
           [&](const Affine<Vec<A>>& a, Place place, auto lanes, Vec<A>& sum, Vec<A>& sum_centred) {
             elements.add(place, a, lanes, sum, sum_centred);
           });

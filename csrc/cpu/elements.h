@@ -87,8 +87,9 @@ class BackwardElements {
   using A = Compute<T>;
   using V = Vec<A>;
 
-  // Where g takes long and fits an output, the pass that sums it leaves it there for the pass that writes.
-  static constexpr bool kKeeps = path == Path::other && std::is_same_v<T, A>;
+  // Where g takes long, the pass that sums it leaves it in an output for the pass that writes. Of a half type
+  // the output holds only the upper half of a float.
+  static constexpr bool kHalves = !std::is_same_v<T, A>;
 
  public:
   explicit BackwardElements(const BackwardParams& p)
@@ -98,7 +99,9 @@ class BackwardElements {
         mask_(p.mask),
         dx_(static_cast<T*>(p.grad_input)),
         dresidual_(static_cast<T*>(p.grad_residual)),
-        kept_(kKeeps && needs_sums(p) ? written() : nullptr),
+        kept_lower_(static_cast<LowerHalf*>(p.scratch)),
+        keeps_(path == Path::other && needs_sums(p) && written() != nullptr &&
+               (!kHalves || kept_lower_ != nullptr)),
         activation_(p.activation, p.activation_param) {}
 
   // One of the gradients that are written, null where none is; the other is aligned like it, where streamed.
@@ -116,7 +119,7 @@ class BackwardElements {
     if (!is_plain(path) && residual_ != nullptr) z += load(residual_ + place.at, lanes);
     if (!is_plain(path) && mask_ != nullptr)
       z = load_bits<A>(mask_, place.bit, lanes) ? broadcast(A{1}) : V{};
-    return activate_backward<path, A>(z, load(dy_ + place.at, lanes), activation_);
+    return activate_backward<path, A>(z, in_register<A>(load(dy_ + place.at, lanes)), activation_);
   }
 
   // To sums of g and of g * (x - mean_hi).
@@ -124,7 +127,7 @@ class BackwardElements {
   FUSED_BN_INLINE void add(Place place, const Affine<V>& affine, Lanes lanes, V& sum, V& sum_centred) const {
     const V c = centred(place, affine, lanes);
     const V g = grad(place, affine, c, lanes);
-    if (kKeeps && kept_ != nullptr) store(kept_ + place.at, g, lanes);
+    if (path == Path::other && keeps_) keep(place.at, g, lanes);
     sum += g;
     sum_centred = fma(g, c, sum_centred);
   }
@@ -134,7 +137,7 @@ class BackwardElements {
   FUSED_BN_INLINE void write(Place place, const Affine<V>& affine, const GradFactors<V>& factors,
                              Lanes lanes) const {
     const V c = centred(place, affine, lanes);
-    const V g = kKeeps && kept_ != nullptr ? load(kept_ + place.at, lanes) : grad(place, affine, c, lanes);
+    const V g = path == Path::other && keeps_ ? kept(place.at, lanes) : grad(place, affine, c, lanes);
     if (!is_plain(path) && dresidual_ != nullptr) put<streaming>(dresidual_ + place.at, g, lanes);
     if (!is_plain(path) && dx_ == nullptr) return;
     put<streaming>(dx_ + place.at,
@@ -142,13 +145,34 @@ class BackwardElements {
   }
 
  private:
+  template <class Lanes>
+  FUSED_BN_INLINE void keep(int64_t at, V g, Lanes lanes) const {
+    if constexpr (kHalves) {
+      store(reinterpret_cast<UpperHalf*>(written()) + at, g, lanes);
+      store(kept_lower_ + at, g, lanes);
+    } else {
+      store(written() + at, g, lanes);
+    }
+  }
+
+  template <class Lanes>
+  FUSED_BN_INLINE V kept(int64_t at, Lanes lanes) const {
+    if constexpr (kHalves) {
+      const V upper = load(reinterpret_cast<const UpperHalf*>(written()) + at, lanes);
+      return (V)((Bits32)upper | (Bits32)load(kept_lower_ + at, lanes));
+    } else {
+      return load(written() + at, lanes);
+    }
+  }
+
   const T* dy_;
   const T* x_;
   const T* residual_;
   const uint8_t* mask_;
   T* dx_;
   T* dresidual_;
-  T* kept_;
+  LowerHalf* kept_lower_;
+  bool keeps_;
   Activated<A> activation_;
 };
 

@@ -61,6 +61,7 @@ struct BackwardParams {
   ChannelVector grad_bias;
   const double* total;        // [2, C], sums of g and g * xhat over several processes: taken for the own
   const double* total_count;  // of values of a channel in all of them; null where `total` is
+  void* scratch;              // 16 bits an element, null where half types compute a costly activation twice
   bool training;
   Activation activation;
   double activation_param;

@@ -76,9 +76,9 @@ struct MatrixKernels {
         [&](int64_t tile, int64_t part) {
           const ForwardElements<T, path> elements(p);
           if (elements.written() == nullptr) return;
-          const ColumnNumbers<A>& n = *numbers[tile];
+          const typename ColumnNumbers<A>::Reader n(*numbers[tile]);
           write_block<A, streaming>(m.block(tile, part), [&](int64_t j, Place place, auto lanes) {
-            elements.template write<streaming>(place, n.affine(j, lanes), lanes);
+            elements.template write<streaming>(place, n.affine(j), lanes);
           });
         });
   }
@@ -115,11 +115,11 @@ struct MatrixKernels {
         [&](int64_t tile, int64_t part) {
           const BackwardElements<T, path> elements(p);
           if (elements.written() == nullptr) return;
-          const ColumnNumbers<A>& n = *numbers[tile];
+          const typename ColumnNumbers<A>::Reader n(*numbers[tile]);
           const auto write_part = [&](auto training) {
             write_block<A, streaming>(m.block(tile, part), [&](int64_t j, Place place, auto lanes) {
-              elements.template write<streaming, decltype(training)::value>(place, n.affine(j, lanes),
-                                                                            n.factors(j, lanes), lanes);
+              elements.template write<streaming, decltype(training)::value>(place, n.affine(j), n.factors(j),
+                                                                            lanes);
             });
           };
           p.training ? write_part(std::true_type{}) : write_part(std::false_type{});
