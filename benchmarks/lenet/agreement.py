@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.lenet import processes
 from benchmarks.lenet.model import VARIANTS, NormFactory, Variant, relu_after
 from benchmarks.lenet.training import Data, Settings, Trainer
 
@@ -108,16 +109,21 @@ def compare(reference: Tensor, ours: Tensor, twins: list[Tensor]) -> tuple[Tenso
     return relative(ours), FACTOR * drift.clamp_min(torch.finfo(torch.float32).eps)
 
 
-def follow(ours: Variant, data: Data, settings: Settings) -> Agreement:
-    """Trains `ours`, the variant it must follow, and the twins, each STEPS steps from `settings.seed`."""
+def follow(ours: Variant, data: Data, settings: Settings, trainer: type[Trainer] = Trainer) -> Agreement:
+    """Trains `ours`, the variant it must follow, and the twins, each STEPS steps from `settings.seed`.
+
+    `ours` is trained by a `trainer`, which may share with other processes that all call this; the first of
+    them alone trains the others.
+    """
     reference = VARIANTS[PAIRS[ours.id]]
 
-    def losses(norm: NormFactory | None) -> Tensor:
-        return Trainer(norm, ours.tanh, data, settings).losses(STEPS)
+    def losses(norm: NormFactory | None, trainer: type[Trainer] = Trainer) -> Tensor:
+        return trainer(norm, ours.tanh, data, settings).losses(STEPS)
 
-    reference_losses = losses(reference.norm)
-    our_losses = losses(ours.norm)
-    twins = [losses(_twin(ours.tanh, settings, number)) for number in range(TWINS)]
+    reference_losses, twins = processes.told(
+        lambda: (losses(reference.norm), [losses(_twin(ours.tanh, settings, i)) for i in range(TWINS)])
+    )
+    our_losses = losses(ours.norm, trainer)
     differences, bounds = compare(reference_losses, our_losses, twins)
     worst = int(differences.nan_to_num(torch.inf).argmax())
     return Agreement(

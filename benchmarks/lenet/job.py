@@ -12,7 +12,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import mnist, options
 from benchmarks.environment import environment
-from benchmarks.lenet import agreement, measure, plots
+from benchmarks.lenet import agreement, measure, plots, processes, sharing
 from benchmarks.lenet.model import RECIPES, VARIANTS
 from benchmarks.lenet.results import Result, Results
 from benchmarks.lenet.training import Data, Progress, Settings, Trainer
@@ -43,7 +43,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--dtype", choices=DTYPES, default="float32", help="bfloat16: autocast, with float32 parameters"
     )
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="ID", help=variants
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        metavar="ID",
+        help=f"{variants}; without it all, with --sync {', '.join(sharing.VARIANTS)}",
+    )
+    parser.add_argument(
+        "--sync",
+        action="store_true",
+        help="each process takes its share of every batch, with synchronised norms, under "
+        f"DistributedDataParallel: {processes.START}; variants {', '.join(sharing.VARIANTS)} only",
     )
     parser.add_argument(
         "--recipe",
@@ -61,44 +71,69 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=options.directory, default="results/lenet", help="directory for JSON and plots"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if complaint := processes.complaint(args.sync, args.device):
+        parser.error(complaint)
+    possible = sharing.VARIANTS if args.sync else tuple(VARIANTS)
+    args.variants = args.variants or list(possible)
+    if impossible := set(args.variants) - set(possible):
+        parser.error(f"--sync has no synchronised norm for {', '.join(sorted(impossible))}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job; returns 0, 1 (no data, or losses apart beyond rounding) or 130 (interrupted)."""
-    args = arguments(argv)
     try:
-        images = mnist.load(args.data)
-    except mnist.MnistError as error:
-        print(error, file=sys.stderr)
-        return options.EXIT_FAILED
+        with processes.joined():
+            return _job(argv)
     except KeyboardInterrupt:
         return options.EXIT_INTERRUPTED
-    settings = Settings(args.recipe, args.batch_size, args.device, DTYPES[args.dtype], args.seed)
-    results = Results(options.plain(args), {**environment(args.device), "mnist": images.source})
+
+
+def _job(argv: Sequence[str] | None) -> int:
+    with processes.one_voice(errors=True):
+        args = arguments(argv)
+    images = processes.told(partial(_images, args.data))
+    if images is None:
+        return options.EXIT_FAILED
+    device = processes.own(args.device)
+    settings = Settings(args.recipe, args.batch_size, device, DTYPES[args.dtype], args.seed)
+    found = {"mnist": images.source, "processes": processes.count()}
+    results = Results(options.plain(args), {**environment(device), **found})
     try:
-        _work(args, Data.of(images, args.device), settings, results)
+        with processes.one_voice():
+            _work(args, Data.of(images, device), settings, results)
     except KeyboardInterrupt:
         results.interrupted = True
+        _leave(results, args.out)
+        raise
     _leave(results, args.out)
-    if results.interrupted:
-        return options.EXIT_INTERRUPTED
     return 0 if all(a.passed for a in results.agreements) else options.EXIT_FAILED
+
+
+def _images(directory: Path | None) -> mnist.Mnist | None:
+    """None, after a message, where there are none."""
+    try:
+        return mnist.load(directory)
+    except mnist.MnistError as error:
+        print(error, file=sys.stderr)
+        return None
 
 
 def _work(args: argparse.Namespace, data: Data, settings: Settings, results: Results) -> None:
     """Fills `results` as far as it gets."""
     variants = [VARIANTS[id] for id in dict.fromkeys(args.variants)]
+    kind = sharing.SharedTrainer if args.sync else Trainer
     for variant in variants:
         if variant.id in agreement.PAIRS:
             print(f"Comparing the losses of {variant.id} with those of {agreement.PAIRS[variant.id]} ...")
-            results.agreements.append(agreement.follow(variant, data, settings))
+            results.agreements.append(agreement.follow(variant, data, settings, kind))
     print("Measuring norm layers and memory ...")
-    norm_ms = measure.norm_times(variants, data, settings)
+    norm_ms = measure.norm_times(variants, data, settings, kind)
     trainers = []
     for variant in variants:
-        peak = measure.peak_memory(variant, data, settings)
-        trainer = Trainer(variant.norm, variant.tanh, data, settings)
+        peak = measure.peak_memory(variant, data, settings, kind)
+        trainer = kind(variant.norm, variant.tanh, data, settings)
         trainers.append(trainer)
         results.results.append(Result(variant, trainer.epochs, norm_ms.get(variant.id), peak))
     _train(args, trainers, results)
@@ -110,7 +145,8 @@ def _train(args: argparse.Namespace, trainers: list[Trainer], results: Results) 
     turns = [(n, t, r) for n in range(args.epochs) for t, r in zip(trainers, results.results, strict=True)]
     # Where no terminal redraws the bar, a line of it every ten seconds is enough.
     interval = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(total=len(turns) * steps, mininterval=interval, dynamic_ncols=True, bar_format=BAR) as bar:
+    look = {"mininterval": interval, "dynamic_ncols": True, "bar_format": BAR}
+    with tqdm(total=len(turns) * steps, disable=not processes.first(), **look) as bar:
         for turn, (number, trainer, result) in enumerate(turns):
             name = f"{number + 1}/{args.epochs} {result.variant.id}"
             bar.set_description_str(name, refresh=False)
@@ -129,7 +165,12 @@ def _show(bar: tqdm, done_before: int, progress: Progress) -> None:
 
 
 def _leave(results: Results, directory: Path) -> None:
-    """Writes and prints what was finished; without a finished epoch, leaves earlier files alone."""
+    """Writes and prints what was finished; without a finished epoch, leaves earlier files alone.
+
+    In the first process; the others have nothing to say.
+    """
+    if not processes.first():
+        return
     results.results = [result for result in results.results if result.epochs]
     if not results.results:
         print("Interrupted before an epoch was finished: nothing is written.", file=sys.stderr)

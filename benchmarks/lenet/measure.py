@@ -16,15 +16,19 @@ ROUNDS = 100
 WARM_UP = 10
 
 
-def norm_times(variants: Iterable[Variant], data: Data, settings: Settings) -> dict[str, float]:
+def norm_times(
+    variants: Iterable[Variant], data: Data, settings: Settings, trainer: type[Trainer] = Trainer
+) -> dict[str, float]:
     """Milliseconds a step in each variant's norm layers, forward and backward, by variant id.
 
     In the ReLU placement a norm layer is norm and ReLU. The layers run alone, on the activations that they
     get in a model's first step: timing them inside the training would slow it down. The variants take turns
     in every round, so that a disturbance of the machine meets them all; the result is the sum over a
     variant's layers of the median over ROUNDS rounds. Variants without norm are left out.
+
+    Of a `trainer` that shares batches with other processes, which all call this: a share, and the exchange.
     """
-    layers = {v.id: _layers_and_inputs(v, data, settings) for v in variants if v.norm is not None}
+    layers = {v.id: _layers_and_inputs(v, data, settings, trainer) for v in variants if v.norm is not None}
     samples: dict[tuple[str, int], list[float]] = {}
     for number in range(WARM_UP + ROUNDS):
         for id, pairs in layers.items():
@@ -38,15 +42,17 @@ def norm_times(variants: Iterable[Variant], data: Data, settings: Settings) -> d
     }
 
 
-def _layers_and_inputs(variant: Variant, data: Data, settings: Settings) -> list[tuple[nn.Module, Tensor]]:
-    trainer = Trainer(variant.norm, variant.tanh, data, settings)
-    layers = [trainer.model.get_submodule(name) for name in NORM_LAYERS]
+def _layers_and_inputs(
+    variant: Variant, data: Data, settings: Settings, trainer: type[Trainer]
+) -> list[tuple[nn.Module, Tensor]]:
+    made = trainer(variant.norm, variant.tanh, data, settings)
+    layers = [made.model.get_submodule(name) for name in NORM_LAYERS]
     inputs: list[Tensor] = []
     hooks = [
         layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].detach().requires_grad_()))
         for layer in layers
     ]
-    trainer.loss(*next(trainer.batches()))
+    made.loss(*next(made.batches()))
     for hook in hooks:
         hook.remove()
     return list(zip(layers, inputs, strict=True))
@@ -64,17 +70,17 @@ def _seconds(layer: nn.Module, input: Tensor, settings: Settings) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(variant: Variant, data: Data, settings: Settings) -> int:
+def peak_memory(variant: Variant, data: Data, settings: Settings, trainer: type[Trainer] = Trainer) -> int:
     """The most bytes of tensors alive at once in a training step: parameters, gradients, Adam, activations.
 
     The data set and the batch, the same for every variant, are not counted, nor is what libraries
-    allocate for themselves on the CPU.
+    allocate for themselves on the CPU. Of this process alone, where a `trainer` shares with others.
     """
-    batch = next(Trainer(variant.norm, variant.tanh, data, settings).batches())
+    batch = next(trainer(variant.norm, variant.tanh, data, settings).batches())
 
     def two_steps() -> None:  # the first makes Adam's state, the second has it from its start
-        trainer = Trainer(variant.norm, variant.tanh, data, settings)
+        made = trainer(variant.norm, variant.tanh, data, settings)
         for _ in range(2):
-            trainer.step(*batch)
+            made.step(*batch)
 
     return peak_bytes(two_steps, settings.device)

@@ -55,9 +55,11 @@ class Results:
     def conditions(self) -> str:
         """In one line, what the numbers were measured with."""
         a, e = self.arguments, self.environment
+        processes = f"{e['processes']} synchronised processes of " if a.get("sync") else ""
         return (
             f"recipe {a['recipe']}, batch {a['batch_size']}, {a['dtype']}, {e['device']}, "
-            f"{e['threads']} threads, torch {e['torch']}, fused_bn {e['fused_bn']} ({e['fused_bn_kernels']})"
+            f"{processes}{e['threads']} threads, torch {e['torch']}, "
+            f"fused_bn {e['fused_bn']} ({e['fused_bn_kernels']})"
         )
 
     def write(self, path: Path) -> None:

@@ -96,13 +96,13 @@ class Contest:
         loss, gradients = self._gradients("eager", self.images)
         half = self.case.dtype == "bfloat16"
         moved = torch.nextafter(self.images, torch.full_like(self.images, torch.inf))
-        allowed = 3 * _distance(self._gradients("eager", moved)[1], gradients)
+        allowed = 3 * distance(self._gradients("eager", moved)[1], gradients)
         for row in self.models:
             found_loss, found = self._gradients(row, self.images)
             if not abs(found_loss - loss) <= (2**-5 if half else 1e-4) * loss:
                 raise WrongResultError(f"{row}: loss {found_loss}, eager's {loss}")
-            if not half and not (distance := _distance(found, gradients)) <= allowed:
-                raise WrongResultError(f"{row}: gradients off by {distance:.1e}, allowed {allowed:.1e}")
+            if not half and not (off := distance(found, gradients)) <= allowed:
+                raise WrongResultError(f"{row}: gradients off by {off:.1e}, allowed {allowed:.1e}")
 
     def _gradients(self, row: str, images: Tensor) -> tuple[float, list[Tensor]]:
         model = self.models[row]
@@ -110,7 +110,7 @@ class Contest:
         return loss.item(), list(torch.autograd.grad(loss, list(model.parameters())))
 
 
-def _distance(found: list[Tensor], expected: list[Tensor]) -> float:
+def distance(found: list[Tensor], expected: list[Tensor]) -> float:
     """The largest relative distance of a parameter's gradients."""
     pairs = zip(found, expected, strict=True)
     return max(float((mine - theirs).norm() / theirs.norm()) for mine, theirs in pairs)

@@ -1,0 +1,92 @@
+"""Processes of this machine that take timed steps together."""
+
+import random
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.multiprocessing.spawn import spawn
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from benchmarks import timing
+from benchmarks.resnet.contest import WrongResultError
+from benchmarks.sync.contest import Contest
+from benchmarks.sync.traffic import Traffic
+
+PROCESSES = 2
+THREADS = 1
+"""Of each process."""
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Of one run: seconds a step by row, a value a round; what its norms exchange in a step, by row."""
+
+    times: dict[str, list[float]]
+    traffic: dict[str, dict[str, Traffic]]
+    norms: int
+
+
+def run(
+    batch: int, size: int, layout: str, rounds: int, seed: int, make: Callable[[], nn.Module]
+) -> Findings:
+    """Checks, then times all rows in PROCESSES processes of THREADS threads, over gloo.
+
+    Args:
+        make: makes the model; picklable.
+
+    Raises:
+        WrongResultError: before anything is timed, where rows do not agree.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_process, (folder, batch, size, layout, rounds, seed, make), PROCESSES)
+        found: Findings | WrongResultError = torch.load(Path(folder) / "found", weights_only=False)
+    if isinstance(found, WrongResultError):
+        raise found
+    return found
+
+
+def _process(rank: int, folder: str, *work: Any) -> None:
+    torch.set_num_threads(THREADS)
+    store = f"file://{folder}/store"
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES)
+    found: Findings | WrongResultError
+    try:
+        found = _measured(*work)
+    except WrongResultError as error:
+        found = error
+    finally:
+        distributed.destroy_process_group()
+    if rank == 0:
+        torch.save(found, Path(folder) / "found")
+
+
+def _measured(
+    batch: int, size: int, layout: str, rounds: int, seed: int, make: Callable[[], nn.Module]
+) -> Findings:
+    contest = Contest(batch, size, layout, make)
+    contest.check()
+    traffic = {row: contest.traffic(row) for row in contest.models}
+    steps = {row: contest.step(row) for row in contest.models}
+    times: dict[str, list[float]] = {row: [] for row in steps}
+    order = random.Random(seed)  # the same in all processes
+    with timing.without_garbage_collection():
+        quiet = distributed.get_rank() != 0
+        for _ in tqdm(range(rounds), desc="rounds", dynamic_ncols=True, disable=quiet):
+            for row in order.sample(list(steps), len(steps)):
+                steps[row]()  # of the round, not timed: what the others left in caches and memory goes
+                distributed.barrier()
+                times[row].append(_of_the_slowest(timing.seconds(steps[row], 1, CPU)))
+    return Findings(times, traffic, contest.norms)
+
+
+def _of_the_slowest(seconds: float) -> float:
+    """The largest over all processes: a step has ended where all have."""
+    value = torch.tensor(seconds, dtype=torch.float64)
+    distributed.all_reduce(value, distributed.ReduceOp.MAX)
+    return value.item()
