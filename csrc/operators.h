@@ -3,8 +3,8 @@
 // A Device has
 //   Guard            makes a device the current one while it lives
 //   forward          gives output and mask; writes the statistics where they are the batch's or the running
-//                    ones. Of Result::moments it gives nothing, and running_var is not the variance but the
-//                    sum of squared deviations.
+//                    ones, and else reads them. Of Result::moments it gives nothing, and running_var is not
+//                    the variance but the sum of squared deviations.
 //   merge            writes statistics and count from the moments of several processes
 //   backward         gives grad_input and grad_residual; writes the parameters' gradients
 #pragma once

@@ -42,7 +42,7 @@ class ForwardKernel {
         fails = gathers && gather(sweep, slab, scale);
         if (emits) {
           if (p_.training && p_.exchange != Exchange::none) merge_blocks(slab, scale);
-          fails = knows_statistics() ? take_statistics(slab) : finish(slab, which);
+          fails = finish(slab, which);
         }
         fails = any_in_block(fails && which == Try::first);
       }
@@ -132,7 +132,7 @@ class ForwardKernel {
     exchange_.next_turn();
   }
 
-  // From the totals, or the running statistics, to the statistics that are saved and used. True where the
+  // From the totals, the running or the known statistics to those that are saved and used. True where the
   // first try fails for a channel: its sums have overflowed, or it holds inf or NaN.
   FUSED_BN_DEVICE bool finish(int slab, Try which) {
     bool fails = false;
@@ -151,7 +151,10 @@ class ForwardKernel {
         mean = read(p_.running_mean, channel, 0);
         variance = read(p_.running_var, channel, 0);
       }
-      const ChannelStatistics<A> statistics(mean, variance, p_.eps);
+      ChannelStatistics<A> statistics(mean, variance, p_.eps);
+      if (p_.known != nullptr) {
+        statistics = ChannelStatistics<A>(Statistics<A>(const_cast<void*>(p_.known), g_.C), channel);
+      }
       numbers_.set_affine(c, statistics, read(p_.weight, channel, 1), read(p_.bias, channel, 0));
       if (exchange_.rank() == 0) {
         statistics.save(Statistics<A>(p_.statistics, g_.C), channel);
@@ -161,18 +164,6 @@ class ForwardKernel {
       }
     }
     return fails;
-  }
-
-  // In evaluation without running statistics they are those that are there.
-  FUSED_BN_DEVICE bool knows_statistics() const { return !p_.training && p_.running_mean.data == nullptr; }
-  FUSED_BN_DEVICE bool take_statistics(int slab) {
-    const Statistics<A> saved(p_.statistics, g_.C);
-    for (int c = thread_index(); c < g_.channels(slab); c += g_.threads) {
-      const int channel = g_.first_channel(slab) + c;
-      numbers_.set_affine(c, ChannelStatistics<A>(saved, channel), read(p_.weight, channel, 1),
-                          read(p_.bias, channel, 0));
-    }
-    return false;
   }
 
   FUSED_BN_DEVICE void emit(Slab& sweep) {

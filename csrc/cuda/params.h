@@ -75,10 +75,8 @@ struct ForwardParams {
   ChannelVector running_mean;  // read in evaluation, updated in training
   ChannelVector running_var;
   int64_t* num_batches_tracked;  // counted in training where not null
-  void* statistics;  // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float. Read where they are
-                     // neither the batch's nor the running ones
-  double*
-      moments;  // [2 * C + 1], mean, sum of squared deviations and count: written in the place of all else
+  void* statistics;              // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float
+  const void* known;             // such statistics, taken for the running ones; null where there are none
   Flag training;
   Flag cumulative;  // momentum is 1 / num_batches_tracked
   double momentum;

@@ -200,6 +200,7 @@ void bind_params(py::module_& module) {
       .field("running_var", &ForwardParams::running_var)
       .field("num_batches_tracked", &ForwardParams::num_batches_tracked)
       .field("statistics", &ForwardParams::statistics)
+      .field("known", &ForwardParams::known)
       .field("training", &ForwardParams::training)
       .field("cumulative", &ForwardParams::cumulative)
       .field("momentum", &ForwardParams::momentum)
