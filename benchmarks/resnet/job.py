@@ -23,8 +23,8 @@ REQUIRED = {"cpu": {"speedup": 1.10, "memory": 0.85}, "cuda": {"speedup": 1.15}}
 """Fused beside eager: at least so many times as fast, at most so much of its peak memory."""
 
 STEPS_A_TURN = 4
-"""Behind one that is not timed: a change of models moves what malloc holds, and pages are fetched anew for some
-steps, which training one model does not meet."""
+"""Behind one that is not timed: a change of models moves what malloc holds, and its pages are fetched anew
+for a while, which training one model does not meet."""
 
 CELLS = (("contiguous", "float32"), ("channels_last", "float32"), ("channels_last", "bfloat16"))
 
