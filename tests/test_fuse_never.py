@@ -225,10 +225,9 @@ def test_hooks_see_and_do_what_they_did(change: Any, late: bool) -> None:
     assert_same(block, fused, images())
 
 
-def test_unknown_and_lazy_and_synchronised_norms_are_left_alone() -> None:
+def test_unknown_and_lazy_norms_are_left_alone() -> None:
     for norm, reason in (
         (Custom(4), "Custom is an unknown subclass of BatchNorm2d"),
-        (nn.SyncBatchNorm(4), "fused_bn has no SyncBatchNorm yet"),
         (nn.LazyBatchNorm2d(), "it is lazy"),
     ):
         block: Any = fused_bn.fuse(nn.Sequential(norm, nn.ReLU()))

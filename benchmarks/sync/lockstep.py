@@ -1,5 +1,6 @@
 """Processes of this machine that take timed steps together."""
 
+import gc
 import random
 import tempfile
 from collections.abc import Callable
@@ -59,9 +60,10 @@ def _process(rank: int, folder: str, *work: Any) -> None:
     try:
         found = _measured(*work)
     except WrongResultError as error:
-        found = error
-    finally:
-        distributed.destroy_process_group()
+        found = WrongResultError(*error.args)  # without the traceback, which holds the models
+    gc.collect()  # parallel models end before the group that they speak over
+    distributed.barrier()
+    distributed.destroy_process_group()
     if rank == 0:
         torch.save(found, Path(folder) / "found")
 
