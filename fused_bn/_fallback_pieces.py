@@ -46,9 +46,14 @@ def merge(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     channels = input.shape[1]
+    if eps <= 0:
+        raise ValueError(f"batch_norm eps must be positive during training, but got {eps}")
+    for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
+        if vector is not None and vector.shape != input.shape[1:2]:
+            raise RuntimeError(f"{name} should contain {channels} elements not {vector.numel()}")
     counts = moments[:, -1:]
     total = counts.sum()
-    mean = (moments[:, :channels] * counts).sum(0) / total
+    mean = (moments[:, :channels] * counts).sum(0) / total.clamp(min=1)
     deviations = (moments[:, :channels] - mean).square() * counts
     m2 = (moments[:, channels:-1] + deviations).sum(0)
     if num_batches_tracked is not None:
@@ -57,10 +62,11 @@ def merge(
         momentum = 0.0 if num_batches_tracked is None else 1.0 / float(num_batches_tracked)
     for running, new in ((running_mean, mean), (running_var, m2 / (total - 1))):
         if running is not None:
-            running.copy_((1 - momentum) * running.double() + momentum * new)
+            blended = (1 - momentum) * running.double() + momentum * new
+            running.copy_(torch.where(total > 0, blended, running.double()))
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     high = mean.to(dtype)
-    invstd = (m2 / total + eps).rsqrt()
+    invstd = (m2 / total.clamp(min=1) + eps).rsqrt()
     return torch.stack([high, (mean - high.double()).to(dtype), invstd.to(dtype)]), total
 
 

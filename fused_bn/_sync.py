@@ -100,9 +100,11 @@ class _Elementwise(torch.autograd.Function):
         )
         if wants_input:
             sums = _exchange(_add_up, sums, ctx.group, ctx.layer)
-        grad_input, grad_residual = pieces.backward_elementwise(
-            grad_output, *saved, sums, count, *ctx.options, [wants_input, wants_residual]
-        )
+        grad_input = grad_residual = None
+        if wants_input or wants_residual:
+            grad_input, grad_residual = pieces.backward_elementwise(
+                grad_output, *saved, sums, count, *ctx.options, [wants_input, wants_residual]
+            )
         return (
             grad_input if wants_input else None,
             grad_residual if wants_residual else None,

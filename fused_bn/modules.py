@@ -66,7 +66,7 @@ def apply(
         residual=residual,
         num_batches_tracked=num_batches_tracked,
     )
-    if norm.recompute:
+    if norm._notes_outputs:
         _recompute.remember(output, residual)
     return output
 
@@ -100,7 +100,7 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
     bias_init: Any = None
     frozen = False
     synchronised = False  # whether statistics are those of several processes; see SyncBatchNorm
-    recompute = False  # whether what keeps an output for backward may compute it again; see fused_bn.fuse
+    _notes_outputs = False  # for what keeps them for backward, and can compute them again; see fused_bn.fuse
 
     def __init__(
         self,
@@ -233,14 +233,16 @@ class SyncBatchNorm(_FusedBatchNorm):
     nothing waits for the device. All processes hold the same statistics, bit for bit. In evaluation, with a
     group of one process, and where torch.distributed is not initialised, this is plain batch norm.
 
-    The second derivative is not implemented and raises. Gradients of weight and bias are those of the own
+    The second derivative is not implemented and raises. `fused_bn.fuse` lets no outputs of synchronised norms
+    be computed again. Gradients of weight and bias are those of the own
     batch, which DistributedDataParallel averages.
 
     Args, besides those of `nn.SyncBatchNorm`: those of `fused_bn.BatchNorm2d`, by keyword.
 
     Raises:
         RuntimeError: in forward or backward, where a process of the group fails or leaves, at the latest
-            after the group's timeout; the text names the layer if `convert_sync_batchnorm` made it.
+            after the group's timeout; the text names the layer if `convert_sync_batchnorm` made it. With
+            NCCL, whose calls return at once, its watchdog ends the process instead.
     """
 
     synchronised = True
@@ -263,6 +265,13 @@ class SyncBatchNorm(_FusedBatchNorm):
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **options
         )
         self.process_group = process_group
+
+    @classmethod
+    def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
+        """`fused_bn.convert_sync_batchnorm`, under the name that it has in `nn.SyncBatchNorm`."""
+        from fused_bn.sync import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(module, process_group)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:

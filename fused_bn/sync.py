@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from fused_bn.fusion.classes import become
 from fused_bn.fusion.runtime import DROP_INS, OURS, NormAct
@@ -26,14 +27,18 @@ def convert_sync_batchnorm(model: Model, process_group: Any = None) -> Model:
         The model. `revert_sync_batchnorm` undoes it.
 
     Raises:
-        ValueError: a norm is of a subclass of nn.BatchNorm* that is unknown; nothing is changed then.
+        ValueError: a norm is lazy, or of a subclass of nn.BatchNorm* that is unknown; nothing is changed.
     """
     named = {name: module for name, module in model.named_modules() if _is_norm(module)}
     for name, norm in named.items():
+        if isinstance(norm, LazyModuleMixin):
+            raise ValueError(f"'{name}' is lazy: convert the model after its first input")
         if not (type(norm) in OURS or type(norm) in DROP_INS or isinstance(norm, NormAct)):
             raise ValueError(
-                f"{name or 'the model'} is a {type(norm).__name__}, and what that computes is not known to "
-                "convert_sync_batchnorm; fused_bn.fuse knows some such classes: fuse the model first"
+                f"'{name}' is a {type(norm).__name__}, and what that computes is not known to "
+                "convert_sync_batchnorm: put a norm of fused_bn or torch.nn in its place, or convert the "
+                "modules around it one by one; fused_bn.fuse makes norms with children act and drop, as timm's, "
+                "known"
             )
     for name, norm in named.items():
         own = vars(norm)
@@ -52,11 +57,12 @@ def revert_sync_batchnorm(model: Model) -> Model:
 
     What was constructed as a `SyncBatchNorm`, or as PyTorch's, becomes that again.
     """
+    fused = "fusion_report" in vars(model)
     for module in model.modules():
         own = vars(module)
         former = own.pop("synchronised_from", None)
-        if former is not None:
-            become(module, former)
+        if former is not None:  # in a fused model one that can still be fused
+            become(module, DROP_INS.get(former, former) if fused else former)
         elif not isinstance(module, NormAct):
             continue
         own.pop("synchronised", None)

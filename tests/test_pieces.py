@@ -1,12 +1,14 @@
 """The operators that forward and backward consist of where several processes share their statistics."""
 
 from itertools import product
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fused_bn import _fallback_pieces, _pieces
 from tests.cases import Case, layouts, present, same_bits
 from tests.test_operator import SMOOTH, WITH_MASK, backward, backward_arguments, forward, forward_arguments
 
@@ -164,6 +166,28 @@ def test_backward_refuses_wrong_arguments(name: str) -> None:
     arguments = elementwise_arguments(Case((2, 3, 4, 4)), "cpu")
     with pytest.raises((RuntimeError, ValueError)):
         elementwise(arguments | WRONG_ELEMENTWISE[name])
+
+
+@pytest.mark.parametrize("pieces", [_pieces, _fallback_pieces], ids=["kernels", "fallback"])
+def test_merge_of_nothing_and_of_infinities(pieces: ModuleType) -> None:
+    """Running statistics stay where all batches are empty; one infinite value makes an infinite mean."""
+    x = torch.randn(4, 3)
+    mean, variance, counter = torch.zeros(3), torch.ones(3), torch.tensor(2)
+    empty = pieces.moments(x[:0])
+    pieces.merge(x, torch.stack([empty, empty]), mean, variance, counter, 0.5, 1e-5)
+    assert counter == 3
+    assert (mean == 0).all()
+    assert (variance == 1).all()
+    infinite = x.clone()
+    infinite[0, 0] = float("inf")
+    for order in ((infinite, x), (x, infinite)):
+        moments = torch.stack([pieces.moments(each) for each in order])
+        statistics, _ = pieces.merge(x, moments, None, None, None, 0.5, 1e-5)
+        assert statistics[0, 0] == float("inf")
+        assert statistics[:, 1:].isfinite().all()
+    with pytest.raises(ValueError, match="eps must be positive"):
+        pieces.merge(x, torch.stack([empty, empty]), mean, variance, counter, 0.5, 0.0)
+    assert counter == 3
 
 
 def test_merge_counts_as_a_write_of_the_buffers(device: str) -> None:

@@ -253,7 +253,7 @@ def test_unfuse_and_models_without_a_gradient() -> None:
     assert all(each.expired() for name, each in given.items() if name != "0.conv1")
     fused_bn.unfuse(model)
     assert type(model[0].conv1) is nn.Conv2d
-    assert "recompute" not in vars(model[0].bn1)
+    assert "_notes_outputs" not in vars(model[0].bn1)
 
 
 def test_subclasses_of_convolutions_are_left_alone() -> None:
@@ -276,3 +276,63 @@ def test_an_output_that_another_keeps_is_not_lost() -> None:
 
     kept, model = fused_both_ways(lambda: Branches(conv(4, 3)))
     assert all(map(torch.equal, gradients(kept, images()), gradients(model, images())))
+
+
+class Accumulates(nn.Module):
+    """A residual that nothing keeps, and that is written afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.consumer = conv(4, 4), nn.BatchNorm2d(4), conv(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        sum_ = x * 1
+        y = torch.relu(self.norm(self.conv(x)) + sum_)
+        sum_ += self.consumer(y)
+        return sum_
+
+
+def test_a_residual_that_nobody_keeps_is_not_relied_on() -> None:
+    """It may be written, and autograd would not mind."""
+    kept, model = fused_both_ways(Accumulates)
+    assert "fused: norm+add+relu" in repr(model)
+    assert all(map(torch.equal, gradients(kept, images()), gradients(model, images())))
+
+
+def test_a_traced_model_is_traced() -> None:
+    _, model = fused_both_ways(lambda: chain(2))
+    model.eval()
+    traced = torch.jit.trace(model, images().detach(), check_trace=False)
+    torch.testing.assert_close(traced(images()), model(images()), rtol=0, atol=1e-6)
+
+
+def test_without_the_extension_a_fused_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was pickled where there was one."""
+    kept, model = fused_both_ways(lambda: chain(1))
+    monkeypatch.setattr(_recompute, "extension", None)
+    assert all(map(torch.equal, gradients(kept, images()), gradients(model, images())))
+
+
+def test_attributes_of_the_users_own_stay() -> None:
+    class Flagged(Pair):
+        def __init__(self) -> None:
+            super().__init__(conv(4, 3))
+            self.recompute = True
+
+    _, model = fused_both_ways(Flagged)
+    assert fused_bn.unfuse(model).recompute is True
+
+
+def test_an_output_that_is_held_holds_no_input_behind_backward() -> None:
+    _, model = fused_both_ways(lambda: Pair(conv(4, 3)))
+    inputs, outputs = [], []
+    model.conv.register_forward_hook(lambda _, __, z: inputs.append(StorageWeakRef(z.untyped_storage())))
+    model.consumer.register_forward_pre_hook(lambda _, arguments: outputs.append(arguments[0]))
+    model(images()).sum().backward()
+    assert outputs
+    assert inputs[0].expired()
+
+
+def test_a_model_without_norms_stays_as_it_is() -> None:
+    model = fused_bn.fuse(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    assert type(model[0]) is nn.Conv2d

@@ -29,7 +29,7 @@ def test_conversion_keeps_objects_keys_and_options() -> None:
     tensors = {name: id(each) for name, each in [*model.named_parameters(), *model.named_buffers()]}
     kinds = {name: type(each) for name, each in model.named_modules()}
     state = {name: dict(vars(each)) for name, each in model.named_modules()}
-    assert fused_bn.convert_sync_batchnorm(model) is model
+    assert fused_bn.SyncBatchNorm.convert_sync_batchnorm(model) is model
     assert {name: id(each) for name, each in model.named_modules()} == before
     assert {name: id(e) for name, e in [*model.named_parameters(), *model.named_buffers()]} == tensors
     assert all(type(each) is fused_bn.SyncBatchNorm for each in model.children())
@@ -52,7 +52,7 @@ def test_conversion_of_unknown_norms_is_refused_whole() -> None:
             return torch.relu(super().forward(input))
 
     model = nn.Sequential(nn.BatchNorm2d(3), Own(3))
-    with pytest.raises(ValueError, match="1 is a Own"):
+    with pytest.raises(ValueError, match="'1' is a Own"):
         fused_bn.convert_sync_batchnorm(model)
     assert type(model[0]) is nn.BatchNorm2d
 
@@ -64,10 +64,13 @@ def test_constructor_and_errors_are_torchs() -> None:
     )
     assert repr(ours) == repr(theirs)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
-    for wrong in (torch.randn(5), torch.randn(2, 0, 3)):
-        with pytest.raises(ValueError) as mine:  # noqa: PT011
-            fused_bn.SyncBatchNorm(0 if wrong.dim() == 3 else 5)(wrong)
-        assert "expected at least 2D input" in str(mine.value) or "non-zero" in str(mine.value)
+    for wrong, channels in ((torch.randn(5), 5), (torch.randn(2, 0, 3), 0)):
+        texts = []
+        for kind in (fused_bn.SyncBatchNorm, nn.SyncBatchNorm):
+            with pytest.raises(ValueError) as error:  # noqa: PT011
+                kind(channels)(wrong)
+            texts.append(str(error.value))
+        assert texts[0] == texts[1]
 
 
 def test_fuse_takes_torchs_synchronised_norms() -> None:
@@ -82,3 +85,37 @@ def test_fuse_takes_torchs_synchronised_norms() -> None:
     plain = torch.nn.functional.batch_norm(z, mean, variance)
     torch.testing.assert_close(fused(x), torch.relu(plain), rtol=0, atol=1e-6)
     assert type(fused_bn.unfuse(fused)[1]) is nn.SyncBatchNorm
+
+
+def test_conversion_before_fuse_keeps_names_and_reverts_to_fused_norms() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    fused = fused_bn.fuse(fused_bn.convert_sync_batchnorm(model))
+    assert fused[1].layer_name == "1"
+    assert type(fused_bn.revert_sync_batchnorm(fused)[1]) is fused_bn.BatchNorm2d
+    assert type(fused_bn.unfuse(fused)[1]) is nn.BatchNorm2d
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
+def test_norms_with_an_activation_of_their_own() -> None:
+    """They are synchronised as they are, and unfuse refuses to make them plain in silence."""
+    model: Any = fused_bn.convert_sync_batchnorm(fused_bn.fuse(nn.Sequential(NormAct(4))))
+    assert model[0].synchronised
+    with pytest.raises(RuntimeError, match="0 is synchronised over processes: revert_sync_batchnorm"):
+        fused_bn.unfuse(model)
+    assert not fused_bn.revert_sync_batchnorm(model)[0].synchronised
+    assert type(fused_bn.unfuse(model)[0]) is NormAct
+
+
+def test_lazy_norms_are_converted_after_their_first_input() -> None:
+    with pytest.raises(ValueError, match="'0' is lazy: convert the model after its first input"):
+        fused_bn.convert_sync_batchnorm(nn.Sequential(nn.LazyBatchNorm2d()))

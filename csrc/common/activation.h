@@ -10,7 +10,7 @@
 
 namespace fused_bn {
 
-// In order: those with two slopes, of which relu6 is the last, and then the others.
+// In order: those with two slopes, of which relu6 is the last, hardswish, and those that take an exponential.
 enum class Activation : int8_t {
   none,
   relu,
@@ -40,6 +40,11 @@ FUSED_BN_ANY_DEVICE constexpr Curve curve_of(Activation activation) {
 // The derivative takes one of two values, so that a bit tells which; else it takes z.
 FUSED_BN_ANY_DEVICE constexpr bool has_two_slopes(Activation activation) {
   return activation <= Activation::relu6;
+}
+
+// Costs so much that it pays to keep the gradient behind it rather than compute it twice.
+FUSED_BN_ANY_DEVICE constexpr bool takes_an_exponential(Activation activation) {
+  return activation >= Activation::elu;
 }
 
 // An activation and its number: leaky_relu's negative slope, elu's alpha. A is the type computed in.

@@ -19,7 +19,8 @@ FUSED_BN_HOST_DEVICE inline Moments merge(const Moments& a, const Moments& b) {
   const double count = a.count + b.count;
   const double delta = b.mean - a.mean;
   const double share = b.count / count;
-  return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * (a.count * share)};
+  const double mean = delta - delta == 0 ? a.mean + delta * share : a.mean + b.mean;  // inf stays inf
+  return {count, mean, a.m2 + b.m2 + delta * delta * (a.count * share)};
 }
 
 }  // namespace fused_bn

@@ -60,7 +60,7 @@ double count_batch(const ForwardArguments& a) {
 // a tensor.
 Tensor empty_scratch(const BackwardArguments& a, const Tensor& x, const Totals& totals) {
   const bool half = x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf;
-  const bool costly = activation_from_name(a.activation) >= Activation::elu;
+  const bool costly = takes_an_exponential(activation_from_name(a.activation));
   const bool both = !totals.sums.defined() && (a.output_mask[0] || a.output_mask[1]);
   return half && costly && both ? empty_output(x, x.suggest_memory_format()) : Tensor();
 }

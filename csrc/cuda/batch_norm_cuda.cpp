@@ -46,11 +46,11 @@ struct Cuda {
       return {output, mask};
     }
     auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
-    Tensor written;  // the kernel writes statistics in any case
+    Tensor scratch_statistics;  // the kernel writes some in any case
     if (!a.training && !present(a.running_mean)) {
-      written = at::empty_like(statistics);
+      scratch_statistics = at::empty_like(statistics);
       p.known = p.statistics;
-      p.statistics = written.data_ptr();
+      p.statistics = scratch_statistics.data_ptr();
     }
     p.num_batches_tracked = counts ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;
     p.cumulative = a.training && !a.momentum.has_value();

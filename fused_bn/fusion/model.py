@@ -46,7 +46,8 @@ def fuse(model: Model, example_inputs: object = None, *, recompute: bool = True)
         recompute: whether convolutions, linear layers and pooling need not keep a large output of a norm for
             backward, where it can be computed again from the norm's input, which lies there anyway: the same
             bits, for one more read and write of the tensor in backward. Their classes change as the norms'
-            do. Nothing else sees it; hooks on saved tensors (`torch.utils.checkpoint`) take precedence.
+            do. Hooks on saved tensors (`torch.utils.checkpoint`) take precedence. What writes to such an
+            output past autograd (`.data`, NumPy) between the norm and its consumer needs recompute=False.
 
     Returns:
         The model, with a new attribute `fusion_report`, a `FusionReport`: what became of each norm, and why.
@@ -56,7 +57,7 @@ def fuse(model: Model, example_inputs: object = None, *, recompute: bool = True)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, but got {type(model).__name__}")
-    unfuse(model)
+    _release_all(model)
     norms = {path: module for path, module in model.named_modules() if is_norm(module)}
     kinds = {path: type(norm).__name__ for path, norm in norms.items()}
     left_alone: dict[nn.Module, str] = {}
@@ -70,11 +71,11 @@ def fuse(model: Model, example_inputs: object = None, *, recompute: bool = True)
     try:
         plan = plan_of(model)
     except BaseException:
-        unfuse(model)
+        _release_all(model)
         raise
     for module, (variants, summary) in plan.variants.items():
         rewrite(module, variants, summary)
-    if recompute:
+    if recompute and norms:
         switch_on(model)
     misfits = {} if example_inputs is None else _misfits(model, example_inputs)
     lines = [
@@ -96,7 +97,18 @@ def unfuse(model: Model) -> Model:
 
     Returns:
         The model, without `fusion_report`.
+
+    Raises:
+        RuntimeError: a norm with an activation of its own (as timm's) is synchronised over processes, which
+            its own class cannot be: `revert_sync_batchnorm` first.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, runtime.NormAct) and module.synchronised:
+            raise RuntimeError(f"{name} is synchronised over processes: revert_sync_batchnorm(model) first")
+    return _release_all(model)
+
+
+def _release_all(model: Model) -> Model:
     switch_off(model)
     for module in model.modules():
         if isinstance(module, Rewritten) and is_made(type(module)):

@@ -20,7 +20,7 @@ from fused_bn.fusion.classes import Made, become, is_made, make_class
 from fused_bn.fusion.runtime import DROP_INS, OURS, NormAct, is_identity, unhooked
 
 PLAIN = {ours: theirs for theirs, ours in DROP_INS.items()}
-OWN_ATTRIBUTES = ("activation", "activation_param", "weight_init", "bias_init", "frozen", "layer_name")
+OWN_ATTRIBUTES = ("activation", "activation_param", "weight_init", "bias_init", "frozen")
 PROBE_SIZES: dict[type[nn.Module], tuple[int, ...]] = {
     nn.BatchNorm1d: (3,),
     nn.BatchNorm2d: (3, 2),

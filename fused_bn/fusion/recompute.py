@@ -35,7 +35,7 @@ def switch_on(model: nn.Module) -> None:
         return
     for module in model.modules():
         if type(module) in OURS or isinstance(module, NormAct):
-            vars(module)["recompute"] = True
+            vars(module)["_notes_outputs"] = True
         elif type(module) in KEEP_THEIR_INPUT:
             become(module, _keeping_class(type(module)))  # type: ignore[arg-type]
 
@@ -43,7 +43,7 @@ def switch_on(model: nn.Module) -> None:
 def switch_off(model: nn.Module) -> None:
     """Undoes `switch_on`."""
     for module in model.modules():
-        vars(module).pop("recompute", None)
+        vars(module).pop("_notes_outputs", None)
         if isinstance(module, KeepsRecipe) and is_made(type(module)):
             become(module, module._made_from)
 

@@ -45,7 +45,7 @@ class NormAct(Made):
 
     act: nn.Module
     drop: nn.Module
-    recompute = synchronised = False
+    _notes_outputs = synchronised = False
 
     def forward(self, input: Tensor) -> Tensor:
         known = activations.of_module(self.act)
