@@ -37,8 +37,8 @@ def convert_sync_batchnorm(model: Model, process_group: Any = None) -> Model:
             raise ValueError(
                 f"'{name}' is a {type(norm).__name__}, and what that computes is not known to "
                 "convert_sync_batchnorm: put a norm of fused_bn or torch.nn in its place, or convert the "
-                "modules around it one by one; fused_bn.fuse makes norms with children act and drop, as timm's, "
-                "known"
+                "modules around it one by one; norms with children act and drop, as timm's, are known once "
+                "fused_bn.fuse has made them ours"
             )
     for name, norm in named.items():
         own = vars(norm)
