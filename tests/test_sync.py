@@ -248,6 +248,50 @@ def test_one_collective_forward_and_one_backward(two: Team) -> None:
         assert calls == {"gather": [8 * (2 * 7 + 1)], "forward": [1], "reduce": [8 * 2 * 7]}
 
 
+def in_groups_of_two(rank: int) -> dict[str, Tensor | None]:
+    group, _ = distributed.new_subgroups(2)
+    case = Case((3, 3, 4, 2), dtype=torch.float64, parameter_dtype=torch.float64)
+    tensors = make_tensors(case, seed=rank)
+    norm = norm_of(fused_bn.SyncBatchNorm, case, make_tensors(case))
+    norm.process_group = group
+    return step(norm, tensors.input, None, tensors.grad_output)
+
+
+def test_a_group_is_one_batch() -> None:
+    """Of four processes two and two: what the README recommends for many."""
+    team = Team(4)
+    parts = team.run(in_groups_of_two)
+    team.close()
+    case = Case((3, 3, 4, 2), dtype=torch.float64, parameter_dtype=torch.float64)
+    for ranks in ((0, 1), (2, 3)):
+        own = [make_tensors(case, seed=rank) for rank in ranks]
+        x, grad_output = (torch.cat([getattr(t, name) for t in own]) for name in ("input", "grad_output"))
+        norm = norm_of(fused_bn.BatchNorm2d, case, make_tensors(case))
+        expected = step(norm, x, None, grad_output)
+        for name in ("output", "grad_input"):
+            found = torch.cat([present(parts[rank][name]) for rank in ranks])
+            assert_close(name, found, present(expected[name]), torch.float64)
+
+
+def by_inductor(rank: int) -> float:
+    """How far a compiled norm is from an eager one: output, gradients and buffers."""
+    case = Case((4 + rank, 3, 4, 2), dtype=torch.float64, parameter_dtype=torch.float64, residual=True)
+    tensors = make_tensors(case, seed=rank)
+    results = []
+    for compiled in (False, True):
+        norm = norm_of(fused_bn.SyncBatchNorm, case, make_tensors(replace(case, shape=(4, 3, 4, 2))))
+        if compiled:
+            norm.compile(fullgraph=True)
+        results.append(step(norm, tensors.input, tensors.residual, tensors.grad_output))
+    pairs = ((present(left), present(results[1][name])) for name, left in results[0].items())
+    return max(float((left.double() - right.double()).abs().max()) for left, right in pairs)
+
+
+def test_compiled_by_inductor(two: Team) -> None:
+    """With functional collectives; the other tests of torch.compile stop at AOTAutograd."""
+    assert max(two.run(by_inductor)) <= 1e-12
+
+
 def second_derivative(_: int) -> str:
     norm = fused_bn.SyncBatchNorm(3)
     x = torch.randn(4, 3, requires_grad=True)
