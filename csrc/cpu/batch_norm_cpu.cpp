@@ -22,8 +22,8 @@ Execution execution() {
 
 // Memory of this size comes fresh from the kernel every time (32 MiB is the largest that glibc's malloc keeps
 // for the next call), and faulting in 4 KiB pages costs more than writing them; huge pages fault 512 times
-// less often. Of smaller tensors the pages are there already, and the hint would cost: backward of a ResNet-50
-// took twice as long. A hint: where it is refused nothing changes.
+// less often. Of smaller tensors the pages are there already, and the hint would cost: backward of a
+// ResNet-50 took twice as long. A hint: where it is refused nothing changes.
 constexpr size_t kFreshBytes = size_t{32} << 20;
 
 void hint_huge_pages(const Tensor& tensor) {
