@@ -14,7 +14,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks import timing
-from benchmarks.speed.contest import DIRECTIONS, SHAPES, Case, Contest, grid
+from benchmarks.contest import DIRECTIONS, SHAPES, Case, Contest, grid
 
 ROUNDS = 11
 QUICK_SHAPE = SHAPES[1]  # the smallest

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import fused_bn
 from benchmarks import memory, timing
+from benchmarks.contest import DIRECTIONS, SHAPES, Case, Contest, WrongResultError, grid
 from benchmarks.speed import job, plots, results, tables
-from benchmarks.speed.contest import DIRECTIONS, SHAPES, Case, Contest, WrongResultError, grid
 from benchmarks.speed.results import CaseResult, Results
 from tests.lenet_data import one_thread  # noqa: F401
 

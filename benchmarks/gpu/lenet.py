@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import mnist, timing
+from benchmarks import contest, mnist, timing
 from benchmarks.gpu.captured import Captured, own_stream
 from benchmarks.gpu.job import Job, main, require_kernels
 from benchmarks.lenet.model import VARIANTS, Variant
 from benchmarks.lenet.training import LEARNING_RATE, Data, Settings, Trainer
-from benchmarks.speed import contest
 
 BATCH = 64
 ROUNDS, SMOKE_ROUNDS = 11, 2

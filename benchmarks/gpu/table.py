@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import timing
+from benchmarks import contest, timing
 from benchmarks.gpu import rows
 from benchmarks.gpu.bandwidth import bandwidths
 from benchmarks.gpu.calls import Case, Tensors, plans
@@ -21,7 +21,6 @@ from benchmarks.gpu.captured import Captured, own_stream
 from benchmarks.gpu.job import Job, main, require_kernels
 from benchmarks.gpu.rows import DIRECTIONS, RESULTS, Call, Row
 from benchmarks.gpu.tables import in_short
-from benchmarks.speed import contest
 
 ROUNDS, SMOKE_ROUNDS = 15, 2
 SLOT_SECONDS, SMOKE_SLOT_SECONDS = 0.01, 0.001

@@ -11,10 +11,10 @@ from rich.console import Console
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import options, timing
+from benchmarks.contest import DIRECTIONS, DTYPES, SHAPES, Case, Contest, WrongResultError, grid
 from benchmarks.environment import environment
 from benchmarks.memory import kept_bytes, peak_bytes
 from benchmarks.speed import plots, tables
-from benchmarks.speed.contest import DIRECTIONS, DTYPES, SHAPES, Case, Contest, WrongResultError, grid
 from benchmarks.speed.results import CaseResult, Results
 
 QUICK_SHAPES = SHAPES[:2]
@@ -37,7 +37,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=options.positive, help="of torch on the CPU; its default without")
     parser.add_argument("--rounds", type=options.positive, help=f"readings a cell; {ROUNDS} without")
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="NxCxHxW", help="instead of the grid's")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="of the input")
+    parser.add_argument(
+        "--dtypes", nargs="+", choices=DTYPES, default=["float32", "bfloat16"], help="of the input"
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="the cases with TEXT in their names")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--compile", action="store_true", help="times torch.compile too, which takes minutes")

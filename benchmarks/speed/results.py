@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.contest import DIRECTIONS, Case
+from benchmarks.contest import DIRECTIONS, Case
 
 FORMAT = 1
 """Goes up when a field of the JSON file changes its meaning or its name."""

@@ -1,10 +1,13 @@
-"""One case of the grid: its tensors, the modules that compete on them, and whether their results agree."""
+"""One case: its tensors, the modules that compete on them, and whether their results agree."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.nn import functional as F
 
 import fused_bn
@@ -18,13 +21,21 @@ SHAPES = (  # LeNet-5's two layers at batch 64, four of ResNet-50's at batch 32
     (32, 2048, 7, 7),
 )
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+HALF = (torch.bfloat16, torch.float16)
 DIRECTIONS = ("forward", "forward+backward")
+ALL_DIRECTIONS = ("forward", "backward", "forward+backward", "evaluation")
+
+TORCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+"""By the input's rank."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What the modules compete on: an (N, C, H, W) input; their parameters are float32 in every case."""
+    """What the modules compete on: an (N, C, ...) input; their parameters are float32 in every case.
+
+    channels_last is for inputs of rank 4.
+    """
 
     shape: tuple[int, ...]
     layout: str
@@ -34,9 +45,15 @@ class Case:
     def id(self) -> str:
         return f"{'x'.join(map(str, self.shape))} {self.layout} {self.dtype}"
 
+    @property
+    def tensor_bytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
 
 def grid(
-    shapes: tuple[tuple[int, ...], ...] = SHAPES, dtypes: tuple[str, ...] = tuple(DTYPES), only: str = ""
+    shapes: tuple[tuple[int, ...], ...] = SHAPES,
+    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
+    only: str = "",
 ) -> list[Case]:
     """Every combination whose id contains `only`."""
     cases = [Case(shape, layout, dtype) for shape in shapes for layout in LAYOUTS for dtype in dtypes]
@@ -50,8 +67,9 @@ class WrongResultError(Exception):
 class Contest:
     """The tensors and modules of one case, all from one seed.
 
-    The rows: "copy" of the input, the yardstick; "eager", nn.BatchNorm2d and nn.ReLU; on demand "compile",
-    the same by torch.compile; "ours". All modules train, and the input requires a gradient.
+    The rows: "copy" of the input, the yardstick; "eager", nn.BatchNorm and nn.ReLU; on demand "compile",
+    the same by torch.compile; "ours". All modules train, and the input requires a gradient; for evaluation
+    there are modules of their own.
     """
 
     def __init__(self, case: Case, device: torch.device, seed: int = 0, compile: bool = False) -> None:
@@ -61,39 +79,75 @@ class Contest:
             values = torch.randn(case.shape, generator=generator).to(device, DTYPES[case.dtype])
             return values.contiguous(memory_format=LAYOUTS[case.layout])
 
+        self.device, self.compiles = device, compile
         self.input = normal().requires_grad_()
         self.grad_output = normal()
-        self.batch_norm = nn.BatchNorm2d(case.shape[1])
+        self.batch_norm = TORCH_NORMS[len(case.shape)](case.shape[1])
         nn.init.uniform_(self.batch_norm.weight, 0.5, 1.5, generator)
         nn.init.normal_(self.batch_norm.bias, generator=generator)
-        self.modules: dict[str, nn.Module] = {"eager": nn.Sequential(self._twin(), nn.ReLU())}
         if compile:
             torch.compiler.reset()  # or the shapes of many cases would be compiled as one dynamic shape
-            compiled = torch.compile(nn.Sequential(self._twin(), nn.ReLU()), dynamic=False)
-            assert isinstance(compiled, nn.Module)  # of a module, as its types do not say
-            self.modules["compile"] = compiled
-        self.modules["ours"] = self._twin(fused_bn.BatchNorm2d(case.shape[1], activation="relu"))
-        for module in (self.batch_norm, *self.modules.values()):
-            module.to(device)
+        self.modules = self._competitors()
+        self.batch_norm.to(device)
 
-    def _twin(self, module: nn.Module | None = None) -> nn.Module:
-        twin = module or nn.BatchNorm2d(self.batch_norm.num_features)
+    def _competitors(self) -> dict[str, nn.Module]:
+        torch_norm = type(self.batch_norm)
+        modules: dict[str, nn.Module] = {"eager": nn.Sequential(self._twin(torch_norm), nn.ReLU())}
+        if self.compiles:
+            # Its backward may run again on what one forward saved.
+            functorch_config.donated_buffer = False
+            plain = nn.Sequential(self._twin(torch_norm), nn.ReLU())
+            compiled = torch.compile(plain, dynamic=False)
+            assert isinstance(compiled, nn.Module)  # of a module, as its types do not say
+            modules["compile"] = compiled
+        ours = partial(getattr(fused_bn, torch_norm.__name__), activation="relu")
+        modules["ours"] = self._twin(ours)
+        for module in modules.values():
+            module.to(self.device)
+        return modules
+
+    def _twin(self, make: Callable[[int], nn.Module]) -> nn.Module:
+        twin = make(self.batch_norm.num_features)
         twin.load_state_dict(self.batch_norm.state_dict())
         return twin
 
+    @cached_property
+    def evaluating(self) -> dict[str, nn.Module]:
+        """The modules in evaluation, with running statistics as training leaves them."""
+        modules = self._competitors()
+        for module in modules.values():
+            for name, buffer in module.named_buffers():
+                if name.endswith("running_mean"):
+                    buffer.copy_(torch.linspace(-0.5, 0.5, buffer.numel()))
+                elif name.endswith("running_var"):
+                    buffer.copy_(torch.linspace(0.5, 2, buffer.numel()))
+            module.eval()
+        return modules
+
     def slots(self, direction: str) -> dict[str, Callable[[], object]]:
-        """What is timed, by row; `direction` is one of DIRECTIONS."""
+        """What is timed, by row; `direction` is one of ALL_DIRECTIONS."""
         target = torch.empty_like(self.input, requires_grad=False)
         source = self.input.detach()
         slots: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
-        for row, module in self.modules.items():
-            slots[row] = self.forward(module) if direction == "forward" else self.step(module)
-        return slots
+        make = {
+            "forward": self.forward,
+            "backward": self.backward,
+            "forward+backward": self.step,
+            "evaluation": self.evaluation,
+        }[direction]
+        modules = self.evaluating if direction == "evaluation" else self.modules
+        return slots | {row: make(module) for row, module in modules.items()}
 
     def forward(self, module: nn.Module) -> Callable[[], object]:
         """One forward call."""
         input = self.input
         return lambda: module(input)
+
+    def backward(self, module: nn.Module) -> Callable[[], object]:
+        """Backward of one forward, over and over."""
+        output, grad_output = module(self.input), self.grad_output
+        wanted = [self.input, *module.parameters()]
+        return lambda: torch.autograd.grad(output, wanted, grad_output, retain_graph=True)
 
     def step(self, module: nn.Module) -> Callable[[], object]:
         """Forward and backward; the gradients of input and parameters are fresh, as in a training step."""
@@ -106,6 +160,16 @@ class Contest:
             module(input).backward(grad_output)
 
         return step
+
+    def evaluation(self, module: nn.Module) -> Callable[[], object]:
+        """One call of a module that evaluates, without autograd."""
+        input = self.input
+
+        def call() -> None:
+            with torch.no_grad():
+                module(input)
+
+        return call
 
     def clear_gradients(self) -> None:
         """Frees what steps leave behind, which would count as freed in the next measurement of memory."""
@@ -123,6 +187,13 @@ class Contest:
             if row != "eager":
                 for name, actual in self._results(module).items():
                     self._compare(row, name, actual, expected[name])
+
+    def check_evaluation(self) -> None:
+        """The same of the modules that evaluate: of their outputs."""
+        with torch.no_grad():
+            expected = self.evaluating["eager"](self.input)
+            for row, module in self.evaluating.items():
+                self._compare(row, "output", module(self.input), expected)
 
     def _results(self, module: nn.Module) -> dict[str, Tensor]:
         norm = self.batch_norm
@@ -144,7 +215,7 @@ class Contest:
         """
         terms = actual.numel() and self.input.numel() // self.input.shape[1]
         usual_size = terms**0.5 if name in ("grad_weight", "grad_bias") else 1.0
-        half = torch.bfloat16 in (expected.dtype, self.input.dtype if row == "compile" else None)
+        half = any(t in HALF for t in (expected.dtype, self.input.dtype if row == "compile" else None))
         relative = 2.0**-7 if half else 1e-4
         absolute = 2.0**-6 if half and row == "compile" else 1e-4
         try:

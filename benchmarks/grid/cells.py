@@ -1,0 +1,78 @@
+"""The cells of the grid: which inputs, in which layouts, dtypes and directions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from benchmarks.contest import ALL_DIRECTIONS, Case
+
+Shape = tuple[int, ...]
+
+FAMILIES: dict[str, tuple[Shape, ...]] = {
+    "lenet": ((64, 6, 28, 28), (64, 16, 10, 10)),
+    "resnet50": (
+        (32, 64, 112, 112),
+        (32, 64, 56, 56),
+        (32, 256, 56, 56),
+        (32, 512, 28, 28),
+        (32, 1024, 14, 14),
+        (32, 2048, 7, 7),
+    ),
+    "mobilenet": ((32, 16, 112, 112), (32, 24, 56, 56), (32, 96, 14, 14)),  # thin layers
+    "slow elsewhere": (
+        (125000, 50),  # a tall matrix
+        (20, 6, 65536),  # few channels, long rows
+        (8, 512, 7, 7),  # rows shorter than a vector is aligned to
+        (16, 65, 33, 33),  # an odd number of channels, and of pixels
+        (16, 257, 14, 14),
+        (48, 256, 54, 54),  # 140,000 rows of 256 channels
+    ),
+}
+"""By what the shapes stand for: layers of networks at a usual batch, and where others are slow."""
+
+QUICK = ((64, 6, 28, 28), (64, 16, 10, 10), (8, 512, 7, 7), (32, 96, 14, 14))
+"""Small, and of both kinds of kernels: long rows and matrices."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One group of the table: a case and a direction, on a device that is chosen elsewhere."""
+
+    family: str
+    case: Case
+    direction: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.case.id} {self.direction}"
+
+    @property
+    def quick(self) -> bool:
+        return self.case.shape in QUICK and self.case.dtype == "float32"
+
+    @property
+    def bytes(self) -> int:
+        """The traffic that nobody can avoid, without what a channel holds: each tensor once.
+
+        Forward reads the input and writes the output; backward reads the input and the gradient of the
+        output and writes that of the input.
+        """
+        forward, backward = 2, 3
+        tensors = {"backward": backward, "forward+backward": forward + backward}.get(self.direction, forward)
+        return tensors * self.case.tensor_bytes
+
+
+def cases() -> Iterator[tuple[str, Case]]:
+    """Each with its family: float32 and, of images, bfloat16 in both layouts; float16 where it is slow."""
+    for family, shapes in FAMILIES.items():
+        for shape in shapes:
+            yield family, Case(shape, "contiguous", "float32")
+            if len(shape) == 4:
+                yield family, Case(shape, "channels_last", "float32")
+                yield family, Case(shape, "contiguous", "bfloat16")
+                yield family, Case(shape, "channels_last", "bfloat16")
+    yield "slow elsewhere", Case((16, 64, 56, 56), "contiguous", "float16")
+
+
+def cells() -> list[Cell]:
+    """The whole grid, a case's directions behind each other."""
+    return [Cell(family, case, direction) for family, case in cases() for direction in ALL_DIRECTIONS]

@@ -1,0 +1,149 @@
+"""What was measured before: one file of JSON lines a device in benchmarks/history/, which only grows.
+
+A run is a line of kind "run", with the environment and the commit, and behind it a line each of kind
+"speed", "accuracy" or "instructions", which name the run.
+"""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+"""Goes up when a field changes its meaning or its name."""
+
+DIRECTORY = Path(__file__).with_suffix("")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class HistoryError(Exception):
+    """A line that is no record of this format; the text says where."""
+
+
+@dataclass(frozen=True)
+class RowSpeed:
+    """One competitor in one cell: medians over rounds; the ratio is eager's time over its own."""
+
+    seconds: float
+    ratio: float
+    share_of_floor: float
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One cell; `floor_seconds` is how long a copy would take to move `bytes`, the traffic nobody can avoid.
+
+    Rows: "copy", "eager", "compile", "ours", and peers' where they are installed. Of whole training steps
+    (family "steps") there is no floor: 0.
+    """
+
+    family: str
+    cell: str
+    direction: str
+    bytes: int
+    floor_seconds: float
+    rows: dict[str, RowSpeed]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The largest error of each row ("eager", "compile", "ours") against float64, in ulps of `quantity`."""
+
+    data: str
+    dtype: str
+    quantity: str
+    ulps: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """Instructions of the host for one tiny call."""
+
+    call: str
+    count: int
+
+
+Record = Speed | Accuracy | Instructions
+KINDS: dict[str, type[Record]] = {"speed": Speed, "accuracy": Accuracy, "instructions": Instructions}
+
+
+@dataclass
+class Run:
+    """One recorded run; `environment` is that of benchmarks.environment, `commit` ends in + where changed."""
+
+    id: str
+    commit: str
+    environment: dict[str, Any]
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def date(self) -> str:
+        return str(self.environment["date"])
+
+    def of(self, kind: type[Record]) -> list[Any]:
+        """The run's records of one kind."""
+        return [record for record in self.records if isinstance(record, kind)]
+
+
+def append(records: Iterable[Record], environment: dict[str, Any], directory: Path = DIRECTORY) -> Path:
+    """Adds a run to its device's file, in one write, and returns the file."""
+    commit = current_commit()
+    id = f"{environment['date']} {commit}"
+    names = {kind: name for name, kind in KINDS.items()}
+    lines: list[dict[str, Any]] = [
+        {"kind": "run", "format": FORMAT, "run": id, "commit": commit, "environment": environment}
+    ]
+    lines += [{"kind": names[type(record)], "run": id, **asdict(record)} for record in records]
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{re.sub('[^a-z0-9]+', '-', environment['device'].lower()).strip('-')}.jsonl"
+    with path.open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def load(directory: Path = DIRECTORY) -> list[Run]:
+    """All runs, the oldest first; raises HistoryError."""
+    runs: dict[str, Run] = {}
+    for path in sorted(directory.glob("*.jsonl")):
+        for place, line in _lines(path):
+            try:
+                _take(json.loads(line), runs)
+            except (KeyError, TypeError, ValueError) as error:
+                raise HistoryError(f"{place}: {type(error).__name__}: {error}") from error
+    return sorted(runs.values(), key=lambda run: run.date)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if line.strip():
+            yield f"{path.name}, line {number}", line
+
+
+def _take(line: dict[str, Any], runs: dict[str, Run]) -> None:
+    kind, id = line.pop("kind"), line.pop("run")
+    if kind == "run":
+        if line["format"] != FORMAT:
+            raise ValueError(f"format {line['format']}, this reads {FORMAT}")
+        runs[id] = Run(id, line["commit"], line["environment"])
+        return
+    if kind == "speed":
+        line["rows"] = {name: RowSpeed(**row) for name, row in line["rows"].items()}
+    runs[id].records.append(KINDS[kind](**line))
+
+
+def current_commit() -> str:
+    """The short id of the commit at hand, with + behind it where the sources differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "fused_bn", "setup.py")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
