@@ -1,9 +1,11 @@
 """One case: its tensors, the modules that compete on them, and whether their results agree."""
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 HALF = (torch.bfloat16, torch.float16)
 DIRECTIONS = ("forward", "forward+backward")
 ALL_DIRECTIONS = ("forward", "backward", "forward+backward", "evaluation")
+
+GRADIENTS = ("grad_input", "grad_weight", "grad_bias")
+RESULTS = {direction: GRADIENTS if "backward" in direction else ("output",) for direction in ALL_DIRECTIONS}
+"""What a slot returns."""
+
+Maker = Callable[[int], nn.Module]
+Slot = Callable[[], tuple[Tensor, ...]]
 
 TORCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 """By the input's rank."""
@@ -60,6 +69,9 @@ def grid(
     return [case for case in cases if only in case.id]
 
 
+WITHIN_ROUNDING = 1e-3
+
+
 class WrongResultError(Exception):
     """A module's results are not eager PyTorch's, to rounding: its speed says nothing."""
 
@@ -68,20 +80,20 @@ class Contest:
     """The tensors and modules of one case, all from one seed.
 
     The rows: "copy" of the input, the yardstick; "eager", nn.BatchNorm and nn.ReLU; on demand "compile",
-    the same by torch.compile; "ours". All modules train, and the input requires a gradient; for evaluation
-    there are modules of their own.
+    the same by torch.compile; "ours"; and what `peers` make of a number of channels, by row. All modules
+    train, and the input requires a gradient; for evaluation there are modules of their own.
     """
 
-    def __init__(self, case: Case, device: torch.device, seed: int = 0, compile: bool = False) -> None:
+    def __init__(
+        self,
+        case: Case,
+        device: torch.device,
+        seed: int = 0,
+        compile: bool = False,
+        peers: Mapping[str, Maker] = MappingProxyType({}),
+    ) -> None:
+        self.case, self.device, self.compiles, self.peers = case, device, compile, peers
         generator = torch.Generator().manual_seed(seed)
-
-        def normal() -> Tensor:
-            values = torch.randn(case.shape, generator=generator).to(device, DTYPES[case.dtype])
-            return values.contiguous(memory_format=LAYOUTS[case.layout])
-
-        self.device, self.compiles = device, compile
-        self.input = normal().requires_grad_()
-        self.grad_output = normal()
         self.batch_norm = TORCH_NORMS[len(case.shape)](case.shape[1])
         nn.init.uniform_(self.batch_norm.weight, 0.5, 1.5, generator)
         nn.init.normal_(self.batch_norm.bias, generator=generator)
@@ -89,6 +101,28 @@ class Contest:
             torch.compiler.reset()  # or the shapes of many cases would be compiled as one dynamic shape
         self.modules = self._competitors()
         self.batch_norm.to(device)
+        self._draw(generator)
+
+    def _draw(self, generator: torch.Generator) -> None:
+        """Input and gradient; within rounding of zero ReLU may or may not let a value through: none there."""
+
+        def normal() -> Tensor:
+            values = torch.randn(self.case.shape, generator=generator)
+            values = values.to(self.device, DTYPES[self.case.dtype])
+            return values.contiguous(memory_format=LAYOUTS[self.case.layout])
+
+        self.input, self.grad_output = normal(), normal()
+        norm = self.batch_norm
+        with torch.no_grad():
+            z = F.batch_norm(self.input, None, None, norm.weight, norm.bias, training=True)
+            self.grad_output.masked_fill_(z.abs_() < WITHIN_ROUNDING, 0)
+        self.input.requires_grad_()
+
+    def another(self, seed: int) -> "Contest":
+        """The same modules on other tensors."""
+        twin = copy.copy(self)
+        twin._draw(torch.Generator().manual_seed(seed))
+        return twin
 
     def _competitors(self) -> dict[str, nn.Module]:
         torch_norm = type(self.batch_norm)
@@ -102,13 +136,20 @@ class Contest:
             modules["compile"] = compiled
         ours = partial(getattr(fused_bn, torch_norm.__name__), activation="relu")
         modules["ours"] = self._twin(ours)
+        modules.update((row, self._twin(make)) for row, make in self.peers.items())
         for module in modules.values():
             module.to(self.device)
         return modules
 
-    def _twin(self, make: Callable[[int], nn.Module]) -> nn.Module:
+    def _twin(self, make: Maker) -> nn.Module:
+        """A module with the parameters and buffers of `batch_norm`, however deep it holds them."""
         twin = make(self.batch_norm.num_features)
-        twin.load_state_dict(self.batch_norm.state_dict())
+        state = self.batch_norm.state_dict()
+        for name, tensor in twin.state_dict().items():
+            if (own := name.rpartition(".")[2]) in state:
+                tensor.copy_(state.pop(own))
+        if state.keys() - {"num_batches_tracked"}:
+            raise ValueError(f"{type(twin).__name__} has no {', '.join(state)}")
         return twin
 
     @cached_property
@@ -124,11 +165,11 @@ class Contest:
             module.eval()
         return modules
 
-    def slots(self, direction: str) -> dict[str, Callable[[], object]]:
+    def slots(self, direction: str) -> dict[str, Slot]:
         """What is timed, by row; `direction` is one of ALL_DIRECTIONS."""
         target = torch.empty_like(self.input, requires_grad=False)
         source = self.input.detach()
-        slots: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
+        slots: dict[str, Slot] = {"copy": lambda: (target.copy_(source),)}
         make = {
             "forward": self.forward,
             "backward": self.backward,
@@ -138,36 +179,37 @@ class Contest:
         modules = self.evaluating if direction == "evaluation" else self.modules
         return slots | {row: make(module) for row, module in modules.items()}
 
-    def forward(self, module: nn.Module) -> Callable[[], object]:
+    def forward(self, module: nn.Module) -> Slot:
         """One forward call."""
         input = self.input
-        return lambda: module(input)
+        return lambda: (module(input),)
 
-    def backward(self, module: nn.Module) -> Callable[[], object]:
+    def backward(self, module: nn.Module) -> Slot:
         """Backward of one forward, over and over."""
         output, grad_output = module(self.input), self.grad_output
         wanted = [self.input, *module.parameters()]
         return lambda: torch.autograd.grad(output, wanted, grad_output, retain_graph=True)
 
-    def step(self, module: nn.Module) -> Callable[[], object]:
+    def step(self, module: nn.Module) -> Slot:
         """Forward and backward; the gradients of input and parameters are fresh, as in a training step."""
         input, grad_output, parameters = self.input, self.grad_output, list(module.parameters())
 
-        def step() -> None:
+        def step() -> tuple[Tensor, ...]:
             input.grad = None
             for parameter in parameters:
                 parameter.grad = None
             module(input).backward(grad_output)
+            return tuple(leaf.grad for leaf in (input, *parameters) if leaf.grad is not None)
 
         return step
 
-    def evaluation(self, module: nn.Module) -> Callable[[], object]:
+    def evaluation(self, module: nn.Module) -> Slot:
         """One call of a module that evaluates, without autograd."""
         input = self.input
 
-        def call() -> None:
+        def call() -> tuple[Tensor, ...]:
             with torch.no_grad():
-                module(input)
+                return (module(input),)
 
         return call
 
@@ -180,32 +222,39 @@ class Contest:
     def check(self) -> None:
         """Runs every module once, on the buffers it begins with, and compares all results with eager's.
 
-        Raises WrongResultError. To be called before anything is timed: that compiles, too.
+        Raises WrongResultError, or what a module raises. To be called before anything is timed: that
+        compiles, too.
         """
-        expected = self._results(self.modules["eager"])
-        for row, module in self.modules.items():
-            if row != "eager":
-                for name, actual in self._results(module).items():
-                    self._compare(row, name, actual, expected[name])
+        for error in self.failures().values():
+            raise error
 
-    def check_evaluation(self) -> None:
-        """The same of the modules that evaluate: of their outputs."""
-        with torch.no_grad():
-            expected = self.evaluating["eager"](self.input)
-            for row, module in self.evaluating.items():
-                self._compare(row, "output", module(self.input), expected)
+    def failures(self) -> dict[str, Exception]:
+        """The rows that `check` would stop at, which are out of the contest from here on, and why."""
+        expected = self._results(self.modules["eager"])
+        found: dict[str, Exception] = {}
+        for row, module in self.modules.items():
+            if row == "eager":
+                continue
+            try:
+                for name, actual in self._results(module).items():
+                    if name in expected:
+                        self._compare(row, name, actual, expected[name])
+            except Exception as error:
+                found[row] = error
+        for row in found:
+            del self.modules[row]
+        return found
+
+    def check_slot(self, row: str, direction: str, slot: Slot, expected: tuple[Tensor, ...]) -> None:
+        """Runs a slot and compares what it returns with what eager's did."""
+        for name, actual, right in zip(RESULTS[direction], slot(), expected, strict=True):
+            self._compare(row, name, actual.detach(), right)
 
     def _results(self, module: nn.Module) -> dict[str, Tensor]:
-        norm = self.batch_norm
-        with torch.no_grad():
-            z = F.batch_norm(self.input, None, None, norm.weight, norm.bias, training=True)
-            # Within rounding of zero ReLU may or may not let a value through, and its gradient with it.
-            grad_output = torch.where(z.abs() < 1e-3, 0, self.grad_output)
         output = module(self.input)
-        gradients = torch.autograd.grad(output, [self.input, *module.parameters()], grad_output)
-        names = ("grad_input", "grad_weight", "grad_bias")
+        gradients = torch.autograd.grad(output, [self.input, *module.parameters()], self.grad_output)
         buffers = {name.rpartition(".")[2]: buffer for name, buffer in module.named_buffers()}
-        return {"output": output.detach(), **dict(zip(names, gradients, strict=True)), **buffers}
+        return {"output": output.detach(), **dict(zip(GRADIENTS, gradients, strict=True)), **buffers}
 
     def _compare(self, row: str, name: str, actual: Tensor, expected: Tensor) -> None:
         """Within 1e-4 of a result's usual size, which is what rounding leaves of a sum of 1e6 terms.

@@ -361,12 +361,3 @@ def test_quartiles_are_those_of_the_ratios() -> None:
     assert plots.quartiles(seconds) == (2.0, 4.0)
     assert plots.quartiles({"eager": [3.0], "ours": [2.0]}) == (1.5, 1.5)
     assert math.isclose(results.speedup(seconds), 3.0)
-
-
-def test_a_wrong_cell_fails_under_pytest_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pytest_benchmark")
-    from benchmarks import test_speed
-
-    monkeypatch.setattr(fused_bn, "BatchNorm2d", Wrong)
-    with pytest.raises(WrongResultError):
-        test_speed.checked_contest(CASE, "cpu")

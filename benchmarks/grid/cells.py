@@ -29,6 +29,9 @@ FAMILIES: dict[str, tuple[Shape, ...]] = {
 }
 """By what the shapes stand for: layers of networks at a usual batch, and where others are slow."""
 
+STEPS = "steps"
+"""The family of whole training steps, whose mandatory traffic nobody counts."""
+
 QUICK = ((64, 6, 28, 28), (64, 16, 10, 10), (8, 512, 7, 7), (32, 96, 14, 14))
 """Small, and of both kinds of kernels: long rows and matrices."""
 
@@ -54,8 +57,10 @@ class Cell:
         """The traffic that nobody can avoid, without what a channel holds: each tensor once.
 
         Forward reads the input and writes the output; backward reads the input and the gradient of the
-        output and writes that of the input.
+        output and writes that of the input. 0 for training steps.
         """
+        if self.family == STEPS:
+            return 0
         forward, backward = 2, 3
         tensors = {"backward": backward, "forward+backward": forward + backward}.get(self.direction, forward)
         return tensors * self.case.tensor_bytes

@@ -1,0 +1,76 @@
+"""What a run of `pytest benchmarks` prints at its end, and adds to the history where it is asked to."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks import history
+from benchmarks.environment import environment
+from benchmarks.grid import table
+from benchmarks.grid.group import Measured
+
+GROUPS = pytest.StashKey[dict[str, Measured]]()
+RECORDS = pytest.StashKey[list[history.Record]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record",
+        nargs="?",
+        const=str(history.DIRECTORY),
+        metavar="DIRECTORY",
+        help="adds what was measured to the history, in benchmarks/history/ or there",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[GROUPS] = {}
+    config.stash[RECORDS] = []
+    # Ours has what a reader needs; pytest-benchmark's own table is for those who name its columns.
+    named = any(str(a).startswith("--benchmark-columns") for a in config.invocation_params.args)
+    if hasattr(config.option, "benchmark_quiet") and not named:
+        config.option.benchmark_quiet = True
+
+
+@pytest.fixture(scope="session")
+def groups(pytestconfig: pytest.Config) -> dict[str, Measured]:
+    """Where tests leave the groups that they measured, by name."""
+    return pytestconfig.stash[GROUPS]
+
+
+@pytest.fixture(scope="session")
+def records(pytestconfig: pytest.Config) -> list[history.Record]:
+    """Where tests leave what else they measured."""
+    return pytestconfig.stash[RECORDS]
+
+
+@pytest.fixture(scope="session")
+def quick(pytestconfig: pytest.Config) -> bool:
+    """Whether only the quick part was asked for."""
+    return pytestconfig.option.markexpr == "quick"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    groups = list(config.stash[GROUPS].values())
+    if not groups:
+        return
+    terminalreporter.section("benchmarks")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table.terminal(groups))
+    print("The least gained on eager:", *table.worst(groups), sep="\n  ")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    config = session.config
+    directory = config.getoption("--record")
+    if directory is None:
+        return
+    measured = config.stash[GROUPS].values()
+    found = [*(group.record() for group in measured), *config.stash[RECORDS]]
+    if found:
+        device = torch.device("cuda" if any("cuda" in group.device for group in measured) else "cpu")
+        path = history.append(found, environment(device), Path(directory))
+        print(f"\n{len(found)} records are added to {path}")

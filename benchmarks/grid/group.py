@@ -1,0 +1,172 @@
+"""One cell measured: all its rows in turns, checked before and after, and the numbers that a reader wants."""
+
+import math
+import random
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from benchmarks import timing
+from benchmarks.contest import Contest, Slot, WrongResultError
+from benchmarks.gpu.captured import own_stream
+from benchmarks.grid.cells import Cell
+from benchmarks.grid.cold import cold_slots, sets_of
+from benchmarks.history import RowSpeed, Speed
+from benchmarks.memory import peak_bytes
+
+Readings = dict[str, list[float]]
+"""Seconds a call by row, one value a round."""
+
+
+class NeverExecutedError(Exception):
+    """A row that was to be timed did not run as often as it was read."""
+
+
+@dataclass
+class Measured:
+    """What was read of one group; `errors` says of the rows that are not in `readings` why.
+
+    The device is named with how the calls were made: "cpu", "cuda:0", "cuda:0 graph".
+    """
+
+    cell: Cell
+    device: str
+    readings: Readings = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        return f"{self.cell.id} {self.device}"
+
+    @property
+    def floor_seconds(self) -> float:
+        """How long a copy takes to move the cell's bytes; 0 where nothing is copied."""
+        if "copy" not in self.readings:
+            return 0.0
+        return statistics.median(self.readings["copy"]) * self.cell.bytes / (2 * self.cell.case.tensor_bytes)
+
+    def row(self, row: str) -> RowSpeed:
+        """Medians; the ratio to eager is the median over the rounds of the ratio within a round."""
+        seconds = statistics.median(self.readings[row])
+        pairs = zip(self.readings["eager"], self.readings[row], strict=True)
+        ratio = statistics.median(eager / own for eager, own in pairs)
+        return RowSpeed(seconds, ratio, self.floor_seconds / seconds, self.peaks.get(row))
+
+    def record(self) -> Speed:
+        """For the history."""
+        cell = self.cell
+        rows = {row: self.row(row) for row in self.readings}
+        name = f"{cell.case.id} {self.device}"
+        return Speed(cell.family, name, cell.direction, cell.bytes, self.floor_seconds, rows)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure."""
+
+    rounds: int
+    slot_seconds: float
+    seed: int = 0
+
+
+FULL = Effort(rounds=7, slot_seconds=0.03)
+QUICK = Effort(rounds=5, slot_seconds=0.02)
+
+
+def measure(
+    cell: Cell,
+    contest: Contest,
+    effort: Effort,
+    cold: bool = False,
+    failures: Mapping[str, Exception] = MappingProxyType({}),
+) -> Measured:
+    """All rows in turns. `cold`: by replays of CUDA graphs over more memory than the caches hold.
+
+    A row that raises or is wrong, or did so before (`failures`), is in `errors` and not timed. Where that is
+    eager's, where a row is wrong after it was timed or did not run, the whole group raises.
+    """
+    device = contest.device
+    measured = Measured(cell, f"{device} graph" if cold else str(device))
+    slots: Mapping[str, Slot] = contest.slots(cell.direction)
+    expected = tuple(result.detach().clone() for result in slots["eager"]())
+    failed, right = dict(failures), {}
+    for row, slot in slots.items():
+        if row in failed:
+            continue
+        try:
+            _check(row, cell, contest, slot, expected)
+        except Exception as error:
+            if row in ("copy", "eager"):
+                raise
+            failed[row] = error
+        else:
+            right[row] = slot
+    measured.errors = {row: f"{type(error).__name__}: {error}" for row, error in failed.items()}
+    if cold:
+        measured.readings = _read_cold(cell, contest, effort, right, expected)
+    else:
+        measured.readings = read(right, effort, device)
+        measured.peaks = {row: _peak(slot, contest) for row, slot in right.items()}
+        for row, slot in right.items():
+            _check(row, cell, contest, slot, expected)
+    contest.clear_gradients()
+    return measured
+
+
+def _read_cold(
+    cell: Cell, contest: Contest, effort: Effort, rows: Mapping[str, Slot], expected: tuple[Tensor, ...]
+) -> Readings:
+    with own_stream(contest.device):
+        sets = sets_of(contest)
+        slots = cold_slots(cell.direction, sets, rows)
+        readings = read(slots, effort, contest.device)
+        for row, slot in slots.items():
+            slot.poison()
+            _check(row, cell, contest, slot, expected)
+    return {row: [value / len(sets) for value in values] for row, values in readings.items()}
+
+
+def _check(row: str, cell: Cell, contest: Contest, slot: Slot, expected: tuple[Tensor, ...]) -> None:
+    if row != "copy":
+        contest.check_slot(row, cell.direction, slot, expected)
+    elif not torch.equal(slot()[0], contest.input):
+        raise WrongResultError("copy: is not the input")
+
+
+def _peak(slot: Slot, contest: Contest) -> int:
+    contest.clear_gradients()
+    peak = peak_bytes(slot, contest.device)
+    contest.clear_gradients()
+    return peak
+
+
+def read(slots: Mapping[str, Callable[[], object]], effort: Effort, device: torch.device) -> Readings:
+    """Interleaved readings; raises NeverExecutedError unless every row ran at least once a reading."""
+    counted = {row: _Counted(slot) for row, slot in slots.items()}
+    order = random.Random(effort.seed)
+    readings = timing.interleaved(counted, effort.rounds, device, order, effort.slot_seconds)
+    for row, slot in counted.items():
+        values = readings.get(row, [])
+        if len(values) != effort.rounds or slot.calls < 2 * effort.rounds:
+            raise NeverExecutedError(f"{row}: {len(values)} readings of {slot.calls} calls")
+        if not all(math.isfinite(value) and value > 0 for value in values):
+            raise NeverExecutedError(f"{row}: a reading of {min(values)} s")
+    return readings
+
+
+class _Counted:
+    """A slot that knows how often it ran, for some 50 ns a call."""
+
+    __slots__ = ("call", "calls")
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call, self.calls = call, 0
+
+    def __call__(self) -> object:
+        self.calls += 1
+        return self.call()

@@ -1,0 +1,105 @@
+"""A group a cell of the grid and device, a row each; a group's rows are read in turns by its first test.
+
+python -m pytest benchmarks -m quick       # the small cells, in two minutes
+python -m pytest benchmarks                # all of it, accuracy and instruction counts too
+"""
+
+import functools
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks.contest import Case, Contest
+from benchmarks.grid import group, peers, steps
+from benchmarks.grid.cells import Cell, cells
+from benchmarks.grid.group import Measured
+from benchmarks.grid.replay import ReplayClock
+from benchmarks.grid.steps import STEP_CELLS, StepCell
+
+CLOCK = ReplayClock()
+pytestmark = pytest.mark.benchmark(timer=CLOCK)
+
+WAYS = ["cpu", *(["cuda", "cuda graph"] if torch.cuda.is_available() else [])]
+ROWS = ["copy", "eager", "compile", "ours"]
+if torch.cuda.is_available():
+    ROWS += [peer.row for peer in peers.PEERS]
+STEP_ROWS = ["eager", "compile", "ours", "ours, kept"]
+
+
+@functools.lru_cache(maxsize=1)  # a case's directions come behind each other; a large one holds 1 GB
+def contest_of(case: Case, device: str) -> tuple[Contest, dict[str, Exception]]:
+    """The case's modules whose results agree with eager's, and what went wrong with others."""
+    place = torch.device(device)
+    contest = Contest(case, place, compile=True, peers=peers.installed(case, place))
+    return contest, contest.failures()
+
+
+@functools.cache
+def measured_cell(cell: Cell, way: str, quick: bool) -> Measured:
+    """Once for all rows of a group."""
+    device, _, graph = way.partition(" ")
+    contest, failures = contest_of(cell.case, device)
+    effort = group.QUICK if quick else group.FULL
+    return group.measure(cell, contest, effort, cold=graph != "", failures=failures)
+
+
+@functools.cache
+def measured_steps(cell: StepCell, device: str, quick: bool) -> Measured:
+    """Once for all rows; ResNet-50 is not compiled on the CPU, which takes minutes."""
+    place = torch.device(device)
+    compile = cell.network == "LeNet-5" or place.type == "cuda"
+    return steps.measure(cell, place, group.QUICK if quick else group.FULL, compile)
+
+
+def report(benchmark: BenchmarkFixture, measured: Measured, row: str) -> None:
+    """Gives a row's readings to pytest-benchmark; fails where it has none because it failed."""
+    if row in measured.errors:
+        pytest.fail(f"{row}: {measured.errors[row]}")
+    if row not in measured.readings:
+        pytest.skip(f"no {row} here")
+    numbers = measured.row(row)
+    benchmark.group = measured.group
+    benchmark.extra_info.update(
+        ratio_to_eager=numbers.ratio, share_of_floor=numbers.share_of_floor, peak_bytes=numbers.peak_bytes
+    )
+    CLOCK.play(benchmark, measured.readings[row])
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param(cell, id=cell.id.replace(" ", "-"), marks=[pytest.mark.quick] * cell.quick)
+        for cell in cells()
+    ],
+)
+@pytest.mark.parametrize("way", WAYS)
+def test_cell(
+    benchmark: BenchmarkFixture, groups: dict[str, Measured], quick: bool, way: str, cell: Cell, row: str
+) -> None:
+    measured = measured_cell(cell, way, quick)
+    groups[measured.group] = measured
+    report(benchmark, measured, row)
+
+
+@pytest.mark.parametrize("row", STEP_ROWS)
+@pytest.mark.parametrize(
+    "cell",
+    [
+        pytest.param(cell, id=cell.cell.id.replace(" ", "-"), marks=[pytest.mark.quick] * cell.quick)
+        for cell in STEP_CELLS
+    ],
+)
+@pytest.mark.parametrize("device", [way for way in WAYS if " " not in way])
+def test_steps(
+    benchmark: BenchmarkFixture,
+    groups: dict[str, Measured],
+    quick: bool,
+    device: str,
+    cell: StepCell,
+    row: str,
+) -> None:
+    measured = measured_steps(cell, device, quick)
+    groups[measured.group] = measured
+    report(benchmark, measured, row)
