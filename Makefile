@@ -62,9 +62,14 @@ bench: build/extension ## speed beside eager PyTorch and torch.compile
 	$(run) -m benchmarks.speed $(ARGS)
 
 .PHONY: bench-quick
-bench-quick: build/extension ## proves that every benchmark runs, measures nothing
+bench-quick: build/extension ## the small cells of the grid, in two minutes
 	@$(require) pytest pytest_benchmark numpy matplotlib rich tqdm
 	$(run) -m pytest benchmarks -m quick $(ARGS)
+
+.PHONY: grid
+grid: build/extension ## the whole grid, accuracy and instruction counts (ARGS=--record adds them to the history)
+	@$(require) pytest pytest_benchmark numpy matplotlib rich tqdm
+	$(run) -m pytest benchmarks $(ARGS)
 
 .PHONY: gpu
 gpu: $(ready) ## builds, tests and measures on this machine's GPU in 8 minutes (OUT=folder, STAGES="build table")
