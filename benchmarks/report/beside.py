@@ -17,9 +17,9 @@ MARKS: dict[str, dict[str, Any]] = {
     "ours": {"color": OURS, "marker": "o", "markersize": 4},
 }
 """Rings around dots, so that equal values are both seen."""
-COLUMNS = 4
+COLUMNS = 3
 SMALLEST_ULPS, LARGEST_ULPS = 1e-3, 1e9
-"""Ends of the axis: what is exact, or infinite, is drawn there."""
+"""Ends of the axis."""
 
 
 def accuracy(run: Run) -> Iterator[Chart]:
@@ -38,9 +38,8 @@ def accuracy(run: Run) -> Iterator[Chart]:
         for axes, quantity in zip(panels, quantities, strict=False):
             _errors(axes, [each for each in of_dtype if each.quantity == quantity], data)
             axes.set_title(quantity, fontsize=9)
-        for axes in panels[len(quantities) :]:
-            axes.set_visible(False)
         drawing.lines(panels, data)
+        drawing.hide(panels[len(quantities) :], above=panels[:-columns])
         ends = [_clipped(ulps) for each in of_dtype for ulps in each.ulps.values()]
         drawing.logarithmic(panels[0], "x", min(ends), max(ends))
         drawing.legend(figure, panels[: len(quantities)], "ulps of the quantity, logarithmic; less is better")
@@ -49,9 +48,7 @@ def accuracy(run: Run) -> Iterator[Chart]:
             f"Largest errors of {dtype} against float64, ours beside PyTorch's: "
             f"ours is further off in {len(worse)} of {len(of_dtype)} comparisons."
         )
-        words = f"Errors below {SMALLEST_ULPS:g} ulps, none among them, lie at {SMALLEST_ULPS:g}; " + (
-            f"those above {LARGEST_ULPS:g}, infinite ones and NaN at {LARGEST_ULPS:g}."
-        )
+        words = _ends_meaning(min(ends), max(ends))
         yield Chart(f"accuracy-{dtype}", f"Accuracy, {dtype}", words, alt, drawing.png(figure))
 
 
@@ -64,6 +61,12 @@ def _errors(axes: Axes, accuracies: Sequence[Accuracy], data: Sequence[str]) -> 
     axes.grid(alpha=0.25)
 
 
+def _ends_meaning(low: float, high: float) -> str:
+    exact = f"At {SMALLEST_ULPS:g} ulps lie smaller errors, too, and what is exact. "
+    wrong = f"At {LARGEST_ULPS:g} ulps lie larger errors, too, and what is infinite or NaN."
+    return (exact if low <= SMALLEST_ULPS else "") + (wrong if high >= LARGEST_ULPS else "")
+
+
 def _clipped(ulps: float) -> float:
     return LARGEST_ULPS if math.isnan(ulps) else min(max(ulps, SMALLEST_ULPS), LARGEST_ULPS)
 
@@ -73,7 +76,7 @@ def memory(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
     measured = [cell for cell in found if cell.peak_share is not None]
     for family in families(measured):
         cells = [cell for cell in measured if cell.speed.family == family]
-        name = "whole training steps" if family == STEPS else f"layers: {family}"
+        name = "whole training steps" if family == STEPS else f"layers ({family})"
         figure = drawing.panels(
             f"Peak memory, {name}",
             run,
@@ -88,7 +91,7 @@ def memory(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
             f"Peak memory of {len(cells)} cells, {name}: ours takes {min(shares):.0%} to {max(shares):.0%} "
             "of eager's."
         )
-        heading = f"Memory: {name}"
+        heading = f"Memory, {name}"
         yield Chart(f"memory-{family.replace(' ', '-')}", heading, "", alt, drawing.png(figure))
 
 

@@ -100,6 +100,14 @@ def lines(drawn: Sequence[Axes], names: Sequence[str]) -> None:
         axes.tick_params(labelsize=8)
 
 
+def hide(unused: Sequence[Axes], above: Sequence[Axes]) -> None:
+    """Panels of the last row that stay empty; those `above` them get the numbers of the axis."""
+    for axes in unused:
+        axes.set_visible(False)
+    for axes in above[len(above) - len(unused) :] if unused else ():
+        axes.tick_params(labelbottom=True)
+
+
 def points(axes: Axes, places: Sequence[tuple[float, float]], label: str, **style: Any) -> None:
     """Marks without a line between them; nothing, and no label, where there are none."""
     if places:
@@ -123,7 +131,8 @@ def logarithmic(axes: Axes, name: str, low: float, high: float, unit: str = "") 
     axis: Axis = getattr(axes, f"{name}axis")
     axes.set(**{f"{name}scale": "log", f"{name}lim": ends})
     decades = math.log10(ends[1] / ends[0])
-    between = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades < 1 else (1.0, 2.0, 5.0) if decades < 1.8 else (1.0,)
+    few = 1.3 if unit else 1.8  # decades from which on powers of ten are enough
+    between = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades < 1 else (1.0, 2.0, 5.0) if decades < few else (1.0,)
     axis.set_major_locator(LogLocator(subs=between, numticks=8))
     axis.set_major_formatter(EngFormatter(unit) if unit else FuncFormatter(_plain))
     axis.set_minor_formatter(NullFormatter())

@@ -18,7 +18,7 @@ def bars(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
     """A chart a family."""
     for family in families(found):
         cells = [cell for cell in found if cell.speed.family == family]
-        name = "Whole training steps" if family == STEPS else f"Layers: {family}"
+        name = "Whole training steps" if family == STEPS else f"Layers ({family})"
         ratios = [cell.ratio for cell in cells]
         total = summaries(cells)[-1]
         figure = drawing.panels(
@@ -52,9 +52,8 @@ def _bars(axes: Axes, cells: Sequence[Cell], places: Sequence[int]) -> None:
         drawing.points(axes, marks, ROW_NAMES.get(name, name), marker=marker, **style)
     for place, cell in zip(places, cells, strict=True):
         end = max(1.0, cell.ratio, *(row.ratio for row in cell.rivals.values()))
-        offset = (6, 0) if end > cell.ratio and end > 1 else (3, 0)
         text = f"{cell.ratio:.1f}" if cell.ratio >= 10 else f"{cell.ratio:.2f}"
-        axes.annotate(text, (end, place), offset, textcoords="offset points", va="center", fontsize=7)
+        axes.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", fontsize=7)
     axes.axvline(1, color="black", linewidth=1, label="eager = 1")
     axes.set_title(f"geometric mean {statistics.geometric_mean(cell.ratio for cell in cells):.2f}")
 
@@ -74,8 +73,7 @@ def roofline(run: Run, found: Sequence[Cell]) -> Chart | None:
     for axes, direction in zip(panels, names, strict=False):
         _roofline(axes, [cell for cell in cells if cell.speed.direction == direction])
         axes.set_title(direction, fontsize=9)
-    for axes in panels[len(names) :]:
-        axes.set_visible(False)
+    drawing.hide(panels[len(names) :], above=panels[:-columns])
     sizes = [cell.speed.bytes for cell in cells]
     rates = [rate for cell in cells for rate in (*_rates(cell).values(), _possible(cell))]
     drawing.logarithmic(panels[0], "x", min(sizes), max(sizes), "B")

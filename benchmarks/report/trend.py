@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.history import Instructions, Run
-from benchmarks.report.figures import Cell, directions, families, measured
+from benchmarks.report.figures import STEPS, Cell, directions, families, measured
 
 LONGEST = 20
 """Runs shown at most, the latest."""
@@ -22,15 +22,17 @@ class Trend:
     Args:
         runs: those shown, the oldest first; two or more.
         left_out: those in between that have too few of the last run's cells.
-        total: the last run's cells, and `common` those that all have.
-        ratios: geometric means by direction and family, a value a run.
-        shares: medians of the share of the floor in the same way, of those that have a floor.
+        total: how many cells the last run has, and `common` how many all have.
+        means: geometric means of the ratios by direction, a value a run; without whole training steps.
+        ratios: the same by direction and family.
+        shares: medians of the share of the floor by direction and family, of those that have a floor.
     """
 
     runs: list[Run]
     left_out: list[Run]
     total: int
     common: int
+    means: dict[str, list[float]]
     ratios: dict[tuple[str, str], list[float]]
     shares: dict[tuple[str, str], list[float]]
 
@@ -55,35 +57,44 @@ def trend(runs: Sequence[Run], last: Run) -> Trend | None:
     common = [key for key in present if all(key in tables[id(run)] for run in shown)]
     if not common:
         return None
-    since = runs.index(shown[0])
-    ratios, shares = _means([[tables[id(run)][key] for key in common] for run in shown])
-    left_out = [run for run in earlier[since:] if not any(run is each for each in shown)]
-    return Trend(shown, left_out, len(present), len(common), ratios, shares)
+    first = next(number for number, run in enumerate(runs) if run is shown[0])
+    left_out = [run for run in earlier[first:] if not any(run is each for each in shown)]
+    by_run = [[tables[id(run)][key] for key in common] for run in shown]
+    groups = _groups(by_run)
+    grid = _groups([[cell for cell in cells if cell.speed.family != STEPS] for cells in by_run], False)
+    return Trend(
+        runs=shown,
+        left_out=left_out,
+        total=len(present),
+        common=len(common),
+        means={direction: _ratios(group) for (direction, _), group in grid.items()},
+        ratios={name: _ratios(group) for name, group in groups.items()},
+        shares={name: shares for name, group in groups.items() if (shares := _shares(group))},
+    )
 
 
-def _means(
-    by_run: list[list[Cell]],
-) -> tuple[dict[tuple[str, str], list[float]], dict[tuple[str, str], list[float]]]:
-    """Ratios and shares by direction and family; the runs' cells are the same ones, in the same order."""
-    ratios, shares = {}, {}
-    for direction in directions(by_run[-1]):
-        for family in families(by_run[-1]):
-            places = [
-                place
-                for place, cell in enumerate(by_run[-1])
-                if (cell.speed.direction, cell.speed.family) == (direction, family)
-            ]
-            groups = [[cells[place] for place in places] for cells in by_run]
-            if not places:
-                continue
-            ratios[direction, family] = [
-                statistics.geometric_mean(cell.ratio for cell in group) for group in groups
-            ]
-            if all(cell.share is not None for group in groups for cell in group):
-                shares[direction, family] = [
-                    statistics.median(cell.share or 0.0 for cell in group) for group in groups
-                ]
-    return ratios, shares
+def _groups(
+    by_run: Sequence[Sequence[Cell]], by_family: bool = True
+) -> dict[tuple[str, str], list[list[Cell]]]:
+    """By direction and family, or by direction and "": a list of cells a run."""
+
+    def name(cell: Cell) -> tuple[str, str]:
+        return cell.speed.direction, cell.speed.family if by_family else ""
+
+    last = by_run[-1]
+    names = [(d, f) for d in directions(last) for f in (families(last) if by_family else [""])]
+    groups = {each: [[c for c in cells if name(c) == each] for cells in by_run] for each in names}
+    return {each: group for each, group in groups.items() if group[-1]}
+
+
+def _ratios(group: Sequence[Sequence[Cell]]) -> list[float]:
+    return [statistics.geometric_mean(cell.ratio for cell in cells) for cells in group]
+
+
+def _shares(group: Sequence[Sequence[Cell]]) -> list[float]:
+    """Empty where a cell has no floor."""
+    shares = [[cell.share for cell in cells if cell.share is not None] for cells in group]
+    return [statistics.median(of_run) for of_run in shares] if all(shares) else []
 
 
 def instructions(runs: Sequence[Run], last: Run) -> tuple[list[Run], dict[str, list[int | None]]]:
