@@ -5,6 +5,7 @@ A run is a line of kind "run", with the environment and the commit, and behind i
 """
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -118,6 +119,7 @@ def slug(device: str) -> str:
 
 def _write(content: bytes, path: Path) -> None:
     with path.open("a+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # what is cut off below must be nobody else's
         end = file.seek(0, os.SEEK_END)
         if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
             content = b"\n" + content  # a torn line spoils no other

@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks import history
 from benchmarks.grid.cells import Cell, cells
-from benchmarks.history import Accuracy, Instructions, Record, RowSpeed, Speed
+from benchmarks.history import Accuracy, Instructions, Record, RowSpeed, Run, Speed
 
+DATE = "2026-12-01T10:00:00+00:00"
 CPU_NAME = "AMD EPYC 9B45 64-Core Processor"
 GPU_NAME = "NVIDIA H200"
 COPIES = {"forward": 1.0, "backward": 1.5, "forward+backward": 2.5, "evaluation": 1.0}
@@ -126,3 +127,39 @@ def several_runs(directory: Path, count: int = 6) -> Path:
             records = list(speeds(number, chosen=lambda cell: cell.quick))
         record(directory, f"{0xA3F19C04B2 + number:x}", records, f"2026-12-{1 + number:02}T10:00:00+00:00")
     return directory
+
+
+def speed(
+    ratio: float,
+    case: str = "8x4x2x2 contiguous float32",
+    direction: str = "forward",
+    *,
+    compiled: float | None = None,
+    family: str = "lenet",
+    peaks: tuple[int | None, int | None] = (None, None),
+) -> Speed:
+    """A cell of 2 kB whose floor is 1 us and where eager takes 8 us; peaks of eager and ours."""
+    rows = {"eager": RowSpeed(8e-6, 1.0, 1 / 8, peaks[0])}
+    if compiled is not None:
+        rows["compile"] = RowSpeed(8e-6 / compiled, compiled, compiled / 8, None)
+    rows["ours"] = RowSpeed(8e-6 / ratio, ratio, ratio / 8, peaks[1])
+    floor, traffic = (0.0, 0) if family == "steps" else (1e-6, 2000)
+    return Speed(family, f"{case} {direction}", direction, traffic, floor, rows)
+
+
+def run_of(*records: Record, commit: str = "a1", date: str = DATE) -> Run:
+    """A run that is in no file."""
+    return Run(f"{date} {commit}", commit, environment(date), list(records))
+
+
+def without(row: str, records: list[Record]) -> list[Record]:
+    """The same but for a row of every cell."""
+    for each in records:
+        if isinstance(each, Speed):
+            del each.rows[row]
+    return records
+
+
+def quick(seed: int) -> list[Record]:
+    """What the quick part of the grid records."""
+    return list(speeds(seed, chosen=lambda cell: cell.quick))

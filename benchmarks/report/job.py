@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,41 +16,31 @@ class NothingToShowError(Exception):
     """No run, or none that was asked for; the text says which there are."""
 
 
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line; exits with a message and status 2 where it is wrong."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if not args.history.is_dir():
-        parser.error(f"--history: {args.history} is no directory")
-    return args
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The command line's; exits with a message and status 2 where that is wrong."""
+    made = argparse.ArgumentParser(
         prog="python -m benchmarks.report",
         description="Turns recorded runs into one HTML page that needs no other file, index.html, and into "
         "its pictures as PNGs: the worst cells, speed, bandwidth, accuracy, memory and the trend over "
         "commits, a section a device.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--history", type=Path, default=history.DIRECTORY, help="directory of the records")
-    parser.add_argument(
+    made.add_argument("--history", type=Path, default=history.DIRECTORY, help="directory of the records")
+    made.add_argument(
         "--run", help="show the run whose commit or date begins so, instead of each device's latest"
     )
-    parser.add_argument(
-        "--out", type=options.directory, default="results/report", help="directory to write to"
-    )
-    return parser
+    made.add_argument("--out", type=options.directory, default="results/report", help="directory to write to")
+    return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the page and the pictures; returns 0, or exits with 2 where there is nothing to show."""
-    args = arguments(argv)
+    args = parser().parse_args(argv)
     try:
         runs = history.load(args.history)
         sections = [_section(runs, last) for last in chosen(runs, args.run, args.history)]
     except (HistoryError, NothingToShowError) as error:
-        _parser().error(str(error))
+        parser().error(str(error))
     for path in write(sections, args.out):
         print(path)
     return 0
@@ -63,7 +52,8 @@ def chosen(runs: Sequence[Run], beginning: str | None, directory: Path) -> list[
     Raises NothingToShowError.
     """
     if not runs:
-        raise NothingToShowError(f"{directory} holds no recorded run: `pytest benchmarks --record` adds one")
+        lacking = "holds no recorded run" if directory.is_dir() else "is no directory"
+        raise NothingToShowError(f"--history: {directory} {lacking}; `pytest benchmarks --record` adds a run")
     fitting = [
         run
         for run in runs
@@ -91,7 +81,3 @@ def write(sections: Sequence[Section], directory: Path) -> list[Path]:
         os.chmod(file.name, 0o644)
         os.replace(file.name, directory / name)
     return [directory / name for name in contents]
-
-
-if __name__ == "__main__":
-    sys.exit(main())
