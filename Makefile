@@ -42,7 +42,7 @@ lenet: build/extension ## the main job, LeNet-5 on MNIST (EPOCHS=1 for a quick l
 
 .PHONY: test
 test: build/extension $(if $(shell command -v nvcc),$(cuda-ready)) ## the test suite
-	@$(require) pytest hypothesis numpy matplotlib rich tqdm transformers
+	@$(require) pytest hypothesis jinja2 numpy matplotlib rich tqdm transformers
 	$(run) -m pytest $(ARGS)
 
 .PHONY: test-kernels
@@ -70,6 +70,11 @@ bench-quick: build/extension ## the small cells of the grid, in two minutes
 grid: build/extension ## the whole grid, accuracy and instruction counts (ARGS=--record adds them to the history)
 	@$(require) pytest pytest_benchmark numpy matplotlib rich tqdm
 	$(run) -m pytest benchmarks $(ARGS)
+
+.PHONY: report
+report: $(ready) ## what was recorded, as one page and pictures: results/report/index.html
+	@$(require) jinja2 numpy matplotlib
+	$(run) -m benchmarks.report $(ARGS)
 
 .PHONY: gpu
 gpu: $(ready) ## builds, tests and measures on this machine's GPU in 8 minutes (OUT=folder, STAGES="build table")

@@ -4,13 +4,16 @@ A run is a line of kind "run", with the environment and the commit, and behind i
 "speed", "accuracy" or "instructions", which name the run.
 """
 
+import errno
+import fcntl
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 FORMAT = 1
 """Goes up when a field changes its meaning or its name."""
@@ -68,6 +71,7 @@ class Instructions:
 
 
 Record = Speed | Accuracy | Instructions
+R = TypeVar("R", Speed, Accuracy, Instructions)
 KINDS: dict[str, type[Record]] = {"speed": Speed, "accuracy": Accuracy, "instructions": Instructions}
 
 
@@ -84,13 +88,17 @@ class Run:
     def date(self) -> str:
         return str(self.environment["date"])
 
-    def of(self, kind: type[Record]) -> list[Any]:
+    @property
+    def device(self) -> str:
+        return str(self.environment["device"])
+
+    def of(self, kind: type[R]) -> list[R]:
         """The run's records of one kind."""
         return [record for record in self.records if isinstance(record, kind)]
 
 
 def append(records: Iterable[Record], environment: dict[str, Any], directory: Path = DIRECTORY) -> Path:
-    """Adds a run to its device's file, in one write, and returns the file."""
+    """Adds a run to its device's file, in one write or not at all, and returns the file; raises OSError."""
     commit = current_commit()
     id = f"{environment['date']} {commit}"
     names = {kind: name for name, kind in KINDS.items()}
@@ -99,37 +107,78 @@ def append(records: Iterable[Record], environment: dict[str, Any], directory: Pa
     ]
     lines += [{"kind": names[type(record)], "run": id, **asdict(record)} for record in records]
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{re.sub('[^a-z0-9]+', '-', environment['device'].lower()).strip('-')}.jsonl"
-    with path.open("a") as file:
-        file.write("".join(json.dumps(line) + "\n" for line in lines))
+    path = directory / f"{slug(environment['device'])}.jsonl"
+    _write("".join(json.dumps(line) + "\n" for line in lines).encode(), path)
     return path
+
+
+def slug(device: str) -> str:
+    """The device's name as file names have it."""
+    return re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def _write(content: bytes, path: Path) -> None:
+    with path.open("a+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # what is cut off below must be nobody else's
+        end = file.seek(0, os.SEEK_END)
+        if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+            content = b"\n" + content  # a torn line spoils no other
+        if file.write(content) < len(content):
+            file.truncate(end)
+            raise OSError(
+                errno.ENOSPC, "no room for the whole run, so that none of it was written", str(path)
+            )
 
 
 def load(directory: Path = DIRECTORY) -> list[Run]:
     """All runs, the oldest first; raises HistoryError."""
-    runs: dict[str, Run] = {}
-    for path in sorted(directory.glob("*.jsonl")):
-        for place, line in _lines(path):
-            try:
-                _take(json.loads(line), runs)
-            except (KeyError, TypeError, ValueError) as error:
-                raise HistoryError(f"{place}: {type(error).__name__}: {error}") from error
-    return sorted(runs.values(), key=lambda run: run.date)
+    runs = [run for path in sorted(directory.glob("*.jsonl")) for run in _runs(path)]
+    return sorted(runs, key=lambda run: run.date)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+def _runs(path: Path) -> list[Run]:
+    """Of one file; where two runs have one id, a record belongs to the later."""
+    runs: list[Run] = []
+    by_id: dict[str, Run] = {}
+    for place, line in _lines(path):
+        try:
+            content = json.loads(line)
+        except ValueError as error:
+            raise HistoryError(f"{place} is no JSON, torn perhaps: {error}") from error
+        try:
+            if content["kind"] == "run":
+                run = by_id[content["run"]] = _begin(content)
+                runs.append(run)
+            else:
+                _take(content, by_id)
+        except KeyError as error:
+            raise HistoryError(f"{place} lacks {error}") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise HistoryError(f"{place} is no record of this format: {error}") from error
+    return runs
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if line.strip():
             yield f"{path.name}, line {number}", line
 
 
+def _begin(line: dict[str, Any]) -> Run:
+    if line["format"] != FORMAT:
+        raise ValueError(f"format {line['format']}, this reads {FORMAT}")
+    run = Run(line["run"], line["commit"], line["environment"])
+    if not (run.date and run.device):  # a KeyError where one is missing
+        raise ValueError("a run needs a date and a device")
+    return run
+
+
 def _take(line: dict[str, Any], runs: dict[str, Run]) -> None:
     kind, id = line.pop("kind"), line.pop("run")
-    if kind == "run":
-        if line["format"] != FORMAT:
-            raise ValueError(f"format {line['format']}, this reads {FORMAT}")
-        runs[id] = Run(id, line["commit"], line["environment"])
-        return
+    if kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is none of run, {', '.join(KINDS)}")
+    if id not in runs:
+        raise ValueError(f"no line before it begins the run {id!r}")
     if kind == "speed":
         line["rows"] = {name: RowSpeed(**row) for name, row in line["rows"].items()}
     runs[id].records.append(KINDS[kind](**line))

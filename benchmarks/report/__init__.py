@@ -1,0 +1,1 @@
+"""`python -m benchmarks.report`: one HTML page and its pictures from what benchmarks/history/ holds."""

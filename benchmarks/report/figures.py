@@ -1,0 +1,186 @@
+"""What a run says in numbers: its cells, the worst of them, means by direction, and what was not measured."""
+
+import math
+import statistics
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from benchmarks.contest import ALL_DIRECTIONS
+from benchmarks.grid.cells import FAMILIES, cells
+from benchmarks.history import Accuracy, Instructions, RowSpeed, Run, Speed
+
+STEPS = "steps"
+"""The family of whole training steps."""
+YARDSTICKS = ("copy", "eager", "ours")
+"""Rows that are no rivals."""
+ROW_NAMES = {"compile": "torch.compile"}
+"""Other rows go by their own names."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell in which eager and ours were both timed."""
+
+    speed: Speed
+
+    @property
+    def case(self) -> str:
+        """The cell without its direction."""
+        return self.speed.cell.removesuffix(f" {self.speed.direction}")
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """By which it is found again in another run."""
+        return self.speed.family, self.case, self.speed.direction
+
+    @property
+    def ours(self) -> RowSpeed:
+        return self.speed.rows["ours"]
+
+    @property
+    def eager(self) -> RowSpeed:
+        return self.speed.rows["eager"]
+
+    @property
+    def rivals(self) -> dict[str, RowSpeed]:
+        """torch.compile and peers, where they were timed."""
+        return {name: row for name, row in self.speed.rows.items() if name not in YARDSTICKS}
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster than eager ours is."""
+        return self.ours.ratio
+
+    @property
+    def share(self) -> float | None:
+        """The floor's time over ours; of a training step there is none."""
+        return self.ours.share_of_floor if self.speed.floor_seconds > 0 else None
+
+    @property
+    def over_compile(self) -> float | None:
+        """How many times faster than torch.compile: by both ratios to eager, which rounds made comparable."""
+        compiled = self.speed.rows.get("compile")
+        return self.ratio / compiled.ratio if compiled else None
+
+    @property
+    def peak_share(self) -> float | None:
+        """Peak memory, ours over eager's."""
+        ours, eager = self.ours.peak_bytes, self.eager.peak_bytes
+        return ours / eager if ours is not None and eager else None
+
+
+def measured(run: Run) -> list[Cell]:
+    """The run's cells, as it measured them."""
+    return [Cell(speed) for speed in run.of(Speed) if {"eager", "ours"} <= speed.rows.keys()]
+
+
+def worst(found: Iterable[Cell], count: int = 5) -> list[Cell]:
+    """Those with the lowest ratios to eager, the lowest first."""
+    return sorted(found, key=lambda cell: cell.ratio)[:count]
+
+
+def families(found: Iterable[Cell]) -> list[str]:
+    """In the grid's order, with what the grid does not know at the end."""
+    return _ordered((cell.speed.family for cell in found), FAMILIES)
+
+
+def directions(found: Iterable[Cell]) -> list[str]:
+    """The same of directions."""
+    return _ordered((cell.speed.direction for cell in found), ALL_DIRECTIONS)
+
+
+def _ordered(names: Iterable[str], known: Collection[str]) -> list[str]:
+    there = dict.fromkeys(names)
+    return [name for name in known if name in there] + [name for name in there if name not in known]
+
+
+def rivals(found: Iterable[Cell]) -> list[str]:
+    """The rows beside eager and ours that any cell has."""
+    return list(dict.fromkeys(name for cell in found for name in cell.rivals))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of some cells: geometric means, the median share of the floor; None where nothing was measured."""
+
+    name: str
+    cells: int
+    ratio: float
+    over_compile: float | None
+    share: float | None
+    peak_share: float | None
+    slower_than_eager: int
+    slower_than_compile: int | None
+
+
+def summaries(found: Sequence[Cell]) -> list[Summary]:
+    """By direction, whole training steps behind them, and of all cells."""
+    grid = [cell for cell in found if cell.speed.family != STEPS]
+    groups = {
+        direction: [cell for cell in grid if cell.speed.direction == direction]
+        for direction in directions(grid)
+    }
+    groups["whole training steps"] = [cell for cell in found if cell.speed.family == STEPS]
+    groups["all cells"] = list(found)
+    return [_summary(name, group) for name, group in groups.items() if group]
+
+
+def _summary(name: str, group: Sequence[Cell]) -> Summary:
+    over_compile = [cell.over_compile for cell in group if cell.over_compile is not None]
+    shares = [cell.share for cell in group if cell.share is not None]
+    peaks = [cell.peak_share for cell in group if cell.peak_share]
+    return Summary(
+        name,
+        cells=len(group),
+        ratio=statistics.geometric_mean(cell.ratio for cell in group),
+        over_compile=statistics.geometric_mean(over_compile) if over_compile else None,
+        share=statistics.median(shares) if shares else None,
+        peak_share=statistics.geometric_mean(peaks) if peaks else None,
+        slower_than_eager=sum(cell.ratio < 1 for cell in group),
+        slower_than_compile=sum(ratio < 1 for ratio in over_compile) if over_compile else None,
+    )
+
+
+def compared(run: Run) -> list[Accuracy]:
+    """Accuracies of both eager and ours."""
+    return [accuracy for accuracy in run.of(Accuracy) if {"eager", "ours"} <= accuracy.ulps.keys()]
+
+
+def further(accuracies: Iterable[Accuracy]) -> list[Accuracy]:
+    """Those of which ours is further from float64 than eager, by how many times further, the most first."""
+
+    def times(accuracy: Accuracy) -> float:
+        return _or_infinite(accuracy.ulps["ours"]) / max(_or_infinite(accuracy.ulps["eager"]), 1e-9)
+
+    worse = [a for a in accuracies if _or_infinite(a.ulps["ours"]) > _or_infinite(a.ulps["eager"])]
+    return sorted(worse, key=times, reverse=True)
+
+
+def _or_infinite(ulps: float) -> float:
+    return math.inf if math.isnan(ulps) else ulps
+
+
+def gaps(run: Run, found: Sequence[Cell]) -> list[str]:
+    """What the run did not measure, a sentence each."""
+    wanted = {(cell.family, cell.case.id, cell.direction) for cell in cells()}
+    absent = wanted - {cell.key for cell in found}
+    said = []
+    if len(absent) == len(wanted):
+        said.append(f"None of the grid's {len(wanted)} cells.")
+    elif absent:
+        said.append(f"{len(absent)} of the grid's {len(wanted)} cells.")
+    counted: dict[str, Callable[[Cell], bool]] = {
+        "torch.compile": lambda cell: cell.over_compile is not None,
+        "Peak memory": lambda cell: cell.peak_share is not None,
+    }
+    for what, has in counted.items():
+        lacking = sum(not has(cell) for cell in found)
+        if lacking:
+            said.append(f"{what}, in {'all' if lacking == len(found) else lacking} of {len(found)} cells.")
+    if not any(cell.speed.family == STEPS for cell in found):
+        said.append("Whole training steps.")
+    if not run.of(Accuracy):
+        said.append("Accuracy against float64.")
+    if not run.of(Instructions):
+        said.append("Instructions of the host.")
+    return said

@@ -1,0 +1,83 @@
+"""The job behind `python -m benchmarks.report`: arguments, which runs are shown, and the files."""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import history, options
+from benchmarks.history import HistoryError, Run
+from benchmarks.report import page
+from benchmarks.report.section import Section, section
+
+
+class NothingToShowError(Exception):
+    """No run, or none that was asked for; the text says which there are."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's; exits with a message and status 2 where that is wrong."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description="Turns recorded runs into one HTML page that needs no other file, index.html, and into "
+        "its pictures as PNGs: the worst cells, speed, bandwidth, accuracy, memory and the trend over "
+        "commits, a section a device.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    made.add_argument("--history", type=Path, default=history.DIRECTORY, help="directory of the records")
+    made.add_argument(
+        "--run", help="show the run whose commit or date begins so, instead of each device's latest"
+    )
+    made.add_argument("--out", type=options.directory, default="results/report", help="directory to write to")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the page and the pictures; returns 0, or exits with 2 where there is nothing to show."""
+    args = parser().parse_args(argv)
+    try:
+        runs = history.load(args.history)
+        sections = [_section(runs, last) for last in chosen(runs, args.run, args.history)]
+    except (HistoryError, NothingToShowError) as error:
+        parser().error(str(error))
+    for path in write(sections, args.out):
+        print(path)
+    return 0
+
+
+def chosen(runs: Sequence[Run], beginning: str | None, directory: Path) -> list[Run]:
+    """Of each device the latest run, or the latest whose commit or date begins so.
+
+    Raises NothingToShowError.
+    """
+    if not runs:
+        lacking = "holds no recorded run" if directory.is_dir() else "is no directory"
+        raise NothingToShowError(f"--history: {directory} {lacking}; `pytest benchmarks --record` adds a run")
+    fitting = [
+        run
+        for run in runs
+        if beginning is None or run.commit.startswith(beginning) or run.date.startswith(beginning)
+    ]
+    if not fitting:
+        known = ", ".join(dict.fromkeys(f"{run.commit} ({run.date[:10]})" for run in runs))
+        raise NothingToShowError(f"--run: no commit or date begins with {beginning!r}; there are {known}")
+    return list({run.device: run for run in fitting}.values())
+
+
+def _section(runs: Sequence[Run], last: Run) -> Section:
+    return section([run for run in runs if run.device == last.device], last)
+
+
+def write(sections: Sequence[Section], directory: Path) -> list[Path]:
+    """Writes each file whole, the page last, and returns their paths."""
+    contents = {
+        section.file_of(chart): chart.png for section in sections for chart in section.charts.values()
+    }
+    contents["index.html"] = page.html(sections).encode()
+    for name, content in contents.items():
+        with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
+            file.write(content)
+        os.chmod(file.name, 0o644)
+        os.replace(file.name, directory / name)
+    return [directory / name for name in contents]

@@ -1,0 +1,73 @@
+"""The page: numbers as its template writes them."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from benchmarks.report.drawing import Chart
+from benchmarks.report.figures import ROW_NAMES, STEPS, rivals
+from benchmarks.report.section import Section
+
+NOTHING = "\u2013"
+"""In the place of a number that there is not."""
+
+
+def html(sections: Sequence[Section]) -> str:
+    """One document that needs no other file: pictures are in it, every text is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "times": times,
+        "share": share,
+        "microseconds": microseconds,
+        "megabytes": megabytes,
+        "key": key,
+        "uri": uri,
+    }
+    template = environment.get_template("page.html.jinja")
+    return template.render(sections=sections, rivals=rivals, row_names=ROW_NAMES, steps=STEPS)
+
+
+def times(value: float | None) -> str:
+    """A ratio."""
+    if value is None:
+        return NOTHING
+    return f"{value:.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def share(value: float | None) -> str:
+    """A part of a whole."""
+    return NOTHING if value is None else f"{value:.0%}" if value >= 0.1 else f"{value:.1%}"
+
+
+def microseconds(seconds: float | None) -> str:
+    """A time, with three digits or more."""
+    if seconds is None:
+        return NOTHING
+    value = seconds * 1e6
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def megabytes(count: int | None) -> str:
+    """Memory, with three digits or more."""
+    if count is None:
+        return NOTHING
+    value = count / 1e6
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def key(value: float | None) -> str:
+    """What a column is sorted by: nothing is behind all that is."""
+    return "Infinity" if value is None else repr(value)
+
+
+def uri(chart: Chart) -> str:
+    """The picture itself as an address."""
+    return f"data:image/png;base64,{base64.b64encode(chart.png).decode()}"

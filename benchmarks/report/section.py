@@ -1,0 +1,75 @@
+"""Of one device all that the page shows: its chosen run's numbers and charts, and the trend up to it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks import history
+from benchmarks.history import Accuracy, Instructions, Run
+from benchmarks.report import beside, drawing, figures, speed, trends
+from benchmarks.report.drawing import Chart
+from benchmarks.report.figures import Cell, Summary
+from benchmarks.report.trend import Trend, trend
+
+
+@dataclass(frozen=True)
+class Section:
+    """`charts` by the name of their files; `trend` is None where there is nothing to compare with."""
+
+    run: Run
+    runs: int
+    cells: list[Cell]
+    worst: list[Cell]
+    summaries: list[Summary]
+    gaps: list[str]
+    accuracies: list[Accuracy]
+    further: list[Accuracy]
+    instructions: list[Instructions]
+    charts: dict[str, Chart]
+    trend: Trend | None
+
+    @property
+    def slug(self) -> str:
+        return history.slug(self.run.device)
+
+    def file_of(self, chart: Chart) -> str:
+        """The name of the chart's PNG."""
+        return f"{self.slug}-{chart.name}.png"
+
+    @property
+    def measured_charts(self) -> list[Chart]:
+        """Those of the run itself."""
+        return [chart for chart in self.charts.values() if chart.name not in trends.NAMES]
+
+    @property
+    def trend_charts(self) -> list[Chart]:
+        """Those over runs."""
+        return [chart for chart in self.charts.values() if chart.name in trends.NAMES]
+
+
+def section(runs: Sequence[Run], last: Run) -> Section:
+    """Draws and counts; `runs` are the device's, the oldest first, and `last` is one of them."""
+    cells = figures.measured(last)
+    accuracies = figures.compared(last)
+    over_runs = trend(runs, last) if cells else None
+    with drawing.style():
+        drawn: list[Chart | None] = [
+            *speed.bars(last, cells),
+            speed.roofline(last, cells),
+            *beside.accuracy(last),
+            *beside.memory(last, cells),
+            trends.ratios(last, over_runs) if over_runs else None,
+            trends.host(last, runs),
+        ]
+    return Section(
+        run=last,
+        runs=len(runs),
+        cells=cells,
+        worst=figures.worst(cells),
+        summaries=figures.summaries(cells),
+        gaps=figures.gaps(last, cells),
+        accuracies=accuracies,
+        further=figures.further(accuracies),
+        instructions=last.of(Instructions),
+        charts={chart.name: chart for chart in drawn if chart},
+        trend=over_runs,
+    )

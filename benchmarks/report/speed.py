@@ -1,0 +1,122 @@
+"""Charts of speed: how many times faster than eager, and the achieved beside the possible bandwidth."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from matplotlib.axes import Axes
+
+from benchmarks.history import Run
+from benchmarks.report import drawing
+from benchmarks.report.drawing import EAGER, OURS, RIVALS, SLOWER, Chart
+from benchmarks.report.figures import ROW_NAMES, STEPS, Cell, directions, families, rivals, summaries
+
+BAR = 0.72
+
+
+def bars(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
+    """A chart a family."""
+    for family in families(found):
+        cells = [cell for cell in found if cell.speed.family == family]
+        name = "Whole training steps" if family == STEPS else f"Layers ({family})"
+        ratios = [cell.ratio for cell in cells]
+        total = summaries(cells)[-1]
+        figure = drawing.panels(
+            f"{name}: times faster than eager nn.BatchNorm + nn.ReLU",
+            run,
+            cells,
+            lambda axes, cells, places: _bars(axes, cells, places),
+            "eager's time / ours, logarithmic; more is better",
+        )
+        ends = [1.0, *ratios, *(row.ratio for cell in cells for row in cell.rivals.values())]
+        drawing.logarithmic(figure.axes[0], "x", min(ends), 1.6 * max(ends))
+        alt = (
+            f"Bars: {name}, {len(cells)} cells, {min(ratios):.2f} to {max(ratios):.2f} times faster than "
+            f"eager, geometric mean {total.ratio:.2f}; {total.slower_than_eager} slower than eager."
+        )
+        words = "A bar begins at eager's time: to the right faster, to the left slower."
+        yield Chart(f"speedup-{family.replace(' ', '-')}", name, words, alt, drawing.png(figure))
+
+
+def _bars(axes: Axes, cells: Sequence[Cell], places: Sequence[int]) -> None:
+    for slower, color, label in ((False, OURS, "ours"), (True, SLOWER, "ours, slower than eager")):
+        drawn = [
+            (place, cell) for place, cell in zip(places, cells, strict=True) if (cell.ratio < 1) == slower
+        ]
+        if drawn:
+            widths = [cell.ratio - 1 for _, cell in drawn]
+            axes.barh([place for place, _ in drawn], widths, BAR, left=1, color=color, label=label)
+    for name, marker in zip(rivals(cells), RIVALS, strict=False):
+        marks = [(c.rivals[name].ratio, p) for p, c in zip(places, cells, strict=True) if name in c.rivals]
+        style = {"color": "black", "markerfacecolor": "white", "markersize": 4}
+        drawing.points(axes, marks, ROW_NAMES.get(name, name), marker=marker, **style)
+    for place, cell in zip(places, cells, strict=True):
+        end = max(1.0, cell.ratio, *(row.ratio for row in cell.rivals.values()))
+        text = f"{cell.ratio:.1f}" if cell.ratio >= 10 else f"{cell.ratio:.2f}"
+        axes.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", fontsize=7)
+    axes.axvline(1, color="black", linewidth=1, label="eager = 1")
+    axes.set_title(f"geometric mean {statistics.geometric_mean(cell.ratio for cell in cells):.2f}")
+
+
+def roofline(run: Run, found: Sequence[Cell]) -> Chart | None:
+    """A panel a direction; None where no cell has a floor."""
+    cells = [cell for cell in found if cell.speed.floor_seconds > 0 and cell.speed.bytes > 0]
+    if not cells:
+        return None
+    names = directions(cells)
+    columns = min(2, len(names))
+    figure = drawing.new_figure(
+        "Achieved bandwidth beside the possible one", run, 1.2 + 3.6 * ((len(names) + 1) // 2)
+    )
+    grid = figure.subplots((len(names) + 1) // 2, columns, sharex=True, sharey=True, squeeze=False)
+    panels = list(grid.flat)
+    for axes, direction in zip(panels, names, strict=False):
+        _roofline(axes, [cell for cell in cells if cell.speed.direction == direction])
+        axes.set_title(direction, fontsize=9)
+    drawing.hide(panels[len(names) :], above=panels[:-columns])
+    sizes = [cell.speed.bytes for cell in cells]
+    rates = [rate for cell in cells for rate in (*_rates(cell).values(), _possible(cell))]
+    drawing.logarithmic(panels[0], "x", min(sizes), max(sizes), "B")
+    drawing.logarithmic(panels[0], "y", min(rates), max(rates))
+    figure.supylabel("mandatory traffic / time, GB/s", fontsize=9)
+    drawing.legend(figure, panels[: len(names)], "mandatory traffic of one call: each tensor once")
+    shares = [cell.share or 0.0 for cell in cells]
+    alt = (
+        f"Roofline of {len(cells)} cells: ours reaches {min(shares):.0%} to {max(shares):.0%} of the "
+        f"bandwidth of a copy, {statistics.median(shares):.0%} in the median."
+    )
+    words = (
+        "The line is the floor: a copy that moves as many bytes, the median of the cells of a size. "
+        "Tensors that fit a cache can lie above the bandwidth of memory."
+    )
+    return Chart("roofline", "Achieved and possible bandwidth", words, alt, drawing.png(figure))
+
+
+def _roofline(axes: Axes, cells: Sequence[Cell]) -> None:
+    possible = defaultdict(list)
+    for cell in cells:
+        possible[cell.speed.bytes].append(_possible(cell))
+    sizes = sorted(possible)
+    axes.plot(
+        sizes, [statistics.median(possible[size]) for size in sizes], color="black", label="possible: a copy"
+    )
+    names = ["eager", *rivals(cells), "ours"]
+    markers = dict(zip(names[1:-1], RIVALS, strict=False)) | {"eager": "o", "ours": "o"}
+    colors = {"eager": EAGER, "compile": drawing.COMPILE, "ours": OURS}
+    for name in names:
+        marks = [(cell.speed.bytes, _rates(cell)[name]) for cell in cells if name in cell.speed.rows]
+        color = colors.get(name, "black")
+        face = color if name == "ours" else "none"
+        style = {"markersize": 5, "color": color, "markerfacecolor": face, "alpha": 0.85}
+        drawing.points(axes, marks, ROW_NAMES.get(name, name), marker=markers.get(name, "x"), **style)
+    axes.grid(alpha=0.25)
+
+
+def _rates(cell: Cell) -> dict[str, float]:
+    """GB/s by row; the copy is the line."""
+    rows = {name: row for name, row in cell.speed.rows.items() if name != "copy"}
+    return {name: cell.speed.bytes / row.seconds / 1e9 for name, row in rows.items()}
+
+
+def _possible(cell: Cell) -> float:
+    return cell.speed.bytes / cell.speed.floor_seconds / 1e9

@@ -1,0 +1,106 @@
+"""How the ratios moved from run to run of one device; times of different runs are not comparable."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.history import Instructions, Run
+from benchmarks.report.figures import STEPS, Cell, directions, families, measured
+
+LONGEST = 20
+"""Runs shown at most, the latest."""
+KEPT = 0.5
+"""Of the last run's cells: a run that has fewer is left out, or few cells would be common to all."""
+
+Key = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Of the cells that all of `runs` have.
+
+    Args:
+        runs: those shown, the oldest first; two or more.
+        left_out: those in between that have too few of the last run's cells.
+        total: how many cells the last run has, and `common` how many all have.
+        means: geometric means of the ratios by direction, a value a run; without whole training steps.
+        ratios: the same by direction and family.
+        shares: medians of the share of the floor by direction and family, of those that have a floor.
+    """
+
+    runs: list[Run]
+    left_out: list[Run]
+    total: int
+    common: int
+    means: dict[str, list[float]]
+    ratios: dict[tuple[str, str], list[float]]
+    shares: dict[tuple[str, str], list[float]]
+
+    @property
+    def directions(self) -> list[str]:
+        return list(dict.fromkeys(direction for direction, _ in self.ratios))
+
+    @property
+    def families(self) -> list[str]:
+        return list(dict.fromkeys(family for _, family in self.ratios))
+
+
+def trend(runs: Sequence[Run], last: Run) -> Trend | None:
+    """The trend up to `last`, of runs of its device in the order of their dates; None with one run only."""
+    earlier = runs[: next(number for number, run in enumerate(runs) if run is last)]
+    tables = {id(run): {cell.key: cell for cell in measured(run)} for run in [*earlier, last]}
+    present = tables[id(last)]
+    enough = [run for run in earlier if len(tables[id(run)].keys() & present) >= max(KEPT * len(present), 1)]
+    shown = [*enough, last][-LONGEST:]
+    if len(shown) < 2:
+        return None
+    common = [key for key in present if all(key in tables[id(run)] for run in shown)]
+    if not common:
+        return None
+    first = next(number for number, run in enumerate(runs) if run is shown[0])
+    left_out = [run for run in earlier[first:] if not any(run is each for each in shown)]
+    by_run = [[tables[id(run)][key] for key in common] for run in shown]
+    groups = _groups(by_run)
+    grid = _groups([[cell for cell in cells if cell.speed.family != STEPS] for cells in by_run], False)
+    return Trend(
+        runs=shown,
+        left_out=left_out,
+        total=len(present),
+        common=len(common),
+        means={direction: _ratios(group) for (direction, _), group in grid.items()},
+        ratios={name: _ratios(group) for name, group in groups.items()},
+        shares={name: shares for name, group in groups.items() if (shares := _shares(group))},
+    )
+
+
+def _groups(
+    by_run: Sequence[Sequence[Cell]], by_family: bool = True
+) -> dict[tuple[str, str], list[list[Cell]]]:
+    """By direction and family, or by direction and "": a list of cells a run."""
+
+    def name(cell: Cell) -> tuple[str, str]:
+        return cell.speed.direction, cell.speed.family if by_family else ""
+
+    last = by_run[-1]
+    names = [(d, f) for d in directions(last) for f in (families(last) if by_family else [""])]
+    groups = {each: [[c for c in cells if name(c) == each] for cells in by_run] for each in names}
+    return {each: group for each, group in groups.items() if group[-1]}
+
+
+def _ratios(group: Sequence[Sequence[Cell]]) -> list[float]:
+    return [statistics.geometric_mean(cell.ratio for cell in cells) for cells in group]
+
+
+def _shares(group: Sequence[Sequence[Cell]]) -> list[float]:
+    """Empty where a cell has no floor."""
+    shares = [[cell.share for cell in cells if cell.share is not None] for cells in group]
+    return [statistics.median(of_run) for of_run in shares] if all(shares) else []
+
+
+def instructions(runs: Sequence[Run], last: Run) -> tuple[list[Run], dict[str, list[int | None]]]:
+    """The runs up to `last` that counted instructions, and by call a count a run, None where it has none."""
+    until = runs[: next(number for number, run in enumerate(runs) if run is last) + 1]
+    counted = [run for run in until if run.of(Instructions)][-LONGEST:]
+    counts = [{each.call: each.count for each in run.of(Instructions)} for run in counted]
+    calls = dict.fromkeys(call for of_run in counts for call in of_run)
+    return counted, {call: [of_run.get(call) for of_run in counts] for call in calls}
