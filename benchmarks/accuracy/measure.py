@@ -1,0 +1,97 @@
+"""Eager, compiled and our batch norm with ReLU on one input, and each one's largest errors in ulps."""
+
+import statistics
+from collections.abc import Iterator
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor, nn
+from torch._inductor import cpp_builder, exc
+
+import fused_bn
+from benchmarks.accuracy.data import Data
+from benchmarks.accuracy.errors import ulps
+from benchmarks.accuracy.truth import Truth, truth
+from benchmarks.history import Accuracy
+
+QUANTITIES = ("output", "grad_input", "grad_weight", "grad_bias", "mean", "variance")
+"""The last two as a step leaves them in the running statistics, with momentum 1: the batch's own."""
+
+DRAWS = 8
+"""Of parameters and gradient: the largest error of a few channels' sums differs by a factor of three between
+draws, the mean of eight of them by a third of that."""
+
+
+def measure(data: Data) -> list[Accuracy]:
+    """A record a quantity: the mean over DRAWS of a row's largest error; MnistError where there is no MNIST.
+
+    Rows: "eager", nn.BatchNorm2d and nn.ReLU; "compile", the same by torch.compile, where that finds a C++
+    compiler; "ours". All in training mode, with float32 parameters and a gradient of N(0, 1).
+    """
+    input = data.input()
+    rows = competitors(input.shape[1])
+    found: dict[str, dict[str, list[float]]] = {
+        quantity: {row: [] for row in rows} for quantity in QUANTITIES
+    }
+    for norm, grad_output in draws(input):
+        exact = truth(input, grad_output, norm)
+        for row, module in rows.items():
+            take_over(module, norm)
+            for quantity, error in errors(module, input, exact).items():
+                found[quantity][row].append(error)
+    return [
+        Accuracy(data.id, data.dtype, quantity, {row: statistics.fmean(e) for row, e in by_row.items()})
+        for quantity, by_row in found.items()
+    ]
+
+
+def draws(input: Tensor) -> Iterator[tuple[nn.BatchNorm2d, Tensor]]:
+    """Norms with parameters of ordinary size and gradients of the output, DRAWS of them from fixed seeds."""
+    for seed in range(DRAWS):
+        generator = torch.Generator().manual_seed(seed)
+        norm = nn.BatchNorm2d(input.shape[1], momentum=1.0)
+        nn.init.uniform_(norm.weight, 0.5, 1.5, generator)
+        nn.init.normal_(norm.bias, generator=generator)
+        yield norm, torch.empty_like(input).copy_(torch.randn(input.shape, generator=generator))
+
+
+def competitors(channels: int) -> dict[str, nn.Module]:
+    """Batch norm and ReLU by row, with momentum 1."""
+    torch_norm = partial(nn.BatchNorm2d, momentum=1.0)
+    rows: dict[str, nn.Module] = {"eager": nn.Sequential(torch_norm(channels), nn.ReLU())}
+    if can_compile():
+        torch.compiler.reset()  # or the shapes of many inputs would be compiled as one dynamic shape
+        compiled = torch.compile(nn.Sequential(torch_norm(channels), nn.ReLU()), dynamic=False)
+        assert isinstance(compiled, nn.Module)  # of a module, as its types do not say
+        rows["compile"] = compiled
+    rows["ours"] = fused_bn.BatchNorm2d(channels, momentum=1.0, activation="relu")
+    return rows
+
+
+@lru_cache(maxsize=1)
+def can_compile() -> bool:
+    """Whether torch.compile finds a C++ compiler."""
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler:
+        return False
+    return True
+
+
+def take_over(module: nn.Module, norm: nn.BatchNorm2d) -> None:
+    """Gives the one norm in `module` the state of `norm`."""
+    own = next(child for child in module.modules() if isinstance(child, nn.BatchNorm2d))
+    own.load_state_dict(norm.state_dict())
+
+
+def errors(module: nn.Module, input: Tensor, exact: Truth) -> dict[str, float]:
+    """The largest error of each quantity in ulps, after one forward and backward of `module`."""
+    leaf = input.detach().requires_grad_()
+    output = module(leaf)
+    gradients = torch.autograd.grad(output, [leaf, *module.parameters()], exact.grad_output)
+    buffers = {name.rpartition(".")[2]: buffer for name, buffer in module.named_buffers()}
+    results = (output, *gradients, buffers["running_mean"], buffers["running_var"])
+    return {
+        quantity: ulps(result, exact.exact[quantity], exact.scales[quantity])
+        for quantity, result in zip(QUANTITIES, results, strict=True)
+    }

@@ -1,0 +1,73 @@
+"""The exact results of batch norm and ReLU on given tensors, and the size of each quantity in its channel."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+OVER_CHANNEL = (0, 2, 3)
+NEAR_ZERO = 1e-3
+"""Where |z| is below this, rounding may put it on either side of ReLU's kink, and its gradient with it."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """In float64, by quantity: (N, C, H, W) for "output" and "grad_input", (C,) for the others.
+
+    `scales` are (1, C, 1, 1) and (C,): what `errors.ulps` asks for.
+    """
+
+    exact: dict[str, Tensor]
+    scales: dict[str, Tensor]
+    grad_output: Tensor
+
+
+def truth(input: Tensor, grad_output: Tensor, norm: nn.BatchNorm2d) -> Truth:
+    """What `norm` in training and ReLU make of an (N, C, H, W) input, by nn.BatchNorm2d in float64.
+
+    Of each channel its mean, rounded to float32, is taken off first and added to the running mean
+    afterwards: neither changes anything in exact arithmetic, and then float64 loses no digits to a mean
+    that is large beside the deviation. `Truth.grad_output` is the one given, of its dtype, with 0 where z is
+    NEAR_ZERO: the gradients are its.
+    """
+    values = input.detach().double()
+    shift = values.mean(OVER_CHANNEL).float().double()
+    centred = (values - _as_channel(shift)).requires_grad_()
+    twin = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum).double()
+    twin.load_state_dict(norm.state_dict())
+    z = twin(centred)
+    grad_output = torch.where(z.detach().abs() < NEAR_ZERO, 0, grad_output)
+    output = torch.relu(z)
+    grad_input, grad_weight, grad_bias = torch.autograd.grad(
+        output, [centred, twin.weight, twin.bias], grad_output.double()
+    )
+    assert twin.running_mean is not None
+    assert twin.running_var is not None
+    exact = {
+        "output": output.detach(),
+        "grad_input": grad_input,
+        "grad_weight": grad_weight,
+        "grad_bias": grad_bias,
+        "mean": twin.running_mean + shift,
+        "variance": twin.running_var,
+    }
+    return Truth(exact, _scales(centred.detach(), z.detach(), grad_output, twin), grad_output)
+
+
+def _as_channel(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1)
+
+
+def _scales(centred: Tensor, z: Tensor, grad_output: Tensor, norm: nn.BatchNorm2d) -> dict[str, Tensor]:
+    """Root mean squares: of z for the output, and of the terms that gradients and statistics are made of."""
+    count = centred.numel() // norm.num_features
+    variance = centred.var(OVER_CHANNEL, correction=0) + norm.eps
+    gradient = grad_output.double().square().mean(OVER_CHANNEL).sqrt()
+    return {
+        "output": _as_channel(z.square().mean(OVER_CHANNEL).sqrt()),
+        "grad_input": _as_channel(norm.weight.detach().abs() * variance.rsqrt() * gradient),
+        "grad_weight": count**0.5 * gradient,
+        "grad_bias": count**0.5 * gradient,
+        "mean": variance.sqrt(),
+        "variance": variance,
+    }
