@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import history
+from benchmarks.accuracy import table as accuracy_table
 from benchmarks.environment import environment
 from benchmarks.grid import table
 from benchmarks.grid.group import Measured
@@ -55,12 +56,16 @@ def quick(pytestconfig: pytest.Config) -> bool:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     groups = list(config.stash[GROUPS].values())
-    if not groups:
+    accuracies = [record for record in config.stash[RECORDS] if isinstance(record, history.Accuracy)]
+    if not groups and not accuracies:
         return
     terminalreporter.section("benchmarks")
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table.terminal(groups))
-    print("The least gained on eager:", *table.worst(groups), sep="\n  ")
+    if accuracies:
+        console.print(accuracy_table.terminal(accuracies))
+    if groups:
+        console.print(table.terminal(groups))
+        print("The least gained on eager:", *table.worst(groups), sep="\n  ")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kChunkValues =
     4096;  // float sums this short keep full accuracy; two tensors of them fit L1
 constexpr int64_t kAlignedValues = 16;  // of the longest vector, and so of whole bytes of the mask
-constexpr int64_t kGuessValues = 256;   // enough that an outlier among them is no bad pivot
+constexpr int64_t kGuessValues = 96;    // of each of the three stretches whose median mean is the first pivot
 
 // Rows of one channel's memory, strides apart.
 struct Rows {
@@ -73,14 +73,23 @@ Moments rows_moments(const T* x, const Rows& rows, double pivot) {
   return {count, static_cast<double>(static_cast<A>(pivot)) + s / count, m2 < 0 ? 0 : m2};
 }
 
-// Shifted by the mean so far, which bounds the error by that of the deviations themselves; the first chunk
-// is shifted by the mean of its first values.
+// The median of the means of three stretches of a row, so that an outlier, wherever it is, makes no bad pivot.
+template <class T>
+double first_pivot(const T* x, const Rows& rows) {
+  const int64_t values = std::min(divide_up(rows.length, 3), kGuessValues);
+  double means[3];
+  for (int64_t i = 0; i < 3; ++i) {
+    const Rows stretch{rows.first + (rows.length - values) * i / 2, 1, values, {}};
+    means[i] = rows_moments(x, stretch, read_element<T>(x, stretch.first.at)).mean;
+  }
+  return std::max(std::min(means[0], means[1]), std::min(std::max(means[0], means[1]), means[2]));
+}
+
+// Shifted by the mean so far, which bounds the error by that of the deviations themselves.
 template <class T>
 Moments part_moments(const T* x, const Chunks& chunks, int64_t c, int64_t part) {
   const int64_t first = chunks.first_chunk(part);
-  const Rows rows = chunks.rows(c, first);
-  const Rows sample{rows.first, 1, std::min(rows.length, kGuessValues), {}};
-  double pivot = rows_moments(x, sample, read_element<T>(x, rows.first.at)).mean;
+  double pivot = first_pivot(x, chunks.rows(c, first));
   Moments moments;
   for (int64_t chunk = first; chunk < chunks.first_chunk(part + 1); ++chunk) {
     moments = merge(moments, rows_moments(x, chunks.rows(c, chunk), pivot));
