@@ -22,6 +22,7 @@ from tests.report_history import (
     record,
     run_of,
     speed,
+    speeds,
     steps,
     whole,
     without,
@@ -136,6 +137,22 @@ def recorded(tmp_path: Path) -> Path:
 def test_chosen_runs(beginning: str | None, shown: list[tuple[str, str]], recorded: Path) -> None:
     runs = job.chosen(history.load(recorded), beginning, recorded)
     assert [(run.commit, run.device) for run in runs] == shown
+
+
+def test_a_small_later_run_adds_what_the_shown_one_lacks(tmp_path: Path) -> None:
+    """Accuracy, measured after the speed of all cells, does not replace it, and is shown with its commit."""
+    record(tmp_path, "speed00", [*speeds(1)], DATE)
+    record(tmp_path, "exact00", [*accuracies(1)], "2026-12-02T10:00:00+00:00")
+    record(tmp_path, "quick00", [*speeds(1, chosen=lambda cell: cell.quick)], "2026-12-03T10:00:00+00:00")
+    runs = history.load(tmp_path)
+    (shown,) = job.chosen(runs, None, tmp_path)
+    assert shown.commit == "speed00"
+    found = section(runs, shown)
+    assert len(found.accuracies) == len(list(accuracies(1)))
+    assert "Accuracy against float64; shown is that of exact00, 2026-12-02." in found.gaps
+    assert "Instructions of the host." in found.gaps
+    (asked,) = job.chosen(runs, "quick", tmp_path)
+    assert asked.commit == "quick00"
 
 
 def test_an_older_run_is_shown_without_what_came_after(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from benchmarks.contest import ALL_DIRECTIONS
 from benchmarks.grid.cells import FAMILIES, cells
-from benchmarks.history import Accuracy, Instructions, RowSpeed, Run, Speed
+from benchmarks.history import Accuracy, Instructions, Record, RowSpeed, Run, Speed
 
 STEPS = "steps"
 """The family of whole training steps."""
@@ -160,8 +161,18 @@ def _or_infinite(ulps: float) -> float:
     return math.inf if math.isnan(ulps) else ulps
 
 
-def gaps(run: Run, found: Sequence[Cell]) -> list[str]:
-    """What the run did not measure, a sentence each."""
+def source(kind: type[Record], runs: Sequence[Run], last: Run) -> Run:
+    """`last`, or where it has no records of that kind the latest of its device that has."""
+
+    def has(run: Run) -> bool:
+        return any(isinstance(record, kind) for record in run.records)
+
+    having = [run for run in runs if has(run)]
+    return last if has(last) or not having else having[-1]
+
+
+def gaps(run: Run, found: Sequence[Cell], sources: Mapping[str, Run] = MappingProxyType({})) -> list[str]:
+    """What the run did not measure, a sentence each; `sources` by name: the runs that it is shown of."""
     wanted = {(cell.family, cell.case.id, cell.direction) for cell in cells()}
     absent = wanted - {cell.key for cell in found}
     said = []
@@ -179,8 +190,12 @@ def gaps(run: Run, found: Sequence[Cell]) -> list[str]:
             said.append(f"{what}, in {'all' if lacking == len(found) else lacking} of {len(found)} cells.")
     if not any(cell.speed.family == STEPS for cell in found):
         said.append("Whole training steps.")
-    if not run.of(Accuracy):
-        said.append("Accuracy against float64.")
-    if not run.of(Instructions):
-        said.append("Instructions of the host.")
+    has_no = {
+        "Accuracy against float64": not run.of(Accuracy),
+        "Instructions of the host": not run.of(Instructions),
+    }
+    for what in (name for name, lacks in has_no.items() if lacks):
+        shown = sources.get(what, run)
+        of_other = f"; shown is that of {shown.commit}, {shown.date[:10]}" if shown is not run else ""
+        said.append(f"{what}{of_other}.")
     return said

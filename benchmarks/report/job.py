@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import history, options
-from benchmarks.history import HistoryError, Run
+from benchmarks.history import HistoryError, Run, Speed
 from benchmarks.report import page
 from benchmarks.report.section import Section, section
+from benchmarks.report.trend import KEPT
 
 
 class NothingToShowError(Exception):
@@ -27,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--history", type=Path, default=history.DIRECTORY, help="directory of the records")
     made.add_argument(
-        "--run", help="show the run whose commit or date begins so, instead of each device's latest"
+        "--run", help="show the run whose commit or date begins so, instead of each device's latest whole one"
     )
     made.add_argument("--out", type=options.directory, default="results/report", help="directory to write to")
     return made
@@ -49,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def chosen(runs: Sequence[Run], beginning: str | None, directory: Path) -> list[Run]:
     """Of each device the latest run, or the latest whose commit or date begins so.
 
-    Raises NothingToShowError.
+    Where nothing is asked for, one that has a small part of another's cells (a quick one, or of accuracy
+    alone) is passed over. Raises NothingToShowError.
     """
     if not runs:
         lacking = "holds no recorded run" if directory.is_dir() else "is no directory"
@@ -62,6 +64,11 @@ def chosen(runs: Sequence[Run], beginning: str | None, directory: Path) -> list[
     if not fitting:
         known = ", ".join(dict.fromkeys(f"{run.commit} ({run.date[:10]})" for run in runs))
         raise NothingToShowError(f"--run: no commit or date begins with {beginning!r}; there are {known}")
+    if beginning is None:
+        most = {run.device: 0 for run in fitting}
+        for run in fitting:
+            most[run.device] = max(most[run.device], len(run.of(Speed)))
+        fitting = [run for run in fitting if len(run.of(Speed)) >= KEPT * most[run.device]]
     return list({run.device: run for run in fitting}.values())
 
 

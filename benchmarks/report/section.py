@@ -49,13 +49,16 @@ class Section:
 def section(runs: Sequence[Run], last: Run) -> Section:
     """Draws and counts; `runs` are the device's, the oldest first, and `last` is one of them."""
     cells = figures.measured(last)
-    accuracies = figures.compared(last)
+    exact = figures.source(Accuracy, runs, last)
+    counted = figures.source(Instructions, runs, last)
+    sources = {"Accuracy against float64": exact, "Instructions of the host": counted}
+    accuracies = figures.compared(exact)
     over_runs = trend(runs, last) if cells else None
     with drawing.style():
         drawn: list[Chart | None] = [
             *speed.bars(last, cells),
             speed.roofline(last, cells),
-            *beside.accuracy(last),
+            *beside.accuracy(exact),
             *beside.memory(last, cells),
             trends.ratios(last, over_runs) if over_runs else None,
             trends.host(last, runs),
@@ -66,10 +69,10 @@ def section(runs: Sequence[Run], last: Run) -> Section:
         cells=cells,
         worst=figures.worst(cells),
         summaries=figures.summaries(cells),
-        gaps=figures.gaps(last, cells),
+        gaps=figures.gaps(last, cells, sources),
         accuracies=accuracies,
         further=figures.further(accuracies),
-        instructions=last.of(Instructions),
+        instructions=counted.of(Instructions),
         charts={chart.name: chart for chart in drawn if chart},
         trend=over_runs,
     )
