@@ -6,6 +6,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks import history
+from benchmarks.report import figures
+
 ROOT = Path(__file__).resolve().parent.parent
 DIRECTIONS = ("forward", "forward+backward")
 
@@ -82,6 +85,15 @@ def test_resnet_table_is_what_was_measured() -> None:
         for name in ("fused", "fused, kept"):
             cells += [f"{by_row[name][case][figure]:.2f}" for figure in ("speedup", "memory")]
         assert f"| {' | '.join(cells)} |" in readme(), cells
+
+
+def test_grid_table_is_what_was_recorded() -> None:
+    run = next(run for run in history.load() if f"commit {run.commit}:" in readme())
+    for summary in figures.summaries(figures.measured(run))[:-1]:
+        share = "" if summary.share is None else f" {summary.share:.0%}"
+        cells = f"{summary.name} | {summary.cells} | {summary.ratio:.2f} | {summary.over_compile:.2f} |{share}"
+        row = f"| {cells} | {summary.peak_share:.2f} | {summary.slower_than_eager} |"
+        assert row in readme(), row
 
 
 def test_examples_run(tmp_path: Path, monkeypatch: Any) -> None:
