@@ -89,7 +89,8 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
         # Calls of anything else may be unhashable.
         fused = _FUSED.get(self.activation) if isinstance(self.activation, FunctionType) else None
         view, restored = _channels_second(inputs, self.axis % inputs.dim())
-        output = restored(self._normalised(view, training and self.trainable, *(fused or ("none", None))))
+        training = bool(training and self.trainable)
+        output = restored(self._normalised(view, training, *(fused or ("none", None))))
         return output if fused else self.activation(output)
 
     def get_config(self) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def test_option_grid(shape: tuple[int, ...], axis: int, policy: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.needs_extension
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("activation", FUSED)
 def test_fused_activations(activation: str, policy: str) -> None:
@@ -229,6 +230,7 @@ def test_no_copies_of_images_that_a_convolution_left_channels_first(seen: list[T
     assert output.stride() == x.stride()
 
 
+@pytest.mark.needs_extension
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_the_operator_makes_no_copy_either(axis: int) -> None:
     """At the most one tensor of the input's size is made, the output."""
