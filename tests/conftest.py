@@ -5,6 +5,8 @@ import os
 # Beside a compiler on the same two cores, threads that spin for each other took 51 s for the core tests and
 # threads that wait asleep 12 s. Read by the OpenMP runtime when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read when keras is first imported.
+os.environ["KERAS_BACKEND"] = "torch"
 
 from collections.abc import Iterator
 

@@ -1,0 +1,126 @@
+"""The models that compete: the same network with Keras' layers and with ours, trained by `model.fit`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from fused_bn.keras import BatchNormalization
+
+SHAPE = (28, 28, 1)
+CLASSES = 10
+
+ROWS: dict[str, Callable[[int], list[Any]]] = {
+    "keras": lambda axis: [keras.layers.BatchNormalization(axis), keras.layers.Activation("relu")],
+    "ours": lambda axis: [BatchNormalization(axis), keras.layers.Activation("relu")],
+    "ours with ReLU": lambda axis: [BatchNormalization(axis, activation="relu")],
+}
+"""Normalisation and ReLU: as they are written, our layer in the place of Keras', both in one."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, "conv" or "mlp", and where its images have their channels."""
+
+    network: str
+    data_format: str
+    batch: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.network} {self.batch} {self.data_format}"
+
+
+class WrongResultError(Exception):
+    """A model's weights after some steps are not Keras', to rounding: its speed says nothing."""
+
+
+class Contest:
+    """A model for each of ROWS, all from the same weights, on the same batches of images of noise.
+
+    Of MNIST's shape; their values have no influence on the time.
+    """
+
+    def __init__(self, case: Case, steps: int) -> None:
+        generator = np.random.default_rng(0)
+        self.case, self.steps = case, steps
+        shape = SHAPE if case.data_format == "channels_last" else (SHAPE[2], *SHAPE[:2])
+        self.images = generator.standard_normal((steps * case.batch, *shape), np.float32)
+        self.labels = generator.integers(0, CLASSES, steps * case.batch)
+        self.models = {row: self._model(norm) for row, norm in ROWS.items()}
+
+    def _model(self, norm: Callable[[int], list[Any]]) -> Any:
+        keras.utils.set_random_seed(0)
+        network = conv if self.case.network == "conv" else mlp
+        model = keras.Sequential([keras.Input(self.images.shape[1:]), *network(norm, self.case.data_format)])
+        model.compile(
+            # So small a rate that the loss of many epochs stays finite: the labels are random.
+            optimizer=keras.optimizers.SGD(1e-4, momentum=0.9),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    def epoch(self, row: str, steps: int | None = None, images: Any = None) -> None:
+        """`model.fit` over so many batches, by default all."""
+        count = (steps or self.steps) * self.case.batch
+        images = self.images if images is None else images
+        self.models[row].fit(
+            *(images[:count], self.labels[:count]),
+            batch_size=self.case.batch,
+            shuffle=False,
+            verbose=0,
+        )
+
+    def check(self, steps: int = 2) -> None:
+        """Trains every row for a few steps and compares its weights with Keras'. Raises WrongResultError.
+
+        Keras itself is the measure: a row may differ from it up to three times as much as it does from
+        itself where each pixel moves by its last bit.
+        """
+        expected = self._trained("keras", steps, self.images)
+        moved = self._trained("keras", steps, np.nextafter(self.images, np.float32(np.inf)))
+        allowed = 3 * distance(moved, expected)
+        for row in self.models:
+            if not (off := distance(self._trained(row, steps, self.images), expected)) <= allowed:
+                raise WrongResultError(f"{row}: weights off by {off:.1e}, allowed {allowed:.1e}")
+
+    def _trained(self, row: str, steps: int, images: Any) -> list[Any]:
+        """The weights after training; model and optimizer are as before."""
+        model = self.models[row]
+        variables = [*model.variables, *model.optimizer.variables]
+        before = [keras.ops.copy(variable) for variable in variables]
+        self.epoch(row, steps, images)
+        after: list[Any] = model.get_weights()
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+        return after
+
+
+def conv(norm: Callable[[int], list[Any]], data_format: str) -> list[Any]:
+    """Two convolutions, each normalised and pooled."""
+    axis = -1 if data_format == "channels_last" else 1
+    layers: list[Any] = []
+    for filters in (32, 64):
+        layers += [
+            keras.layers.Conv2D(filters, 3, use_bias=False, data_format=data_format),
+            *norm(axis),
+            keras.layers.MaxPooling2D(data_format=data_format),
+        ]
+    return [*layers, keras.layers.Flatten(data_format=data_format), keras.layers.Dense(CLASSES)]
+
+
+def mlp(norm: Callable[[int], list[Any]], _: str) -> list[Any]:
+    """Three hidden layers, each normalised."""
+    layers: list[Any] = [keras.layers.Flatten()]
+    for units in (256, 128, 64):
+        layers += [keras.layers.Dense(units, use_bias=False), *norm(-1)]
+    return [*layers, keras.layers.Dense(CLASSES)]
+
+
+def distance(found: list[Any], expected: list[Any]) -> float:
+    """The largest distance of a variable, relative to its size."""
+    pairs = zip(found, expected, strict=True)
+    return max(float(np.linalg.norm(mine - theirs) / np.linalg.norm(theirs)) for mine, theirs in pairs)

@@ -1,0 +1,160 @@
+"""`keras.layers.BatchNormalization` computed by the fused operator: Keras 3 on the torch backend."""
+
+import math
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    import keras
+except ImportError as error:
+    raise ImportError(
+        f"fused_bn.keras cannot import Keras 3 ({error}): `pip install 'fused-bn[keras]'`, and set the "
+        "environment variable KERAS_BACKEND=torch before keras is first imported",
+        name="keras",
+    ) from error
+
+from fused_bn.functional import batch_norm
+
+_ON_TORCH = keras.config.backend() == "torch"
+
+_FUSED: dict[Callable[..., Any], tuple[str, float | None]] = {
+    keras.activations.linear: ("none", None),
+    keras.activations.relu: ("relu", None),
+    keras.activations.leaky_relu: ("leaky_relu", 0.2),
+    keras.activations.relu6: ("relu6", None),
+    keras.activations.hard_silu: ("hardswish", None),
+    keras.activations.elu: ("elu", 1.0),
+    keras.activations.silu: ("silu", None),
+    keras.activations.gelu: ("gelu", None),
+    keras.activations.tanh: ("tanh", None),
+    keras.activations.sigmoid: ("sigmoid", None),
+}
+"""What Keras' activations are to the operator, their default arguments included."""
+
+_STATISTICS = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+}
+"""Dtypes of inputs that the operator takes, and that of parameters and moving variables beside them."""
+
+
+@keras.saving.register_keras_serializable(package="fused_bn")
+class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
+    """`keras.layers.BatchNormalization` with an activation, in one pass over memory on the torch backend.
+
+    Same arguments, variables, moving statistics (with the biased variance) and results, and closer to the
+    exact ones. A mask, inputs of more than 5 dimensions, a batch of one value a channel or none, batch
+    renormalisation, a float dtype other than the layer's compute dtype and other backends are computed by
+    Keras' own layer, followed by the activation.
+
+    Inputs in row-major order are read in place whatever `axis` is: images with `axis=-1` go to the
+    channels_last kernels, with `axis=1` to those for channels first.
+
+    Args, besides those of `keras.layers.BatchNormalization`, by keyword:
+        activation: what `keras.layers.Dense` takes: a name, a function, a layer or None. Keras' relu,
+            leaky_relu, relu6, hard_silu, elu, silu, gelu, tanh and sigmoid are computed in the same pass.
+
+    Raises:
+        ValueError: what `keras.layers.BatchNormalization` raises; an unknown activation.
+
+    Weights files and `.keras` files of models with either class load into a model with the other by
+    `model.load_weights`. `keras.saving.load_model` gives the class that was saved, for which it needs this
+    module to be imported. Without it, a layer that has no activation loads as Keras' own with
+    `custom_objects={"fused_bn>BatchNormalization": keras.layers.BatchNormalization}`.
+    """
+
+    def __init__(self, *args: Any, activation: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.activation = keras.activations.get(activation)
+
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        """act(batch_norm(inputs)).
+
+        Args:
+            inputs: of any shape whose dimension `axis` is what the layer was built for.
+            training: with the batch's statistics, which go into the moving ones, if the layer is trainable.
+            mask: of one dimension less; masked elements count for no statistics.
+
+        Returns:
+            A tensor of the inputs' shape and the layer's compute dtype.
+        """
+        if mask is not None or not _ON_TORCH or not self._fits_operator(inputs, training):
+            return self.activation(super().call(inputs, training=training, mask=mask))
+        # Calls of anything else may be unhashable.
+        fused = _FUSED.get(self.activation) if isinstance(self.activation, FunctionType) else None
+        view, restored = _channels_second(inputs, self.axis % inputs.dim())
+        training = bool(training and self.trainable)
+        output = restored(self._normalised(view, training, *(fused or ("none", None))))
+        return output if fused else self.activation(output)
+
+    def get_config(self) -> dict[str, Any]:
+        """Of the original class, which takes it again where there is no activation."""
+        config = super().get_config()
+        if self.activation is not keras.activations.linear:
+            config["activation"] = keras.activations.serialize(self.activation)
+        return config
+
+    def _fits_operator(self, inputs: Any, training: Any) -> bool:
+        """Whether the operator takes this call, and computes what Keras would."""
+        if not (
+            isinstance(inputs, Tensor)
+            and 2 <= inputs.dim() <= 5
+            and inputs.dtype in _STATISTICS
+            and inputs.dtype == getattr(torch, self.compute_dtype)
+            and inputs.device == self.moving_mean.value.device
+            and self.epsilon > 0
+        ):
+            return False
+        if not (training and self.trainable):
+            return True
+        # From momentum 1 the variance's way through the operator and back would drift.
+        several = inputs.numel() > inputs.shape[self.axis]
+        return several and 0 <= self.momentum < 1 and not getattr(self, "renorm", False)
+
+    def _normalised(
+        self, input: Tensor, training: bool, activation: str, activation_param: float | None
+    ) -> Tensor:
+        """The operator on (N, C, *) `input`; in training the moving variables are assigned to."""
+        dtype = _STATISTICS[input.dtype]
+        mean, variance = self.moving_mean.value.detach(), self.moving_variance.value.detach()
+        unbiased = 1.0
+        if training:
+            count = input.numel() // input.shape[1]
+            # The operator blends the unbiased variance in, as torch does, and Keras the biased one: scaled
+            # before and back afterwards, only the old variance is as it was.
+            unbiased = count / (count - 1)
+            mean, variance = mean.to(dtype, copy=True), variance.to(dtype) * unbiased
+        output = batch_norm(
+            input,
+            mean.to(dtype),
+            variance.to(dtype),
+            self.gamma.value.to(dtype) if self.scale else None,
+            self.beta.value.to(dtype) if self.center else None,
+            training,
+            1 - self.momentum,
+            self.epsilon,
+            activation=activation,
+            activation_param=activation_param,
+        )
+        if training:
+            self.moving_mean.assign(mean)
+            self.moving_variance.assign(variance / unbiased)
+        return output
+
+
+def _channels_second(inputs: Tensor, axis: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """A view of `inputs` as (N, C, *), and what gives a tensor of the view's shape the inputs' again."""
+    if axis == 1:
+        return inputs, lambda output: output
+    if not inputs.is_contiguous():
+        return inputs.movedim(axis, 1), lambda output: output.movedim(1, axis)
+    shape = inputs.shape
+    rows, channels, spatial = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
+    view = inputs.view(rows, channels, spatial) if axis + 1 < len(shape) else inputs.view(rows, channels)
+    return view, lambda output: output.view(shape)
