@@ -42,7 +42,7 @@ lenet: build/extension ## the main job, LeNet-5 on MNIST (EPOCHS=1 for a quick l
 
 .PHONY: test
 test: build/extension $(if $(shell command -v nvcc),$(cuda-ready)) ## the test suite
-	@$(require) pytest hypothesis jinja2 numpy matplotlib rich tqdm transformers
+	@$(require) pytest hypothesis jinja2 keras numpy matplotlib rich tqdm transformers
 	$(run) -m pytest $(ARGS)
 
 .PHONY: test-kernels
@@ -75,6 +75,11 @@ grid: build/extension ## the whole grid, accuracy and instruction counts (ARGS=-
 report: $(ready) ## what was recorded, as one page and pictures: results/report/index.html
 	@$(require) jinja2 numpy matplotlib
 	$(run) -m benchmarks.report $(ARGS)
+
+.PHONY: keras
+keras: build/extension ## model.fit of Keras 3 with its layer and with ours
+	@$(require) keras numpy rich tqdm
+	$(run) -m benchmarks.keras $(ARGS)
 
 .PHONY: gpu
 gpu: $(ready) ## builds, tests and measures on this machine's GPU in 8 minutes (OUT=folder, STAGES="build table")

@@ -6,6 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks import history
 from benchmarks.report import figures
 
@@ -91,14 +93,26 @@ def test_grid_table_is_what_was_recorded() -> None:
     run = next(run for run in history.load() if f"commit {run.commit}:" in readme())
     for summary in figures.summaries(figures.measured(run))[:-1]:
         share = "" if summary.share is None else f" {summary.share:.0%}"
-        cells = f"{summary.name} | {summary.cells} | {summary.ratio:.2f} | {summary.over_compile:.2f} |{share}"
+        cells = (
+            f"{summary.name} | {summary.cells} | {summary.ratio:.2f} | {summary.over_compile:.2f} |{share}"
+        )
         row = f"| {cells} | {summary.peak_share:.2f} | {summary.slower_than_eager} |"
         assert row in readme(), row
 
 
+def test_keras_table_is_what_was_measured() -> None:
+    by_case: dict[str, list[Any]] = {}
+    for row in measured("keras.json")["rows"]:
+        by_case.setdefault(row["case"], []).append(row)
+    for case, (keras, *ours) in by_case.items():
+        cells = [case, f"{keras['step_ms']:.2f}", *(f"{row['speedup']:.2f}x" for row in ours)]
+        assert f"| {' | '.join(cells)} |" in readme(), cells
+
+
 def test_examples_run(tmp_path: Path, monkeypatch: Any) -> None:
+    pytest.importorskip("keras")
     examples = re.findall(r"```python\n(.*?)```", readme(), re.DOTALL)
-    assert len(examples) == 4
+    assert len(examples) == 5
     monkeypatch.chdir(tmp_path)
     for example in examples:
         exec(compile(example, "README.md", "exec"), {})
