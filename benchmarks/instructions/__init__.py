@@ -1,0 +1,1 @@
+"""Instructions that the host executes for a tiny call, which repeat where times do not."""
