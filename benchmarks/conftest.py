@@ -12,6 +12,9 @@ from benchmarks.accuracy import table as accuracy_table
 from benchmarks.environment import environment
 from benchmarks.grid import table
 from benchmarks.grid.group import Measured
+from benchmarks.instructions import stored
+from benchmarks.instructions import table as instructions_table
+from benchmarks.instructions.count import key
 
 GROUPS = pytest.StashKey[dict[str, Measured]]()
 RECORDS = pytest.StashKey[list[history.Record]]()
@@ -56,13 +59,17 @@ def quick(pytestconfig: pytest.Config) -> bool:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     groups = list(config.stash[GROUPS].values())
-    accuracies = [record for record in config.stash[RECORDS] if isinstance(record, history.Accuracy)]
-    if not groups and not accuracies:
+    records = config.stash[RECORDS]
+    accuracies = [record for record in records if isinstance(record, history.Accuracy)]
+    counts = [record for record in records if isinstance(record, history.Instructions)]
+    if not groups and not records:
         return
     terminalreporter.section("benchmarks")
     console = Console(width=None if sys.stdout.isatty() else 120)
     if accuracies:
         console.print(accuracy_table.terminal(accuracies))
+    if counts:
+        console.print(instructions_table.terminal(counts, stored.load().get(key(), {})))
     if groups:
         console.print(table.terminal(groups))
         print("The least gained on eager:", *table.worst(groups), sep="\n  ")
