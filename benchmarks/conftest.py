@@ -75,14 +75,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         print("The least gained on eager:", *table.worst(groups), sep="\n  ")
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     config = session.config
     directory = config.getoption("--record")
     if directory is None:
         return
-    measured = config.stash[GROUPS].values()
-    found = [*(group.record() for group in measured), *config.stash[RECORDS]]
-    if found:
-        device = torch.device("cuda" if any("cuda" in group.device for group in measured) else "cpu")
-        path = history.append(found, environment(device), Path(directory))
-        print(f"\n{len(found)} records are added to {path}")
+    by_type: dict[str, list[history.Record]] = {"cpu": [*config.stash[RECORDS]], "cuda": []}
+    for group in config.stash[GROUPS].values():
+        by_type[torch.device(group.device.partition(" ")[0]).type].append(group.record())
+    if exitstatus:
+        print("\nNothing is recorded: not every test passed.")
+        return
+    for type, found in by_type.items():
+        if found:
+            try:
+                path = history.append(found, environment(torch.device(type)), Path(directory))
+            except OSError as error:  # what was measured is yet to be printed
+                print(f"\n{len(found)} records are lost: {error}")
+            else:
+                print(f"\n{len(found)} records are added to {path}")

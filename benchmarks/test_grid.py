@@ -4,7 +4,9 @@ python -m pytest benchmarks -m quick       # the small cells, in two minutes
 python -m pytest benchmarks                # all of it, accuracy and instruction counts too
 """
 
-import functools
+import gc
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -27,29 +29,70 @@ if torch.cuda.is_available():
 STEP_ROWS = ["eager", "compile", "ours", "ours, kept"]
 
 
-@functools.lru_cache(maxsize=1)  # a case's directions come behind each other; a large one holds 1 GB
-def contest_of(case: Case, device: str) -> tuple[Contest, dict[str, Exception]]:
-    """The case's modules whose results agree with eager's, and what went wrong with others."""
-    place = torch.device(device)
-    contest = Contest(case, place, compile=True, peers=peers.installed(case, place))
-    return contest, contest.failures()
+class Once:
+    """Remembers what a measurement came to, an error too: a group is not tried until it passes."""
+
+    def __init__(self) -> None:
+        self._outcomes: dict[Any, Measured | str] = {}
+
+    def of(self, key: Any, measure: Callable[[], Measured]) -> Measured:
+        if key not in self._outcomes:
+            try:
+                self._outcomes[key] = measure()
+            except Exception as error:
+                self._outcomes[key] = group.told(error)
+        outcome = self._outcomes[key]
+        if isinstance(outcome, str):
+            pytest.fail(outcome)
+        return outcome
 
 
-@functools.cache
+class Contests:
+    """One at a time: a case's directions come behind each other, and a large one holds 1 GB."""
+
+    def __init__(self) -> None:
+        self._held: dict[Any, tuple[Contest, dict[str, str]]] = {}
+
+    def of(self, case: Case, device: str) -> tuple[Contest, dict[str, str]]:
+        """The case's modules whose results agree with eager's, and what went wrong with others."""
+        if (case, device) not in self._held:
+            self._held.clear()
+            gc.collect()
+            place = torch.device(device)
+            contest = Contest(case, place, compile=True, peers=peers.installed(case, place))
+            failures = {row: group.told(error) for row, error in contest.failures().items()}
+            self._held[case, device] = contest, failures
+        return self._held[case, device]
+
+    def drop(self) -> None:
+        self._held.clear()
+
+
+ONCE, CONTESTS = Once(), Contests()
+
+
 def measured_cell(cell: Cell, way: str, quick: bool) -> Measured:
-    """Once for all rows of a group."""
+    """By its first row's test, for all rows of a group."""
     device, _, graph = way.partition(" ")
-    contest, failures = contest_of(cell.case, device)
-    effort = group.QUICK if quick else group.FULL
-    return group.measure(cell, contest, effort, cold=graph != "", failures=failures)
+
+    def measure() -> Measured:
+        contest, failures = CONTESTS.of(cell.case, device)
+        effort = group.QUICK if quick else group.FULL
+        return group.measure(cell, contest, effort, cold=graph != "", failures=failures)
+
+    return ONCE.of((cell, way, quick), measure)
 
 
-@functools.cache
 def measured_steps(cell: StepCell, device: str, quick: bool) -> Measured:
-    """Once for all rows; ResNet-50 is not compiled on the CPU, which takes minutes."""
+    """The same of training steps; ResNet-50 is not compiled on the CPU, which takes minutes."""
     place = torch.device(device)
     compile = cell.network == "LeNet-5" or place.type == "cuda"
-    return steps.measure(cell, place, group.QUICK if quick else group.FULL, compile)
+
+    def measure() -> Measured:
+        CONTESTS.drop()
+        return steps.measure(cell, place, group.QUICK if quick else group.FULL, compile)
+
+    return ONCE.of((cell, device, quick), measure)
 
 
 def report(benchmark: BenchmarkFixture, measured: Measured, row: str) -> None:

@@ -129,7 +129,7 @@ class Wrong(fused_bn.BatchNorm2d):
 def test_a_wrong_row_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_bn, "BatchNorm2d", Wrong)
     contest = Contest(CASE, CPU)
-    failures = contest.failures()
+    failures = {row: group.told(error) for row, error in contest.failures().items()}
     assert list(failures) == ["ours"]
     measured = group.measure(cell("forward"), contest, SHORT, failures=failures)
     assert list(measured.readings) == ["copy", "eager"]
@@ -188,6 +188,39 @@ def test_a_replay_that_computes_nothing_fails(monkeypatch: pytest.MonkeyPatch) -
         group.measure(cell("forward"), contest, SHORT, cold=True)
 
 
+def test_a_call_that_computes_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that eager's result has left would hold the right values."""
+    contest = Contest(CASE, CPU)
+    slots = contest.slots("forward")
+    lazy = {**slots, "ours": lambda: (torch.empty_like(contest.input),)}
+    monkeypatch.setattr(contest, "slots", lambda _: lazy)
+    measured = group.measure(cell("forward"), contest, SHORT)
+    assert "output is not eager's" in measured.errors["ours"]
+
+
+def test_a_row_that_cannot_be_captured_costs_the_others_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refuses(cold.ColdSlot):
+        def __init__(self, calls: list[Any], device: torch.device) -> None:
+            if "ours" in repr(calls[0]):
+                raise RuntimeError("not while capturing")
+            super().__init__(calls, device)
+
+    class Ours:
+        def __call__(self) -> tuple[Tensor, ...]:
+            raise AssertionError
+
+        def __repr__(self) -> str:
+            return "ours"
+
+    contest = Contest(CASE, CPU)
+    original = Contest.slots
+    monkeypatch.setattr(Contest, "slots", lambda self, d: {**original(self, d), "ours": Ours()})
+    monkeypatch.setattr(group, "ColdSlot", Refuses)
+    measured = group.measure(cell("forward"), contest, SHORT, cold=True)
+    assert measured.errors == {"ours": "RuntimeError: not while capturing"}
+    assert list(measured.readings) == ["copy", "eager"]
+
+
 # Peers
 
 
@@ -243,14 +276,17 @@ def test_a_peer_that_fails_costs_the_others_nothing() -> None:
         return norm
 
     contest = Contest(CASE, CPU, peers={"broken": broken})
-    measured = group.measure(cell("forward"), contest, SHORT, failures=contest.failures())
+    failures = {row: group.told(error) for row, error in contest.failures().items()}
+    measured = group.measure(cell("forward"), contest, SHORT, failures=failures)
     assert measured.errors == {"broken": "ZeroDivisionError: division by zero"}
     assert list(measured.readings) == ["copy", "eager", "ours"]
 
 
-def test_a_peer_without_parameters_is_refused() -> None:
-    with pytest.raises(ValueError, match="Identity has no weight, bias"):
-        Contest(CASE, CPU, peers={"odd": lambda _: nn.Identity()})
+def test_a_peer_that_cannot_be_made_costs_the_others_nothing() -> None:
+    contest = Contest(CASE, CPU, peers={"odd": lambda _: nn.Identity()})
+    failures = contest.failures()
+    assert "Identity has no weight, bias" in str(failures["odd"])
+    assert list(contest.modules) == ["eager", "ours"]
 
 
 # Training steps

@@ -3,7 +3,8 @@
 import math
 import random
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -14,12 +15,15 @@ from benchmarks import timing
 from benchmarks.contest import Contest, Slot, WrongResultError
 from benchmarks.gpu.captured import own_stream
 from benchmarks.grid.cells import Cell
-from benchmarks.grid.cold import cold_slots, sets_of
+from benchmarks.grid.cold import ColdSlot, sets_of
 from benchmarks.history import RowSpeed, Speed
 from benchmarks.memory import peak_bytes
 
 Readings = dict[str, list[float]]
 """Seconds a call by row, one value a round."""
+
+
+Runnable = Slot | ColdSlot
 
 
 class NeverExecutedError(Exception):
@@ -30,7 +34,7 @@ class NeverExecutedError(Exception):
 class Measured:
     """What was read of one group; `errors` says of the rows that are not in `readings` why.
 
-    The device is named with how the calls were made: "cpu", "cuda:0", "cuda:0 graph".
+    The device is named with how the calls were made: "cpu", "cuda", "cuda graph".
     """
 
     cell: Cell
@@ -83,7 +87,7 @@ def measure(
     contest: Contest,
     effort: Effort,
     cold: bool = False,
-    failures: Mapping[str, Exception] = MappingProxyType({}),
+    failures: Mapping[str, str] = MappingProxyType({}),
 ) -> Measured:
     """All rows in turns. `cold`: by replays of CUDA graphs over more memory than the caches hold.
 
@@ -91,54 +95,72 @@ def measure(
     eager's, where a row is wrong after it was timed or did not run, the whole group raises.
     """
     device = contest.device
-    measured = Measured(cell, f"{device} graph" if cold else str(device))
-    slots: Mapping[str, Slot] = contest.slots(cell.direction)
-    expected = tuple(result.detach().clone() for result in slots["eager"]())
-    failed, right = dict(failures), {}
-    for row, slot in slots.items():
-        if row in failed:
-            continue
-        try:
-            _check(row, cell, contest, slot, expected)
-        except Exception as error:
-            if row in ("copy", "eager"):
-                raise
-            failed[row] = error
-        else:
-            right[row] = slot
-    measured.errors = {row: f"{type(error).__name__}: {error}" for row, error in failed.items()}
-    if cold:
-        measured.readings = _read_cold(cell, contest, effort, right, expected)
-    else:
-        measured.readings = read(right, effort, device)
-        measured.peaks = {row: _peak(slot, contest) for row, slot in right.items()}
-        for row, slot in right.items():
-            _check(row, cell, contest, slot, expected)
+    measured = Measured(cell, f"{device} graph" if cold else str(device), errors=dict(failures))
+    # Autograd keeps the stream of a first forward: for a capture all of them must be on the capturing one.
+    with own_stream(device) if cold else nullcontext():
+        sets = sets_of(contest) if cold else [contest]
+        slots = [each.slots(cell.direction) for each in sets]
+        checks = [Check(cell.direction, sets[i], slots[i]["eager"]) for i in (0, -1)]
+        rows: dict[str, Runnable] = {}
+        for row in slots[0]:
+            if row in measured.errors:
+                continue
+            try:
+                made: Runnable = ColdSlot([each[row] for each in slots], device) if cold else slots[0][row]
+                _check(row, made, checks)
+            except Exception as error:
+                if row in ("copy", "eager"):
+                    raise
+                measured.errors[row] = told(error)
+            else:
+                rows[row] = made
+        readings = read(rows, effort, device)
+        for row, made in rows.items():
+            _check(row, made, checks)
+    measured.readings = {row: [value / len(sets) for value in values] for row, values in readings.items()}
+    if not cold:
+        measured.peaks = {row: _peak(slot, contest) for row, slot in rows.items()}
     contest.clear_gradients()
     return measured
 
 
-def _read_cold(
-    cell: Cell, contest: Contest, effort: Effort, rows: Mapping[str, Slot], expected: tuple[Tensor, ...]
-) -> Readings:
-    with own_stream(contest.device):
-        sets = sets_of(contest)
-        slots = cold_slots(cell.direction, sets, rows)
-        readings = read(slots, effort, contest.device)
-        for row, slot in slots.items():
-            slot.poison()
-            _check(row, cell, contest, slot, expected)
-    return {row: [value / len(sets) for value in values] for row, values in readings.items()}
+def told(error: Exception) -> str:
+    """An error as a text, which holds no tensor alive as its traceback does."""
+    return f"{type(error).__name__}: {error}"
 
 
-def _check(row: str, cell: Cell, contest: Contest, slot: Slot, expected: tuple[Tensor, ...]) -> None:
-    if row != "copy":
-        contest.check_slot(row, cell.direction, slot, expected)
-    elif not torch.equal(slot()[0], contest.input):
-        raise WrongResultError("copy: is not the input")
+class Check:
+    """What a slot must return on one set of tensors: what eager's did."""
+
+    def __init__(self, direction: str, contest: Contest, eager: Slot) -> None:
+        self.direction, self.contest = direction, contest
+        self.expected = tuple(result.detach().clone() for result in eager())
+
+    def __call__(self, row: str, results: tuple[Tensor, ...]) -> None:
+        if row != "copy":
+            self.contest.check_results(row, self.direction, results, self.expected)
+        elif not torch.equal(results[0], self.contest.input):
+            raise WrongResultError("copy: is not the input")
+
+    def poison(self) -> None:
+        """Leaves NaN where the allocator will put results: a kernel that never ran leaves them there."""
+        for tensor in [torch.full_like(result, math.nan) for result in self.expected]:
+            del tensor
 
 
-def _peak(slot: Slot, contest: Contest) -> int:
+def _check(row: str, made: Runnable, checks: Sequence[Check]) -> None:
+    """Of a slot that replays: what it writes over NaN in the first and the last set."""
+    if isinstance(made, ColdSlot):
+        for position, check in zip((0, -1), checks, strict=True):
+            check(row, made.over_nan(position))
+        return
+    if row == "copy":
+        made()[0].fill_(math.nan)
+    checks[0].poison()
+    checks[0](row, made())
+
+
+def _peak(slot: Runnable, contest: Contest) -> int:
     contest.clear_gradients()
     peak = peak_bytes(slot, contest.device)
     contest.clear_gradients()

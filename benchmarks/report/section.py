@@ -61,7 +61,7 @@ def section(runs: Sequence[Run], last: Run) -> Section:
             *beside.accuracy(exact),
             *beside.memory(last, cells),
             trends.ratios(last, over_runs) if over_runs else None,
-            trends.host(last, runs),
+            trends.host(counted, runs),
         ]
     return Section(
         run=last,
