@@ -54,7 +54,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The largest error of each row ("eager", "compile", "ours") against float64, in ulps of `quantity`."""
+    """Largest errors of each row ("eager", "compile", "ours") against float64, in ulps of `quantity`.
+
+    Means over draws of parameters and gradients.
+    """
 
     data: str
     dtype: str

@@ -1,6 +1,6 @@
 """Errors against float64 of ours, eager and compile, on hard data and on LeNet's own.
 
-    python -m pytest benchmarks -m accuracy        # a minute
+    python -m pytest benchmarks -m accuracy        # two minutes
 
 Ours must be no worse in any row, and far better where the mean is large beside the deviation.
 """

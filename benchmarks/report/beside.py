@@ -6,10 +6,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from benchmarks.grid.cells import STEPS
 from benchmarks.history import Accuracy, Run
 from benchmarks.report import drawing
 from benchmarks.report.drawing import COMPILE, EAGER, OURS, Chart
-from benchmarks.report.figures import ROW_NAMES, STEPS, Cell, compared, families, further
+from benchmarks.report.figures import ROW_NAMES, Cell, compared, families, further
 
 MARKS: dict[str, dict[str, Any]] = {
     "eager": {"color": EAGER, "marker": "o", "markersize": 8, "markerfacecolor": "none"},
@@ -32,7 +33,9 @@ def accuracy(run: Run) -> Iterator[Chart]:
         columns = min(COLUMNS, len(quantities))
         rows = math.ceil(len(quantities) / columns)
         figure = drawing.new_figure(
-            f"{dtype}: the largest error against float64", run, 1.2 + rows * (0.7 + 0.24 * len(data))
+            f"{dtype}: largest errors against float64, means over draws",
+            run,
+            1.2 + rows * (0.7 + 0.24 * len(data)),
         )
         panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
         for axes, quantity in zip(panels, quantities, strict=False):

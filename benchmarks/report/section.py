@@ -16,14 +16,12 @@ class Section:
     """`charts` by the name of their files; `trend` is None where there is nothing to compare with."""
 
     run: Run
-    runs: int
     cells: list[Cell]
     worst: list[Cell]
     summaries: list[Summary]
     gaps: list[str]
     accuracies: list[Accuracy]
     further: list[Accuracy]
-    instructions: list[Instructions]
     charts: dict[str, Chart]
     trend: Trend | None
 
@@ -65,14 +63,12 @@ def section(runs: Sequence[Run], last: Run) -> Section:
         ]
     return Section(
         run=last,
-        runs=len(runs),
         cells=cells,
         worst=figures.worst(cells),
         summaries=figures.summaries(cells),
         gaps=figures.gaps(last, cells, sources),
         accuracies=accuracies,
         further=figures.further(accuracies),
-        instructions=counted.of(Instructions),
         charts={chart.name: chart for chart in drawn if chart},
         trend=over_runs,
     )

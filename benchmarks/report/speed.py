@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from matplotlib.axes import Axes
 
+from benchmarks.grid.cells import STEPS
 from benchmarks.history import Run
 from benchmarks.report import drawing
 from benchmarks.report.drawing import EAGER, OURS, RIVALS, SLOWER, Chart
-from benchmarks.report.figures import ROW_NAMES, STEPS, Cell, directions, families, rivals, summaries
+from benchmarks.report.figures import ROW_NAMES, Cell, directions, families, rivals, summaries
 
 BAR = 0.72
 
@@ -25,7 +26,7 @@ def bars(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
             f"{name}: times faster than eager nn.BatchNorm + nn.ReLU",
             run,
             cells,
-            lambda axes, cells, places: _bars(axes, cells, places),
+            _bars,
             "eager's time / ours, logarithmic; more is better",
         )
         ends = [1.0, *ratios, *(row.ratio for cell in cells for row in cell.rivals.values())]

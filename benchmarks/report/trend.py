@@ -4,8 +4,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.grid.cells import STEPS
 from benchmarks.history import Instructions, Run
-from benchmarks.report.figures import STEPS, Cell, directions, families, measured
+from benchmarks.report.figures import Cell, directions, families, measured
 
 LONGEST = 20
 """Runs shown at most, the latest."""
