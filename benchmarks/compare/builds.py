@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -80,7 +81,13 @@ class Workshop:
         """The same for all revisions and calls whose extensions would be the same."""
         facts = {
             "sources": self.repository.contents(revision, COMPILED),
-            "tools": [sys.executable, sys.version, torch.__version__, platform.machine()],
+            "tools": [
+                sys.executable,
+                sys.version,
+                torch.__version__,
+                platform.machine(),
+                *compilers(self._env),
+            ],
             "variables": steering(self._env),
         }
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -145,6 +152,16 @@ class Workshop:
 def steering(env: Mapping[str, str]) -> dict[str, str]:
     """The variables that steer a build, empty where they are not set."""
     return {name: env.get(name, "") for name in STEERING}
+
+
+def compilers(env: Mapping[str, str]) -> list[str]:
+    """What the compilers say of themselves, C++'s and, where there is one, CUDA's."""
+    found = []
+    for command in (env.get("CXX") or "c++", "nvcc"):
+        with suppress(OSError):  # there is none
+            asked = subprocess.run([*shlex.split(command), "--version"], capture_output=True, text=True)
+            found.append(asked.stdout)
+    return found
 
 
 def build(checkout: Path, name: str, env: Mapping[str, str]) -> Path:
