@@ -51,8 +51,7 @@ class Conditions:
     """How cells are timed."""
 
     device: str
-    threads: int | None
-    """None: torch's default."""
+    threads: int
     rounds: int
     order: random.Random
 
@@ -62,10 +61,10 @@ class Worker:
 
     def __init__(self, checkout: Path, conditions: Conditions) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (this class is a context manager)
-        threads = "default" if conditions.threads is None else str(conditions.threads)
+        how = [conditions.device, str(conditions.threads)]
         before = os.environ.get("PYTHONPATH")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.compare.worker", str(checkout), conditions.device, threads],
+            [sys.executable, "-m", "benchmarks.compare.worker", str(checkout), *how],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="what is written")
     parser.add_argument("--null", nargs="+", type=Path, default=[], help="of a revision against itself")
     parser.add_argument("--planted", nargs="+", type=Path, default=[], help="of one with a slowdown in it")
+    parser.add_argument("--note", default="", help="what was planted")
     args = parser.parse_args(argv)
     null, planted = ([_load(directory) for directory in chosen] for chosen in (args.null, args.planted))
     if not null + planted:
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "confidence": CONFIDENCE,
         "least": LEAST,
         "ruled_out": RULED_OUT,
+        "note": args.note,
         "environment": (null + planted)[0]["environment"],
         "arguments": {
             name: (null + planted)[0]["arguments"][name]

@@ -17,11 +17,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import torch
+from torch import Tensor
+
+from benchmarks import timing
+
 if TYPE_CHECKING:  # at run time behind `load`: it imports fused_bn
-    from torch import Tensor
-
     from benchmarks.contest import Case, Contest
-
 
 SPACER_BYTES = 2 << 20
 """At most: of the quick cells' largest tensors' size."""
@@ -51,8 +53,6 @@ class Server:
     """What the orders do; keeps the tensors of the last case, whose directions come behind each other."""
 
     def __init__(self, device: str) -> None:
-        import torch
-
         self._device = torch.device(device)
         self._case: Case | None = None
         self._contest: Contest | None = None
@@ -71,7 +71,6 @@ class Server:
     def _prepare(
         self, shape: list[int], layout: str, dtype: str, direction: str, seconds: float
     ) -> dict[str, Any]:
-        from benchmarks import timing
         from benchmarks.contest import Case
 
         self._contest, self._direction = self._contest_of(Case(tuple(shape), layout, dtype)), direction
@@ -93,8 +92,6 @@ class Server:
 
     def _read(self, readings: int) -> dict[str, Any]:
         """The first reading is the warm-up: what others left in caches, and where they still spin, goes."""
-        from benchmarks import timing
-
         assert self._contest is not None
         self._spacers = move(self._contest)
         slot = self._contest.slots(self._direction)["ours"]
@@ -102,14 +99,12 @@ class Server:
         return {"seconds": taken[1:]}
 
 
-def move(contest: "Contest") -> "list[Tensor]":
+def move(contest: "Contest") -> list[Tensor]:
     """Gives the contest's tensors another place in memory, and returns what must live to keep them there.
 
     Where the heap puts tensors decides whether they meet in the caches: forward and backward of 2 MB took
     230 to 400 us, the same for as long as they lay there. Over the rounds that becomes noise, which averages.
     """
-    import torch
-
     contest.clear_gradients()
     spacers = [torch.empty(random.randrange(SPACER_BYTES), dtype=torch.uint8) for _ in range(3)]
     contest.input = contest.input.detach().clone().requires_grad_()
@@ -133,12 +128,9 @@ def main(argv: list[str]) -> None:
     except (ImportError, LoadError) as error:
         print(json.dumps({"error": str(error)}), file=answers, flush=True)
         return
-    import torch
-
-    if threads != "default":
-        torch.set_num_threads(int(threads))
+    torch.set_num_threads(int(threads))
     gc.disable()  # a collection takes a tenth of a second: here, none comes within a reading
-    print(json.dumps({"threads": torch.get_num_threads()}), file=answers, flush=True)
+    print(json.dumps({"loaded": checkout}), file=answers, flush=True)
     serve(sys.stdin, answers, Server(device))
 
 
