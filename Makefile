@@ -2,6 +2,7 @@
 #
 #   TORCH=2.11.0                   another torch in .venv
 #   PYTHON=/path/to/python VENV=   that interpreter as it is, with the torch it has: nothing is installed
+#   BASE=revision                  of `make compare`: what the working tree is compared with
 #   ARGS="..."                     passed on to what the target runs
 #   OUT=folder STAGES="..."        of `make gpu`: where it writes to, and a part of what it does
 #
@@ -11,6 +12,7 @@ TORCH ?= 2.13.0
 PYTHON ?= python3
 VENV ?= .venv
 EPOCHS ?=
+BASE ?=
 ARGS ?=
 OUT ?= results/gpu
 STAGES ?=
@@ -80,6 +82,11 @@ report: $(ready) ## what was recorded, as one page and pictures: results/report/
 keras: build/extension ## model.fit of Keras 3 with its layer and with ours
 	@$(require) keras numpy rich tqdm
 	$(run) -m benchmarks.keras $(ARGS)
+
+.PHONY: compare
+compare: build/extension ## this working tree's speed beside another revision's (BASE=main; without, the commit before)
+	@$(require) setuptools ninja numpy rich tqdm
+	$(run) -m benchmarks.compare $(or $(BASE),--against-main) $(ARGS)
 
 .PHONY: gpu
 gpu: $(ready) ## builds, tests and measures on this machine's GPU in 8 minutes (OUT=folder, STAGES="build table")

@@ -1,0 +1,85 @@
+"""Gathers comparisons whose outcome was known before into one file: how many were right.
+
+python -m benchmarks.compare HEAD HEAD --always --seed 1 --out runs/null-1          # and so on
+python -m benchmarks.compare HEAD SLOWER --only "..." --seed 1 --out runs/planted-1
+python -m benchmarks.compare.record FILE --null runs/null-* --planted runs/planted-*
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import options
+from benchmarks.compare.verdicts import CONFIDENCE, LEAST, RULED_OUT, Verdict
+
+FORMAT = 1
+"""Goes up when a field of the JSON file changes its meaning or its name."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Writes the file and prints the two counts; 1 where a run was wrong."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare.record", description=__doc__)
+    parser.add_argument("file", type=Path, help="what is written")
+    parser.add_argument("--null", nargs="+", type=Path, default=[], help="of a revision against itself")
+    parser.add_argument("--planted", nargs="+", type=Path, default=[], help="of one with a slowdown in it")
+    parser.add_argument("--note", default="", help="what was planted")
+    args = parser.parse_args(argv)
+    null, planted = ([_load(directory) for directory in chosen] for chosen in (args.null, args.planted))
+    if not null + planted:
+        parser.error("no run is named")
+    content = {
+        "format": FORMAT,
+        "confidence": CONFIDENCE,
+        "least": LEAST,
+        "ruled_out": RULED_OUT,
+        "note": args.note,
+        "environment": (null + planted)[0]["environment"],
+        "arguments": {
+            name: (null + planted)[0]["arguments"][name]
+            for name in ("device", "threads", "rounds", "launches")
+        },
+        "alarms_of_null": [alarms(null), len(null)],
+        "alarms_of_planted": [alarms(planted), len(planted)],
+        "null": [summary(run) for run in null],
+        "planted": [summary(run) for run in planted],
+    }
+    args.file.write_text(json.dumps(content, indent=1) + "\n")
+    print(f"{alarms(null)} of {len(null)} without a slowdown raised an alarm")
+    print(f"{alarms(planted)} of {len(planted)} with one did")
+    return options.EXIT_FAILED if alarms(null) or alarms(planted) < len(planted) else 0
+
+
+def _load(directory: Path) -> dict[str, Any]:
+    run: dict[str, Any] = json.loads((directory / "compare.json").read_text())
+    return run
+
+
+def alarms(runs: Sequence[dict[str, Any]]) -> int:
+    """How many said that something is slower."""
+    return sum(run["exit_code"] == options.EXIT_FAILED for run in runs)
+
+
+def summary(run: dict[str, Any]) -> dict[str, Any]:
+    """A run without its readings: its cells' verdicts, and of those that are not the same the figures."""
+    cells = run["cells"]
+    figures = ("id", "verdict", "base", "head", "head_to_base", "noise")
+    return {
+        "date": run["environment"]["date"],
+        "seed": run["arguments"]["seed"],
+        "exit_code": run["exit_code"],
+        "verdicts": {v.value: sum(cell["verdict"] == v for cell in cells) for v in Verdict},
+        "measured_again": sum(len(cell["passes"]) > 1 for cell in cells),
+        "largest_ratio": max(cell["head_to_base"]["ratio"] for cell in cells),
+        "not_the_same": [
+            {**{name: cell[name] for name in figures}, "passes": len(cell["passes"])}
+            for cell in cells
+            if cell["verdict"] != Verdict.SAME
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

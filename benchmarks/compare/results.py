@@ -1,0 +1,101 @@
+"""What a comparison found out: by cell and as a whole, its exit code, and the JSON file."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import options
+from benchmarks.compare.revisions import Revision
+from benchmarks.compare.verdicts import Judgement, Launch, Verdict, judge
+from benchmarks.grid.cells import Cell
+
+FORMAT = 1
+"""Goes up when a field of the JSON file changes its meaning or its name."""
+
+EXIT_ERROR = 2
+
+
+@dataclass
+class CellResult:
+    """One cell: the launches of each pass over it, or why it cannot be timed."""
+
+    cell: Cell
+    passes: list[list[Launch]] = field(default_factory=list)
+    failed: str | None = None
+    judgement: Judgement | None = None
+
+    def add(self, readings: Launch | str) -> None:
+        """Another launch of the last pass; a failure stands."""
+        if isinstance(readings, str):
+            self.failed = readings
+        else:
+            self.passes[-1].append(readings)
+
+    def judge(self) -> None:
+        """Judges what is there; a pass that was broken off before its second launch counts for nothing."""
+        whole = [launches for launches in self.passes if len(launches) > 1]
+        if whole and self.failed is None:
+            self.judgement = judge(whole)
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict.NO_DATA if self.failed or self.judgement is None else self.judgement.verdict
+
+
+@dataclass
+class Results:
+    """Everything a comparison found out."""
+
+    base: Revision
+    head: Revision
+    arguments: dict[str, Any]
+    environment: dict[str, Any]
+    cells: list[CellResult]
+    interrupted: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        verdicts = [result.verdict for result in self.cells]
+        if self.interrupted:
+            return options.EXIT_INTERRUPTED
+        if Verdict.SLOWER in verdicts:
+            return options.EXIT_FAILED
+        return EXIT_ERROR if Verdict.NO_DATA in verdicts else 0
+
+    @property
+    def summary(self) -> str:
+        """One line: how many cells of each verdict, and what is slower."""
+        counts = Counter(result.verdict for result in self.cells)
+        text = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
+        return f"{self.head} against {self.base}: {text}"
+
+    def write(self, path: Path) -> None:
+        """Writes the JSON file: times in seconds a call, one value a round in each launch of each pass."""
+        content = {
+            "format": FORMAT,
+            "interrupted": self.interrupted,
+            "exit_code": self.exit_code,
+            "summary": self.summary,
+            "base": asdict(self.base),
+            "head": asdict(self.head),
+            "arguments": self.arguments,
+            "environment": self.environment,
+            "cells": [_plain(result) for result in self.cells],
+        }
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.replace(path)
+
+
+def _plain(result: CellResult) -> dict[str, Any]:
+    judgement = result.judgement
+    found = {} if judgement is None else {**asdict(judgement), "noise": judgement.noise}
+    return {
+        "id": result.cell.id,
+        **found,
+        "verdict": result.verdict.value,
+        "failed": result.failed,
+        "passes": [[asdict(launch) for launch in launches] for launches in result.passes],
+    }
