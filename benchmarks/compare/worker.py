@@ -86,7 +86,8 @@ class Server:
             gc.collect()
             contest = Contest(case, self._device)
             contest.check()
-            contest.check_evaluation()
+            evaluating = contest.slots("evaluation")
+            contest.check_results("ours", "evaluation", evaluating["ours"](), evaluating["eager"]())
             self._case, self._contest = case, contest
         return self._contest
 
