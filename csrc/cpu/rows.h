@@ -73,7 +73,7 @@ Moments rows_moments(const T* x, const Rows& rows, double pivot) {
   return {count, static_cast<double>(static_cast<A>(pivot)) + s / count, m2 < 0 ? 0 : m2};
 }
 
-// The median of the means of three stretches of a row, so that an outlier, wherever it is, makes no bad pivot.
+// The median of the means of three stretches of a row, so that an outlier, wherever it is, spoils nothing.
 template <class T>
 double first_pivot(const T* x, const Rows& rows) {
   const int64_t values = std::min(divide_up(rows.length, 3), kGuessValues);
