@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -114,21 +115,26 @@ def test_processes_that_append_at_once_do_not_mix(tmp_path: Path) -> None:
     assert changes == 39  # each run's lines lie behind each other
 
 
-@pytest.fixture
-def small_files() -> Iterator[int]:
-    """The system cuts a write off where the file would become larger than this many bytes."""
-    limit = 10_000
+@contextmanager
+def files_of_at_most(limit: int) -> Iterator[None]:
+    """The system cuts a write off where the file would become larger than `limit` bytes.
+
+    Only around the one call: pytest's own output may be a file, and larger.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_run_that_does_not_fit_leaves_the_file_as_it_was(small_files: int, tmp_path: Path) -> None:
+def test_a_run_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = record(tmp_path, "a1", small(), DATE)
     before = path.read_bytes()
-    assert 0 < len(before) < small_files
-    with pytest.raises(OSError, match="none of it was written"):
+    limit = 10_000
+    assert 0 < len(before) < limit
+    with files_of_at_most(limit), pytest.raises(OSError, match="none of it was written"):
         record(tmp_path, "a2", whole(0), DATE)
     assert path.read_bytes() == before
     assert [run.commit for run in history.load(tmp_path)] == ["a1"]
