@@ -1,0 +1,162 @@
+"""What an experiment is: data, the variants of a network, how they are trained, and what was claimed."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.experiments.data import Split
+from benchmarks.experiments.layers import Network, Optimizer
+
+
+@dataclass
+class Curve:
+    """One variant trained from one seed; accuracies in [0, 1].
+
+    By epoch: the loss and the accuracy in training, as means over the epoch's batches, and the accuracy on
+    `Split.watched` after it. At the end: the accuracy on each part of the split, by its name.
+    """
+
+    seed: int
+    train_loss: list[float] = field(default_factory=list)
+    train_accuracy: list[float] = field(default_factory=list)
+    watched_accuracy: list[float] = field(default_factory=list)
+    final: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    """Of training, the evaluation after each epoch included."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network with its optimiser.
+
+    published: accuracies in [0, 1], by "train", "validation" and "test", the final ones, or "first epoch".
+    """
+
+    id: str
+    description: str
+    network: Network
+    optimizer: Optimizer
+    published: Mapping[str, float] = field(default_factory=dict)
+
+
+Curves = Mapping[str, Sequence[Curve]]
+"""Those of all seeds, by the variant's id."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a claim holds for the curves that there are, and the numbers it was judged by."""
+
+    holds: bool
+    measured: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What was published, or is expected, in words, and how it is judged.
+
+    needs_full: means nothing where the training was shortened by --quick.
+    """
+
+    text: str
+    judge: Callable[[Curves], Verdict]
+    needs_full: bool = False
+
+
+@dataclass(frozen=True)
+class Length:
+    """How much is trained: seeds from 0, epochs, and how many of the training examples, None for all."""
+
+    seeds: int
+    epochs: int
+    examples: int | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything about one experiment that does not depend on the API.
+
+    load: the data from a seed, the number of training examples (None for all) and the directory of MNIST.
+    panels: titles and ids of the variants drawn into one set of axes.
+    """
+
+    name: str
+    title: str
+    load: Callable[[int, int | None, Path | None], Split]
+    variants: Sequence[Variant]
+    batch_size: int
+    full: Length
+    quick: Length
+    claims: Sequence[Claim]
+    panels: Mapping[str, tuple[str, ...]]
+
+
+def first_epoch(curve: Curve) -> float:
+    """The accuracy on the watched part after one epoch."""
+    return curve.watched_accuracy[0]
+
+
+def final(part: str) -> Callable[[Curve], float]:
+    """The accuracy on that part at the end."""
+    return lambda curve: curve.final[part]
+
+
+def mean(curves: Sequence[Curve], of: Callable[[Curve], float]) -> float:
+    """Over the seeds."""
+    return statistics.fmean(of(curve) for curve in curves)
+
+
+def epochs_to(accuracy: float) -> Callable[[Curve], float]:
+    """How many epochs it took to that accuracy on the watched part; infinity where it was not reached."""
+
+    def count(curve: Curve) -> float:
+        reached = (n for n, found in enumerate(curve.watched_accuracy, start=1) if found >= accuracy)
+        return next(reached, float("inf"))
+
+    return count
+
+
+def ahead(better: str, worse: str, of: Callable[[Curve], float]) -> Callable[[Curves], Verdict]:
+    """Judges whether the mean over the seeds of an accuracy is higher for one variant than for another."""
+
+    def judge(curves: Curves) -> Verdict:
+        ours, theirs = mean(curves[better], of), mean(curves[worse], of)
+        return Verdict(ours > theirs, f"{better} {ours:.4f}, {worse} {theirs:.4f}")
+
+    return judge
+
+
+def at_least(id: str, accuracy: float, of: Callable[[Curve], float]) -> Callable[[Curves], Verdict]:
+    """Judges whether every seed of a variant reaches an accuracy."""
+
+    def judge(curves: Curves) -> Verdict:
+        lowest = min(of(curve) for curve in curves[id])
+        return Verdict(lowest >= accuracy, f"{id}: lowest of {len(curves[id])} seeds {lowest:.4f}")
+
+    return judge
+
+
+def at_most(id: str, accuracy: float, of: Callable[[Curve], float]) -> Callable[[Curves], Verdict]:
+    """Judges whether every seed of a variant stays below an accuracy."""
+
+    def judge(curves: Curves) -> Verdict:
+        highest = max(of(curve) for curve in curves[id])
+        return Verdict(highest <= accuracy, f"{id}: highest of {len(curves[id])} seeds {highest:.4f}")
+
+    return judge
+
+
+def repeats(variant: Variant) -> Claim:
+    """The claim that the published final accuracies lie within what the seeds give."""
+    figures = ", ".join(f"{part} {accuracy:.3f}" for part, accuracy in variant.published.items())
+
+    def judge(curves: Curves) -> Verdict:
+        inside, ranges = True, []
+        for part, published in variant.published.items():
+            found = [curve.final[part] for curve in curves[variant.id]]
+            inside = inside and min(found) <= published <= max(found)
+            ranges.append(f"{part} {min(found):.3f} to {max(found):.3f}")
+        return Verdict(inside, f"{', '.join(ranges)} over {len(curves[variant.id])} seeds")
+
+    return Claim(f"{variant.id}: the published {figures} lie within the seeds' range", judge, needs_full=True)

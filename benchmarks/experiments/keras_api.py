@@ -1,0 +1,124 @@
+"""The experiments' networks as Keras models on its torch backend, and `model.fit`."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ["KERAS_BACKEND"] = "torch"  # before keras is first imported
+
+import keras
+
+from benchmarks.experiments.data import Split
+from benchmarks.experiments.experiment import Curve, Variant
+from benchmarks.experiments.layers import (
+    Adam,
+    AveragePool,
+    Conv,
+    Dense,
+    Flatten,
+    Layer,
+    Lstm,
+    MaxPool,
+    Network,
+    Norm,
+    Optimizer,
+    Softmax,
+)
+from fused_bn.keras import BatchNormalization
+
+EVALUATION_BATCH = 1000
+
+
+def train(
+    variant: Variant,
+    split: Split,
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    norm: str,
+    report: Callable[[], None],
+) -> Curve:
+    """As `torch_api.train`; the norm "framework" is keras.layers.BatchNormalization."""
+    keras.utils.set_random_seed(seed)
+    examples, watched = split.train, split.parts[split.watched]
+    built = model(variant.network, examples.inputs.shape[1:], norm)
+    binary = built.output_shape[-1] == 1
+    kind = keras.losses.BinaryCrossentropy if binary else keras.losses.SparseCategoricalCrossentropy
+    right = keras.metrics.BinaryAccuracy(threshold=0) if binary else keras.metrics.SparseCategoricalAccuracy()
+    right.name = "accuracy"
+    built.compile(optimizer=_optimizer(variant.optimizer), loss=kind(from_logits=True), metrics=[right])
+    start = time.perf_counter()
+    history = built.fit(
+        examples.inputs,
+        examples.labels,
+        batch_size=batch_size,
+        epochs=epochs,
+        validation_data=(watched.inputs, watched.labels),
+        validation_batch_size=EVALUATION_BATCH,
+        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=lambda _batch, _logs: report())],
+        verbose=0,
+    ).history
+    seconds = time.perf_counter() - start
+    final = {
+        name: built.evaluate(
+            part.inputs, part.labels, batch_size=EVALUATION_BATCH, verbose=0, return_dict=True
+        )["accuracy"]
+        for name, part in split.parts.items()
+    }
+    return Curve(seed, history["loss"], history["accuracy"], history["val_accuracy"], final, seconds)
+
+
+def model(network: Network, shape: tuple[int, ...], norm: str) -> Any:
+    """The network for examples of `shape`, channels last; draws from Keras' global generator."""
+    return keras.Sequential([keras.Input(shape), *(_layer(layer, norm) for layer in network)])
+
+
+def _layer(layer: Layer, norm: str) -> Any:
+    match layer:
+        case Dense():
+            return keras.layers.Dense(layer.units, **_weights(layer))
+        case Conv():
+            return keras.layers.Conv2D(layer.filters, layer.kernel_size, **_weights(layer))
+        case Norm():
+            return _norm(layer, norm)
+        case Lstm():
+            return keras.layers.LSTM(layer.units)
+        case MaxPool():
+            return keras.layers.MaxPooling2D(layer.size)
+        case AveragePool():
+            return keras.layers.AveragePooling2D(layer.size)
+        case Flatten():
+            return keras.layers.Flatten()
+        case Softmax():
+            return keras.layers.Softmax()
+
+
+def _weights(layer: Dense | Conv) -> dict[str, Any]:
+    return {
+        "activation": layer.activation,
+        "use_bias": layer.use_bias,
+        "kernel_initializer": layer.kernel_initializer,
+        "bias_initializer": keras.initializers.Constant(layer.bias),
+    }
+
+
+def _norm(layer: Norm, norm: str) -> Any:
+    options: dict[str, Any] = {
+        "momentum": layer.momentum,
+        "epsilon": layer.epsilon,
+        "center": layer.affine,
+        "scale": layer.affine,
+        "gamma_initializer": keras.initializers.Constant(layer.weight),
+        "beta_initializer": keras.initializers.RandomNormal(stddev=layer.bias_std),
+    }
+    if norm == "framework":
+        activation = keras.layers.Activation(layer.activation)
+        return keras.Sequential([keras.layers.BatchNormalization(**options), activation])
+    return BatchNormalization(**options, activation=layer.activation)
+
+
+def _optimizer(wanted: Optimizer) -> Any:
+    if isinstance(wanted, Adam):
+        return keras.optimizers.Adam(wanted.learning_rate, epsilon=wanted.epsilon)
+    return keras.optimizers.SGD(wanted.learning_rate, momentum=wanted.momentum)

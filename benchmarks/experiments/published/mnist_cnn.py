@@ -1,0 +1,83 @@
+"""MNIST by three convolutions and two dense layers: sigmoid and ReLU, a learning rate and ten times it."""
+
+from benchmarks.experiments import data
+from benchmarks.experiments.experiment import (
+    Claim,
+    Experiment,
+    Length,
+    Variant,
+    ahead,
+    at_least,
+    at_most,
+    final,
+)
+from benchmarks.experiments.layers import Activation, Adam, Conv, Dense, Flatten, Layer, MaxPool, Norm
+
+_RATES = {"1x": 1e-3, "10x": 1e-2}
+_ACTIVATIONS: tuple[Activation, ...] = ("sigmoid", "relu")
+_FILTERS, _UNITS = 32, 64
+_LEARNS = 0.9
+_CHANCE = 0.2  # of ten digits, the most frequent of which is 0.1135 of the test images
+
+
+def _network(activation: Activation, norm: bool) -> list[Layer]:
+    """Before each activation, and before the softmax, stands a norm in place of the bias."""
+
+    def conv() -> list[Layer]:
+        if norm:
+            return [Conv(_FILTERS, use_bias=False), Norm(activation)]
+        return [Conv(_FILTERS, activation=activation)]
+
+    def dense(units: int, activation: Activation) -> list[Layer]:
+        return [Dense(units, use_bias=False), Norm(activation)] if norm else [Dense(units, activation)]
+
+    return [
+        *conv(),
+        MaxPool(),
+        *conv(),
+        MaxPool(),
+        *conv(),
+        Flatten(),
+        *dense(_UNITS, activation),
+        *dense(10, "linear"),
+    ]
+
+
+def _id(activation: str, rate: str, norm: bool) -> str:
+    return f"{activation}-{rate}-{'norm' if norm else 'none'}"
+
+
+EXPERIMENT = Experiment(
+    name="mnist-cnn",
+    title="MNIST: three convolutions and two dense layers, Adam at 0.001 and ten times as much",
+    load=data.digits,
+    variants=[
+        Variant(
+            _id(activation, rate, norm),
+            f"{activation}, learning rate {value:g}, {'norm' if norm else 'no norm'}",
+            _network(activation, norm),
+            Adam(value),
+        )
+        for activation in _ACTIVATIONS
+        for rate, value in _RATES.items()
+        for norm in (False, True)
+    ],
+    batch_size=64,
+    full=Length(seeds=3, epochs=3, examples=20_000),
+    quick=Length(seeds=1, epochs=2, examples=5_000),
+    claims=(
+        Claim(
+            "10x rate, sigmoid, no norm: does not learn at all",
+            at_most("sigmoid-10x-none", _CHANCE, final("test")),
+        ),
+        Claim("10x rate, sigmoid, norm: learns", at_least("sigmoid-10x-norm", _LEARNS, final("test"))),
+        Claim("10x rate, ReLU, no norm: learns", at_least("relu-10x-none", _LEARNS, final("test"))),
+        Claim("10x rate, ReLU, norm: learns", at_least("relu-10x-norm", _LEARNS, final("test"))),
+        Claim("10x rate, ReLU: norm is ahead", ahead("relu-10x-norm", "relu-10x-none", final("test"))),
+    ),
+    panels={
+        f"{activation}, learning rate {value:g}": (_id(activation, rate, False), _id(activation, rate, True))
+        for activation in _ACTIVATIONS
+        for rate, value in _RATES.items()
+    },
+)

@@ -1,0 +1,47 @@
+"""A tutorial's two networks that show where a norm goes, behind an LSTM and behind convolutions, on MNIST.
+
+They were published without data or figures: what is claimed here is what the tutorial says of norms, that
+training goes faster.
+"""
+
+from benchmarks.experiments import data
+from benchmarks.experiments.experiment import Claim, Experiment, Length, Variant, ahead, final, first_epoch
+from benchmarks.experiments.layers import Adam, Conv, Dense, Flatten, Layer, Lstm, MaxPool, Norm
+
+_CLAIMS = (
+    Claim("norm is ahead of none after one epoch", ahead("norm", "none", first_epoch)),
+    Claim("norm ends ahead of none", ahead("norm", "none", final("test"))),
+)
+
+
+def _pair(before: list[Layer], behind: list[Layer]) -> tuple[Variant, Variant]:
+    """The network without and with a norm between its parts."""
+    return (
+        Variant("none", "no norm", [*before, *behind], Adam()),
+        Variant("norm", "with norm", [*before, Norm(), *behind], Adam()),
+    )
+
+
+SEQUENCE = Experiment(
+    name="sequence",
+    title="MNIST, a row of pixels a step: LSTM of 32, norm, dense layer",
+    load=data.digit_rows,
+    variants=_pair([Lstm(32)], [Dense(10)]),
+    batch_size=64,
+    full=Length(seeds=3, epochs=4),
+    quick=Length(seeds=1, epochs=1, examples=10_000),
+    claims=_CLAIMS,
+    panels={"": ("none", "norm")},
+)
+
+CONV = Experiment(
+    name="conv",
+    title="MNIST: two convolutions of 32, norm, pooling, dense layer",
+    load=data.digits,
+    variants=_pair([Conv(32), Conv(32)], [MaxPool(), Flatten(), Dense(10)]),
+    batch_size=64,
+    full=Length(seeds=3, epochs=3, examples=10_000),
+    quick=Length(seeds=1, epochs=1, examples=3_000),
+    claims=_CLAIMS,
+    panels={"": ("none", "norm")},
+)
