@@ -44,7 +44,7 @@ lenet: build/extension ## the main job, LeNet-5 on MNIST (EPOCHS=1 for a quick l
 
 .PHONY: test
 test: build/extension $(if $(shell command -v nvcc),$(cuda-ready)) ## the test suite
-	@$(require) pytest hypothesis jinja2 keras numpy matplotlib rich tqdm transformers
+	@$(require) pytest hypothesis jinja2 keras numpy matplotlib rich sklearn tqdm transformers
 	$(run) -m pytest $(ARGS)
 
 .PHONY: test-kernels
@@ -77,6 +77,11 @@ grid: build/extension ## the whole grid, accuracy and instruction counts (ARGS=-
 report: $(ready) ## what was recorded, as one page and pictures: results/report/index.html
 	@$(require) jinja2 numpy matplotlib
 	$(run) -m benchmarks.report $(ARGS)
+
+.PHONY: experiments
+experiments: build/extension ## the published experiments (ARGS="circles --quick", --api keras, ...; without, all: 20 minutes)
+	@$(require) numpy matplotlib rich sklearn tqdm
+	$(run) -m benchmarks.experiments $(or $(ARGS),all)
 
 .PHONY: keras
 keras: build/extension ## model.fit of Keras 3 with its layer and with ours

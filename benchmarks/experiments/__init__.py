@@ -1,1 +1,5 @@
 """The experiments that made batch norm known, on our kernels: `python -m benchmarks.experiments`."""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "torch")  # before keras is first imported

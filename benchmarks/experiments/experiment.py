@@ -40,6 +40,9 @@ class Variant:
     published: Mapping[str, float] = field(default_factory=dict)
 
 
+ROUNDED = 0.0005
+"""How far a published accuracy may be from what it was rounded from."""
+
 Curves = Mapping[str, Sequence[Curve]]
 """Those of all seeds, by the variant's id."""
 
@@ -155,7 +158,7 @@ def repeats(variant: Variant) -> Claim:
         inside, ranges = True, []
         for part, published in variant.published.items():
             found = [curve.final[part] for curve in curves[variant.id]]
-            inside = inside and min(found) <= published <= max(found)
+            inside = inside and min(found) - ROUNDED <= published <= max(found) + ROUNDED
             ranges.append(f"{part} {min(found):.3f} to {max(found):.3f}")
         return Verdict(inside, f"{', '.join(ranges)} over {len(curves[variant.id])} seeds")
 

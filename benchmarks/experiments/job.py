@@ -1,9 +1,9 @@
 """The job behind `python -m benchmarks.experiments`: arguments, runs, and what is left."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -116,7 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _api(name: str) -> Train:
     if name == "torch":
         return torch_api.train
-    from benchmarks.experiments import keras_api  # Keras is an extra
+    import fused_bn.keras  # noqa: F401 - which says what to do where Keras, an extra, is missing
+    from benchmarks.experiments import keras_api
 
     return keras_api.train
 
@@ -130,18 +131,16 @@ def _run(results: Results, args: argparse.Namespace, train: Train) -> None:
     """Fills `results` seed by seed, so that what an interruption leaves is the same for all variants."""
     experiment, length = results.experiment, results.length
     interval = 0.1 if sys.stderr.isatty() else 10
-    total = length.seeds * len(experiment.variants) * length.epochs
-    with tqdm(total=total, mininterval=interval, dynamic_ncols=True, bar_format=BAR) as bar:
+    with tqdm(mininterval=interval, dynamic_ncols=True, bar_format=BAR) as bar:
         for seed in range(length.seeds):
-            bar.set_description_str(f"{experiment.name} data", refresh=True)
             split = normalized(experiment.load(seed, length.examples, args.data), args.normalize)
-            steps = -(-len(split.train.labels) // experiment.batch_size)
+            steps = math.ceil(len(split.train.labels) / experiment.batch_size)
+            bar.total = length.seeds * len(experiment.variants) * length.epochs * steps
             curves = {}
             for variant in experiment.variants:
                 bar.set_description_str(f"{experiment.name} {variant.id}, seed {seed}", refresh=False)
-                report = partial(bar.update, 1 / steps)
                 curves[variant.id] = train(
-                    variant, split, seed, length.epochs, experiment.batch_size, args.norm, report
+                    variant, split, seed, length.epochs, experiment.batch_size, args.norm, bar.update
                 )
             results.add(curves)
 
@@ -149,12 +148,14 @@ def _run(results: Results, args: argparse.Namespace, train: Train) -> None:
 def _leave(results: Results, directory: Path) -> None:
     """Writes and prints what was finished; without a finished seed, leaves earlier files alone."""
     if results.interrupted:
-        print("Interrupted: only what was finished before is written.", file=sys.stderr)
+        left = "only whole seeds are" if results.seeds else "before a seed was finished: nothing is"
+        print(f"Interrupted: {left} written.", file=sys.stderr)
     if not results.seeds:
         return
     stem = directory / results.stem
     results.write(stem.with_suffix(".json"))
     plots.write(results, stem.with_suffix(".png"))
+    print(f"\n{results.experiment.title}\n{results.conditions}")
     Console(width=None if sys.stdout.isatty() else 120).print(results.table())
     for judged in results.judged():
         print(judged)

@@ -1,11 +1,8 @@
 """The experiments' networks as Keras models on its torch backend, and `model.fit`."""
 
-import os
 import time
 from collections.abc import Callable
 from typing import Any
-
-os.environ["KERAS_BACKEND"] = "torch"  # before keras is first imported
 
 import keras
 
@@ -56,7 +53,7 @@ def train(
         epochs=epochs,
         validation_data=(watched.inputs, watched.labels),
         validation_batch_size=EVALUATION_BATCH,
-        callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=lambda _batch, _logs: report())],
+        callbacks=[_Reporter(report)],
         verbose=0,
     ).history
     seconds = time.perf_counter() - start
@@ -67,6 +64,15 @@ def train(
         for name, part in split.parts.items()
     }
     return Curve(seed, history["loss"], history["accuracy"], history["val_accuracy"], final, seconds)
+
+
+class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]
+    def __init__(self, report: Callable[[], None]) -> None:
+        super().__init__()
+        self.report = report
+
+    def on_train_batch_end(self, _batch: int, logs: Any = None) -> None:  # noqa: ARG002 - by keyword
+        self.report()
 
 
 def model(network: Network, shape: tuple[int, ...], norm: str) -> Any:

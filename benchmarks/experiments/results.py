@@ -66,7 +66,7 @@ class Results:
         inputs = "" if a["normalize"] == "none" else f"inputs {a['normalize']}, "
         examples = "" if self.length.examples is None else f"{self.length.examples:,} training examples, "
         return (
-            f"{self.seeds} seeds, {self.length.epochs} epochs, {examples}{inputs}"
+            f"seeds: {self.seeds}, epochs: {self.length.epochs}, {examples}{inputs}"
             f"{a['api']} API, torch {e['torch']}, {norm}"
         )
 
@@ -102,8 +102,7 @@ class Results:
     def table(self) -> Table:
         """One row a variant: mean and standard deviation over the seeds, the published figure in brackets."""
         table = Table(
-            title=f"{self.experiment.title}\n{self.conditions}",
-            caption="accuracies, mean and standard deviation over the seeds, (published)",
+            caption="accuracies: mean ± standard deviation over the seeds (published)",
             caption_justify="left",
             box=box.SIMPLE_HEAD,
         )

@@ -123,7 +123,7 @@ def _norm(layer: Norm, shape: Shape, norm: str) -> list[nn.Module]:
         "momentum": 1 - layer.momentum,
         "affine": layer.affine,
     }
-    made: nn.BatchNorm1d | nn.BatchNorm2d
+    made: nn.modules.batchnorm._BatchNorm
     if norm == "framework":
         made, behind = framework(shape[0], **options), _activation(layer.activation)
     else:

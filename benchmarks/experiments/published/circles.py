@@ -75,12 +75,12 @@ def _late(curves: Curves) -> Verdict:
 
 EXPERIMENT = Experiment(
     name="circles",
-    title="Circles: 50 units, 100 epochs",
+    title="Circles: 50 units",
     load=data.circles,
     variants=(_NONE, _AFTER, _BEFORE, *_EXTENSIONS),
     batch_size=32,
-    full=Length(seeds=10, epochs=100),
-    quick=Length(seeds=3, epochs=40),
+    full=Length(seeds=20, epochs=100),
+    quick=Length(seeds=5, epochs=100),
     claims=(
         Claim("after: a test accuracy of 80 % comes sooner than without norm", _sooner),
         Claim("after: a test accuracy of 80 % comes within 20 epochs", _soon),

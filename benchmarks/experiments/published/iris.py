@@ -19,7 +19,7 @@ def _network(*norms: Norm) -> list[Layer]:
 _NONE = Variant("none", "no norm", _network(), Adam())
 _NORM = Variant(
     "norm",
-    "a norm behind each hidden layer",
+    "norms between",
     _network(Norm(), Norm(), _OPTIONS, Norm(), Norm()),
     Adam(),
     {"train": 0.978, "validation": 0.933, "test": 0.967},
@@ -27,12 +27,12 @@ _NORM = Variant(
 
 EXPERIMENT = Experiment(
     name="iris",
-    title="Irises: a net of 64-128-128-64-64-3, 200 epochs",
+    title="Irises: a net of 64-128-128-64-64-3",
     load=data.iris,
     variants=(_NONE, _NORM),
     batch_size=40,
-    full=Length(seeds=10, epochs=200),
-    quick=Length(seeds=2, epochs=50),
+    full=Length(seeds=20, epochs=200),
+    quick=Length(seeds=3, epochs=200),
     claims=(repeats(_NORM),),
     panels={"": ("none", "norm")},
 )

@@ -65,7 +65,7 @@ def _near(curves: Curves) -> Verdict:
 
 EXPERIMENT = Experiment(
     name="lenet",
-    title="LeNet-5 on MNIST, 10 epochs",
+    title="LeNet-5 on MNIST",
     load=data.large_digits,
     variants=(
         Variant("none", "tanh, no norm", network(False), _ADAM, {"first epoch": 0.93, "test": 0.98}),

@@ -11,9 +11,9 @@ from benchmarks.experiments.experiment import (
     at_most,
     final,
 )
-from benchmarks.experiments.layers import Activation, Adam, Conv, Dense, Flatten, Layer, MaxPool, Norm
+from benchmarks.experiments.layers import Activation, Conv, Dense, Flatten, Layer, MaxPool, Norm, Sgd
 
-_RATES = {"1x": 1e-3, "10x": 1e-2}
+_RATES = {"1x": 0.01, "10x": 0.1}
 _ACTIVATIONS: tuple[Activation, ...] = ("sigmoid", "relu")
 _FILTERS, _UNITS = 32, 64
 _LEARNS = 0.9
@@ -49,28 +49,32 @@ def _id(activation: str, rate: str, norm: bool) -> str:
 
 EXPERIMENT = Experiment(
     name="mnist-cnn",
-    title="MNIST: three convolutions and two dense layers, Adam at 0.001 and ten times as much",
+    title="MNIST: three convolutions and two dense layers, SGD with momentum 0.9",
     load=data.digits,
     variants=[
         Variant(
             _id(activation, rate, norm),
             f"{activation}, learning rate {value:g}, {'norm' if norm else 'no norm'}",
             _network(activation, norm),
-            Adam(value),
+            Sgd(value, momentum=0.9),
         )
         for activation in _ACTIVATIONS
         for rate, value in _RATES.items()
         for norm in (False, True)
     ],
     batch_size=64,
-    full=Length(seeds=3, epochs=3, examples=20_000),
-    quick=Length(seeds=1, epochs=2, examples=5_000),
+    full=Length(seeds=3, epochs=3, examples=15_000),
+    quick=Length(seeds=1, epochs=3, examples=5_000),
     claims=(
         Claim(
             "10x rate, sigmoid, no norm: does not learn at all",
             at_most("sigmoid-10x-none", _CHANCE, final("test")),
         ),
-        Claim("10x rate, sigmoid, norm: learns", at_least("sigmoid-10x-norm", _LEARNS, final("test"))),
+        Claim(
+            "10x rate, sigmoid, norm: learns",
+            at_least("sigmoid-10x-norm", _LEARNS, final("test")),
+            needs_full=True,
+        ),
         Claim("10x rate, ReLU, no norm: learns", at_least("relu-10x-none", _LEARNS, final("test"))),
         Claim("10x rate, ReLU, norm: learns", at_least("relu-10x-norm", _LEARNS, final("test"))),
         Claim("10x rate, ReLU: norm is ahead", ahead("relu-10x-norm", "relu-10x-none", final("test"))),

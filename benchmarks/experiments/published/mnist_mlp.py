@@ -8,7 +8,7 @@ _SGD = Sgd(1e-3)
 
 EXPERIMENT = Experiment(
     name="mnist-mlp",
-    title="MNIST: a net of 300-100-10, 10 epochs",
+    title="MNIST: a net of 300-100-10",
     load=data.digits,
     variants=(
         Variant("none", "no norm", [Flatten(), Dense(300, "relu"), Dense(100, "relu"), Dense(10)], _SGD),
