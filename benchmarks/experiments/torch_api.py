@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 import fused_bn
 from benchmarks.experiments.data import Part, Split
@@ -88,10 +89,12 @@ def model(network: Network, shape: Shape, norm: str) -> nn.Sequential:
 def _modules(layer: Layer, shape: Shape, norm: str) -> list[nn.Module]:
     match layer:
         case Dense():
-            linear = nn.Linear(shape[0], layer.units, bias=layer.use_bias)
+            linear = skip_init(nn.Linear, shape[0], layer.units, bias=layer.use_bias)
             return [_initialised(linear, layer), *_activation(layer.activation)]
         case Conv():
-            convolution = nn.Conv2d(shape[0], layer.filters, layer.kernel_size, bias=layer.use_bias)
+            convolution = skip_init(
+                nn.Conv2d, shape[0], layer.filters, layer.kernel_size, bias=layer.use_bias
+            )
             return [_initialised(convolution, layer), *_activation(layer.activation)]
         case Norm():
             return _norm(layer, shape, norm)
@@ -107,7 +110,8 @@ def _modules(layer: Layer, shape: Shape, norm: str) -> list[nn.Module]:
             return [nn.Softmax(dim=1)]
 
 
-def _initialised(module: nn.Linear | nn.Conv2d, layer: Dense | Conv) -> nn.Module:
+def _initialised(module: Any, layer: Dense | Conv) -> nn.Module:
+    """Draws as much with a bias as without, so that a seed gives the same weights."""
     he = layer.kernel_initializer == "he_uniform"
     (nn.init.kaiming_uniform_ if he else nn.init.xavier_uniform_)(module.weight)
     if module.bias is not None:
