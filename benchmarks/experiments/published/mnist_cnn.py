@@ -77,7 +77,11 @@ EXPERIMENT = Experiment(
         ),
         Claim("10x rate, ReLU, no norm: learns", at_least("relu-10x-none", _LEARNS, final("test"))),
         Claim("10x rate, ReLU, norm: learns", at_least("relu-10x-norm", _LEARNS, final("test"))),
-        Claim("10x rate, ReLU: norm is ahead", ahead("relu-10x-norm", "relu-10x-none", final("test"))),
+        Claim(
+            "10x rate, ReLU: norm is ahead",
+            ahead("relu-10x-norm", "relu-10x-none", final("test")),
+            needs_full=True,
+        ),
     ),
     panels={
         f"{activation}, learning rate {value:g}": (_id(activation, rate, False), _id(activation, rate, True))
