@@ -16,8 +16,9 @@ from rich.table import Table
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import options, timing
+from benchmarks.contest import WrongResultError
 from benchmarks.environment import environment
-from benchmarks.keras.contest import Case, Contest, WrongResultError
+from benchmarks.keras.contest import Case, Contest
 
 REQUIRED = 1.00
 """model.fit with our layer beside Keras': at least so many times as fast."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fused_bn
+from benchmarks.contest import WrongResultError
 from benchmarks.memory import peak_bytes
 from benchmarks.resnet.model import ResNet50
 
@@ -27,10 +28,6 @@ class Case:
     @property
     def id(self) -> str:
         return f"{self.batch}x3x{self.size}x{self.size} {self.layout} {self.dtype}"
-
-
-class WrongResultError(Exception):
-    """A model's loss or gradients are not eager PyTorch's, to rounding: its speed says nothing."""
 
 
 class Contest:

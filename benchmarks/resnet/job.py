@@ -16,8 +16,9 @@ from rich.table import Table
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import options, timing
+from benchmarks.contest import WrongResultError
 from benchmarks.environment import environment
-from benchmarks.resnet.contest import Case, Contest, WrongResultError
+from benchmarks.resnet.contest import Case, Contest
 
 REQUIRED = {"cpu": {"speedup": 1.10, "memory": 0.85}, "cuda": {"speedup": 1.15}}
 """Fused beside eager: at least so many times as fast, at most so much of its peak memory."""

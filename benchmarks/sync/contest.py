@@ -8,8 +8,9 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 import fused_bn
+from benchmarks.contest import WrongResultError
 from benchmarks.parallel import data_parallel
-from benchmarks.resnet.contest import WrongResultError, distance
+from benchmarks.resnet.contest import distance
 from benchmarks.sync import traffic
 from benchmarks.sync.baseline import LeanSyncBatchNorm, PythonSyncBatchNorm, with_norms
 

@@ -14,8 +14,8 @@ from rich.table import Column, Table
 from torch import nn
 
 from benchmarks import options
+from benchmarks.contest import WrongResultError
 from benchmarks.environment import environment
-from benchmarks.resnet.contest import WrongResultError
 from benchmarks.resnet.model import ResNet50
 from benchmarks.sync import cost, lockstep
 from benchmarks.sync.contest import LAYOUTS, LOCAL, PYTHON, SYNCHRONISED

@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import timing
-from benchmarks.resnet.contest import WrongResultError
+from benchmarks.contest import WrongResultError
 from benchmarks.sync.contest import Contest
 from benchmarks.sync.traffic import Traffic
 
