@@ -57,8 +57,7 @@ class Measured:
     def row(self, row: str) -> RowSpeed:
         """Medians; the ratio to eager is the median over the rounds of the ratio within a round."""
         seconds = statistics.median(self.readings[row])
-        pairs = zip(self.readings["eager"], self.readings[row], strict=True)
-        ratio = statistics.median(eager / own for eager, own in pairs)
+        ratio = timing.ratio(self.readings["eager"], self.readings[row])
         return RowSpeed(seconds, ratio, self.floor_seconds / seconds, self.peaks.get(row))
 
     def record(self) -> Speed:
