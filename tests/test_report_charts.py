@@ -154,17 +154,18 @@ def test_memory(drawn: list[Figure]) -> None:
 
 
 def test_trend(drawn: list[Figure]) -> None:
-    runs = [
-        run_of(speed_of(ratio), speed_of(1.5, family="steps"), commit=f"c{ratio:g}") for ratio in (2.0, 4.0)
-    ]
+    step = speed_of(1.5, "images", "LeNet-5 step", family="steps")
+    runs = [run_of(speed_of(ratio), step, commit=f"c{ratio:g}") for ratio in (2.0, 4.0)]
     found = trend(runs, runs[1])
     assert found is not None
     chart = trends.ratios(runs[1], found)
     assert "forward lenet 2.00 to 4.00" in chart.alt
-    above, below = drawn[0].axes
+    above, steps, below, floorless = drawn[0].axes
     assert line(above, "lenet") == [(0, 2.0), (1, 4.0)]
-    assert line(above, "steps") == [(0, 1.5), (1, 1.5)]
+    assert (above.get_title(), steps.get_title()) == ("forward", "whole training steps")
+    assert line(steps, "LeNet-5 step") == [(0, 1.5), (1, 1.5)]
     assert line(below, "lenet") == [(0, 0.25), (1, 0.5)]
+    assert [text.get_text() for text in floorless.texts] == ["no floor"]
     assert [text.get_text() for text in below.get_xticklabels()] == ["c2 2026-12-01", "c4 2026-12-01"]
 
 
@@ -173,9 +174,9 @@ def test_instructions(drawn: list[Figure]) -> None:
     runs = [run_of(*instructions(gain), commit=f"c{gain:g}") for gain in (1.0, 2.0)]
     chart = trends.host(runs[1], runs)
     assert chart is not None
-    assert "forward 15,500" in chart.alt
+    assert "forward 46,000" in chart.alt
     (axes,) = drawn[0].axes
-    assert line(axes, "forward") == [(0, 31_000), (1, 15_500)]
+    assert line(axes, "forward") == [(0, 92_000), (1, 46_000)]
     assert trends.host(uncounted, [*runs, uncounted]) is None
 
 
@@ -201,6 +202,9 @@ def test_no_text_is_cut_off_or_covers_another(drawn: list[Figure]) -> None:
         assert box.x1 <= width + 0.01, title
         assert box.y1 <= height + 0.01, title
         for axes in figure.axes:
+            numbers = [text.get_window_extent() for text in axes.texts]
+            for number, one in enumerate(numbers):
+                assert not any(one.overlaps(other) for other in numbers[number + 1 :]), title
             for axis in (axes.xaxis, axes.yaxis):
                 boxes = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]
                 boxes = [box for box in boxes if box.width and _seen(axes, axis.axis_name, box)]

@@ -14,6 +14,8 @@ YARDSTICKS = ("copy", "eager", "ours", "ours, kept")
 """Rows that are no rivals."""
 ROW_NAMES = {"compile": "torch.compile"}
 """Other rows go by their own names."""
+WHOLE_STEPS = "whole training steps"
+"""What stands in the place of a direction for all of family STEPS."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Cell:
 
     @property
     def case(self) -> str:
-        """The cell without its direction."""
-        return self.speed.cell.removesuffix(f" {self.speed.direction}")
+        """Without the direction."""
+        return self.speed.cell
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -119,7 +121,7 @@ def summaries(found: Sequence[Cell]) -> list[Summary]:
         direction: [cell for cell in grid if cell.speed.direction == direction]
         for direction in directions(grid)
     }
-    groups["whole training steps"] = [cell for cell in found if cell.speed.family == STEPS]
+    groups[WHOLE_STEPS] = [cell for cell in found if cell.speed.family == STEPS]
     groups["all cells"] = list(found)
     return [_summary(name, group) for name, group in groups.items() if group]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.grid.cells import STEPS
 from benchmarks.history import Instructions, Run
-from benchmarks.report.figures import Cell, directions, families, measured
+from benchmarks.report.figures import WHOLE_STEPS, Cell, directions, families, measured
 
 LONGEST = 20
 """Runs shown at most, the latest."""
@@ -25,7 +25,7 @@ class Trend:
         left_out: those in between that have too few of the last run's cells.
         total: how many cells the last run has, and `common` how many all have.
         means: geometric means of the ratios by direction, a value a run; without whole training steps.
-        ratios: the same by direction and family.
+        ratios: the same by direction and family, and of training steps by WHOLE_STEPS and what steps.
         shares: medians of the share of the floor by direction and family, of those that have a floor.
     """
 
@@ -43,6 +43,7 @@ class Trend:
 
     @property
     def families(self) -> list[str]:
+        """Of layers, and training steps."""
         return list(dict.fromkeys(family for _, family in self.ratios))
 
 
@@ -80,10 +81,15 @@ def _groups(
     """By direction and family, or by direction and "": a list of cells a run."""
 
     def name(cell: Cell) -> tuple[str, str]:
+        if cell.speed.family == STEPS:
+            return WHOLE_STEPS, cell.speed.direction
         return cell.speed.direction, cell.speed.family if by_family else ""
 
     last = by_run[-1]
-    names = [(d, f) for d in directions(last) for f in (families(last) if by_family else [""])]
+    steps = [cell for cell in last if cell.speed.family == STEPS]
+    layers = [cell for cell in last if cell.speed.family != STEPS]
+    names = [(d, f) for d in directions(layers) for f in (families(layers) if by_family else [""])]
+    names += [(WHOLE_STEPS, d) for d in directions(steps)]
     groups = {each: [[c for c in cells if name(c) == each] for cells in by_run] for each in names}
     return {each: group for each, group in groups.items() if group[-1]}
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from benchmarks.history import Run
 from benchmarks.report import drawing
-from benchmarks.report.drawing import CYCLE, Chart
+from benchmarks.report.drawing import CYCLE, EAGER, Chart
 from benchmarks.report.trend import Trend, instructions
 
 NAMES = ("trend", "instructions")
@@ -29,6 +29,8 @@ def ratios(run: Run, trend: Trend) -> Chart:
     for axes, direction in zip(above, trend.directions, strict=True):
         axes.axhline(1, color="black", linewidth=1)
         axes.set_title(direction, fontsize=9)
+    for axes in (axes for axes in below if not axes.lines):
+        axes.text(0.5, 0.5, "no floor", ha="center", color=EAGER, transform=axes.transAxes)
     for axes in below:
         axes.set_xticks(range(len(trend.runs)), _names(trend.runs), rotation=90, fontsize=7)
     every = [value for values in trend.ratios.values() for value in values]
@@ -53,7 +55,7 @@ def host(run: Run, runs: Sequence[Run]) -> Chart | None:
     counted, calls = instructions(runs, run)
     if not counted or counted[-1] is not run:
         return None
-    figure = drawing.new_figure("Instructions of the host for one tiny call", run, 4.6, drawing.NARROW)
+    figure = drawing.new_figure("Instructions of the host for one tiny call", run, 5.6, drawing.NARROW)
     axes = figure.add_subplot()
     last = {}
     for number, (call, counts) in enumerate(calls.items()):
