@@ -89,7 +89,9 @@ def test_every_row_is_read(direction: str, shape: tuple[int, ...]) -> None:
     # A result is new memory, but for the copy's.
     assert measured.peaks["copy"] == 0
     assert measured.peaks["ours"] >= case.tensor_bytes
-    assert measured.record().rows["eager"].ratio == 1
+    record = measured.record()
+    assert (record.cell, record.direction, record.graph) == (case.id, direction, False)
+    assert record.rows["eager"].ratio == 1
 
 
 def test_evaluation_uses_running_statistics() -> None:
@@ -178,6 +180,7 @@ def test_cold_slots_run_on_sets_of_their_own(direction: str) -> None:
     assert all(each.modules is contest.modules for each in sets)
     measured = group.measure(cell(direction), contest, SHORT, cold=True)
     assert measured.device == "cpu graph"
+    assert measured.record().graph
     assert list(measured.readings) == ["copy", "eager", "ours"]
 
 

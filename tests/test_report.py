@@ -82,7 +82,7 @@ def test_a_part_of_a_run_is_shown_as_far_as_it_goes(part: str) -> None:
 def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(tmp_path / "history", "a1", [*quick(0), *instructions()], DATE)
     record(tmp_path / "history", "a2", [*quick(1), *steps(), *accuracies(1), *instructions()], day(2))
-    record(tmp_path / "history", "a2", quick(2), day(2), GPU_NAME)
+    record(tmp_path / "history", "a2", quick(2, cuda=True), day(2), GPU_NAME)
     out = tmp_path / "new" / "report"
     assert job.main(["--history", str(tmp_path / "history"), "--out", str(out)]) == 0
     names = {path.name for path in out.iterdir()}
@@ -90,6 +90,7 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     charts = [f"{kind}-{family}" for kind in ("speedup", "memory") for family in (*families, "steps")]
     charts += ["roofline", "accuracy-float32", "accuracy-bfloat16", "trend", "instructions"]
     of_gpu = ["roofline", *(f"{kind}-{family}" for kind in ("speedup", "memory") for family in families)]
+    of_gpu += ["roofline-graphs", *(f"speedup-{family}-graphs" for family in families)]
     assert names == {
         "index.html",
         *(f"{SLUG}-{chart}.png" for chart in charts),

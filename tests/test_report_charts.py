@@ -84,7 +84,7 @@ def test_peers_have_marks_of_their_own(drawn: list[Figure]) -> None:
     record.rows["apex"] = RowSpeed(4e-6, 2.0, 0.25, None)
     run = run_of(record)
     list(speed.bars(run, measured(run)))
-    speed.roofline(run, measured(run))
+    list(speed.rooflines(run, measured(run)))
     bars, roofline = (figure.axes[0] for figure in drawn)
     assert line(bars, "apex") == [(2.0, 0.0)]
     assert line(roofline, "apex") == [(2000, 0.5)]
@@ -94,8 +94,7 @@ def test_roofline(drawn: list[Figure]) -> None:
     """Possible: 2000 bytes in 1 us are 2 GB/s; eager takes 8 us, ours 8 over its ratio."""
     other = Speed("lenet", "b forward", "forward", 6000, 2e-6, speed_of(4.0).rows)
     run = run_of(speed_of(4.0, "a", compiled=0.5), speed_of(2.0, "c"), other, speed_of(3.0, family="steps"))
-    chart = speed.roofline(run, measured(run))
-    assert chart is not None
+    (chart,) = speed.rooflines(run, measured(run))
     assert "3 cells: ours reaches 25% to 50%" in chart.alt
     (axes,) = drawn[0].axes
     assert line(axes, "possible: a copy") == [(2000, 2.0), (6000, 3.0)]
@@ -113,9 +112,25 @@ def test_roofline(drawn: list[Figure]) -> None:
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
 
 
+def test_replays_of_graphs_have_charts_of_their_own(drawn: list[Figure]) -> None:
+    run = run_of(speed_of(2.0), speed_of(8.0, graph=True))
+    charts = [*speed.bars(run, measured(run)), *speed.rooflines(run, measured(run))]
+    assert [chart.name for chart in charts] == [
+        "speedup-lenet",
+        "speedup-lenet-graphs",
+        "roofline",
+        "roofline-graphs",
+    ]
+    assert [figure.axes[0].get_title() for figure in drawn[:2]] == [
+        "forward\ngeometric mean 2.00",
+        "forward\ngeometric mean 8.00",
+    ]
+    assert [line(figure.axes[0], "ours") for figure in drawn[2:]] == [[(2000, 0.5)], [(2000, 2.0)]]
+
+
 def test_no_roofline_without_a_floor() -> None:
     run = run_of(speed_of(3.0, family="steps"))
-    assert speed.roofline(run, measured(run)) is None
+    assert list(speed.rooflines(run, measured(run))) == []
 
 
 def test_accuracy(drawn: list[Figure]) -> None:
@@ -187,7 +202,7 @@ def test_no_text_is_cut_off_or_covers_another(drawn: list[Figure]) -> None:
     found = trend(runs, last)
     assert found is not None
     list(speed.bars(last, cells))
-    speed.roofline(last, cells)
+    list(speed.rooflines(last, cells))
     list(beside.accuracy(last))
     list(beside.memory(last, cells))
     trends.ratios(last, found)

@@ -71,6 +71,19 @@ def test_summaries() -> None:
     assert every.ratio == pytest.approx(8**0.25)  # of 2, 8, 1/2 and 1
 
 
+def test_replays_of_graphs_have_means_of_their_own() -> None:
+    """The host's time is in the others."""
+    found = cells_of(speed(2.0), speed(8.0, graph=True), speed(0.5, direction="evaluation", graph=True))
+    assert [(each.name, each.cells, each.ratio) for each in figures.summaries(found)] == [
+        ("forward", 1, 2.0),
+        ("all cells", 1, 2.0),
+        ("forward, graphs", 1, pytest.approx(8.0)),
+        ("evaluation, graphs", 1, 0.5),
+        ("all cells, graphs", 2, pytest.approx(2.0)),
+    ]
+    assert figures.families(found) == ["lenet", "lenet, graphs"]
+
+
 def test_directions_and_families_are_in_the_grids_order() -> None:
     found = cells_of(
         speed(1.0, direction="sideways"),
@@ -153,6 +166,20 @@ def test_trend_of_training_steps_has_no_shares_and_stays_out_of_the_means() -> N
     }
     assert found.means == {"forward": [2.0] * 2}
     assert list(found.shares) == [("forward", "lenet")]
+
+
+def test_trend_of_replays_of_graphs_is_another() -> None:
+    runs = [
+        run_of(speed(2.0), speed(8.0, graph=True), commit="c1"),
+        run_of(speed(3.0), speed(9.0, graph=True), commit="c2"),
+    ]
+    found = trend(runs, runs[1])
+    assert found is not None
+    assert found.means == {"forward": pytest.approx([2.0, 3.0]), "forward, graphs": pytest.approx([8.0, 9.0])}
+    assert found.ratios == {
+        ("forward", "lenet"): found.means["forward"],
+        ("forward", "lenet, graphs"): found.means["forward, graphs"],
+    }
 
 
 def test_no_trend_of_one_run_or_of_none_that_can_be_compared() -> None:

@@ -14,6 +14,8 @@ YARDSTICKS = ("copy", "eager", "ours", "ours, kept")
 """Rows that are no rivals."""
 ROW_NAMES = {"compile": "torch.compile"}
 """Other rows go by their own names."""
+GRAPHS = ", graphs"
+"""Behind the names of what is of replays of CUDA graphs."""
 WHOLE_STEPS = "whole training steps"
 """What stands in the place of a direction for all of family STEPS."""
 
@@ -30,9 +32,14 @@ class Cell:
         return self.speed.cell
 
     @property
+    def family(self) -> str:
+        """The grid's; replays of graphs, whose times have another meaning, are families of their own."""
+        return f"{self.speed.family}{GRAPHS}" if self.speed.graph else self.speed.family
+
+    @property
     def key(self) -> tuple[str, str, str]:
         """By which it is found again in another run."""
-        return self.speed.family, self.case, self.speed.direction
+        return self.family, self.case, self.speed.direction
 
     @property
     def ours(self) -> RowSpeed:
@@ -82,7 +89,7 @@ def worst(found: Iterable[Cell], count: int = 5) -> list[Cell]:
 
 def families(found: Iterable[Cell]) -> list[str]:
     """In the grid's order, with what the grid does not know at the end."""
-    return _ordered((cell.speed.family for cell in found), FAMILIES)
+    return _ordered((cell.family for cell in found), FAMILIES)
 
 
 def directions(found: Iterable[Cell]) -> list[str]:
@@ -115,15 +122,32 @@ class Summary:
 
 
 def summaries(found: Sequence[Cell]) -> list[Summary]:
-    """By direction, whole training steps behind them, and of all cells."""
-    grid = [cell for cell in found if cell.speed.family != STEPS]
-    groups = {
-        direction: [cell for cell in grid if cell.speed.direction == direction]
-        for direction in directions(grid)
+    """By direction, whole training steps behind them, and of all cells; then of replays of graphs."""
+    return [
+        _summary(name + ending, group)
+        for ending, of_way in by_way(found).items()
+        for name, group in _groups(of_way).items()
+        if group
+    ]
+
+
+def by_way(found: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Calls one by one, under "", and replays of graphs, under GRAPHS, where there are any."""
+    ways: dict[str, list[Cell]] = {"": [], GRAPHS: []}
+    for cell in found:
+        ways[GRAPHS if cell.speed.graph else ""].append(cell)
+    return {ending: cells for ending, cells in ways.items() if cells}
+
+
+def _groups(found: Sequence[Cell]) -> dict[str, Sequence[Cell]]:
+    layers = [cell for cell in found if cell.speed.family != STEPS]
+    groups: dict[str, Sequence[Cell]] = {
+        direction: [cell for cell in layers if cell.speed.direction == direction]
+        for direction in directions(layers)
     }
     groups[WHOLE_STEPS] = [cell for cell in found if cell.speed.family == STEPS]
-    groups["all cells"] = list(found)
-    return [_summary(name, group) for name, group in groups.items() if group]
+    groups["all cells"] = found
+    return groups
 
 
 def _summary(name: str, group: Sequence[Cell]) -> Summary:

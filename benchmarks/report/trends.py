@@ -22,7 +22,7 @@ def ratios(run: Run, trend: Trend) -> Chart:
         for axes, direction in zip(row, trend.directions, strict=True):
             for number, family in enumerate(trend.families):
                 if (direction, family) in values:
-                    color, marker = CYCLE[number % len(CYCLE)], MARKERS[number % len(MARKERS)]
+                    color, marker = _look(number)
                     style = {"color": color, "marker": marker, "markersize": 4, "label": family}
                     axes.plot(values[direction, family], **style)
             axes.grid(alpha=0.25)
@@ -60,7 +60,7 @@ def host(run: Run, runs: Sequence[Run]) -> Chart | None:
     last = {}
     for number, (call, counts) in enumerate(calls.items()):
         points = [(place, count) for place, count in enumerate(counts) if count is not None]
-        color, marker = CYCLE[number % len(CYCLE)], MARKERS[number % len(MARKERS)]
+        color, marker = _look(number)
         axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=4, label=call)
         last[call] = points[-1][1]
         axes.annotate(f"{last[call]:,}", points[-1], (6, 3), textcoords="offset points", fontsize=7)
@@ -74,6 +74,12 @@ def host(run: Run, runs: Sequence[Run]) -> Chart | None:
     drawing.legend(figure, [axes])
     alt = "Instructions of the host: " + ", ".join(f"{call} {count:,}" for call, count in last.items()) + "."
     return Chart("instructions", "Instructions of the host", "", alt, drawing.png(figure))
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Colour and marker of a line; in the second turn of the colours markers are others."""
+    turn, place = divmod(number, len(CYCLE))
+    return CYCLE[place], MARKERS[(place + turn) % len(MARKERS)]
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
