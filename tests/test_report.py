@@ -272,6 +272,15 @@ def test_the_worst_cells_come_first_and_say_how_bad() -> None:
     assert html.index('<table class="worst">') < html.index('<table class="summary">') < html.index("<img")
 
 
+@pytest.mark.parametrize(("ratio", "shown", "marked"), [(0.994, "0.99", True), (0.996, "1.00", False)])
+def test_a_number_is_marked_as_it_is_shown(ratio: float, shown: str, marked: bool) -> None:
+    """In the worst cells, in both lines of the summary and among all cells."""
+    run = run_of(speed(ratio))
+    html = page.html([section([run], run)])
+    assert html.count(f">{shown}</td>") == 4
+    assert html.count(f" class=bad>{shown}</td>") == (4 if marked else 0)
+
+
 def test_the_table_has_every_cell(complete: Section) -> None:
     html = page.html([complete])
     (table,) = re.findall(r'<table class="sortable">(.*?)</table>', html, re.DOTALL)

@@ -75,6 +75,14 @@ def test_bars(drawn: list[Figure]) -> None:
     assert high > 4
 
 
+@pytest.mark.parametrize(("ratio", "label"), [(0.994, "ours, slower than eager"), (0.996, "ours")])
+def test_a_bar_is_coloured_as_its_number_says(ratio: float, label: str, drawn: list[Figure]) -> None:
+    run = run_of(speed_of(ratio))
+    list(speed.bars(run, measured(run)))
+    (bars,) = (bars for bars in drawn[0].axes[0].containers if isinstance(bars, BarContainer))
+    assert bars.get_label() == label
+
+
 def _rgb(color: str) -> tuple[float, ...]:
     return tuple(int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
 

@@ -71,6 +71,14 @@ def test_summaries() -> None:
     assert every.ratio == pytest.approx(8**0.25)  # of 2, 8, 1/2 and 1
 
 
+@pytest.mark.parametrize(("ratio", "marked"), [(0.9949, True), (0.9951, False), (1.0049, False), (0.5, True)])
+def test_what_is_slower_is_what_is_shown_as_slower(ratio: float, marked: bool) -> None:
+    """0.9951 is 1.00 in every table."""
+    assert figures.slower(ratio) == marked == (f"{ratio:.2f}" < "1.00")
+    summary, _ = figures.summaries(cells_of(speed(ratio, compiled=1.0)))
+    assert (summary.slower_than_eager, summary.slower_than_compile) == (marked, marked)
+
+
 def test_replays_of_graphs_have_means_of_their_own() -> None:
     """The host's time is in the others."""
     found = cells_of(speed(2.0), speed(8.0, graph=True), speed(0.5, direction="evaluation", graph=True))

@@ -82,6 +82,11 @@ def measured(run: Run) -> list[Cell]:
     return [Cell(speed) for speed in run.of(Speed) if {"eager", "ours"} <= speed.rows.keys()]
 
 
+def slower(ratio: float) -> bool:
+    """Of a number of times faster: whether it is below one as it is shown, with two decimals."""
+    return round(ratio, 2) < 1
+
+
 def worst(found: Iterable[Cell], count: int = 5) -> list[Cell]:
     """Those with the lowest ratios to eager, the lowest first."""
     return sorted(found, key=lambda cell: cell.ratio)[:count]
@@ -161,8 +166,8 @@ def _summary(name: str, group: Sequence[Cell]) -> Summary:
         over_compile=statistics.geometric_mean(over_compile) if over_compile else None,
         share=statistics.median(shares) if shares else None,
         peak_share=statistics.geometric_mean(peaks) if peaks else None,
-        slower_than_eager=sum(cell.ratio < 1 for cell in group),
-        slower_than_compile=sum(ratio < 1 for ratio in over_compile) if over_compile else None,
+        slower_than_eager=sum(slower(cell.ratio) for cell in group),
+        slower_than_compile=sum(map(slower, over_compile)) if over_compile else None,
     )
 
 

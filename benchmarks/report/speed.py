@@ -10,7 +10,7 @@ from benchmarks.grid.cells import STEPS
 from benchmarks.history import Run, slug
 from benchmarks.report import drawing
 from benchmarks.report.drawing import EAGER, OURS, RIVALS, SLOWER, Chart
-from benchmarks.report.figures import ROW_NAMES, Cell, by_way, directions, families, rivals, summaries
+from benchmarks.report.figures import ROW_NAMES, Cell, by_way, directions, families, rivals, slower, summaries
 
 BAR = 0.72
 
@@ -40,9 +40,9 @@ def bars(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
 
 
 def _bars(axes: Axes, cells: Sequence[Cell], places: Sequence[int]) -> None:
-    for slower, color, label in ((False, OURS, "ours"), (True, SLOWER, "ours, slower than eager")):
+    for marked, color, label in ((False, OURS, "ours"), (True, SLOWER, "ours, slower than eager")):
         drawn = [
-            (place, cell) for place, cell in zip(places, cells, strict=True) if (cell.ratio < 1) == slower
+            (place, cell) for place, cell in zip(places, cells, strict=True) if slower(cell.ratio) == marked
         ]
         if drawn:
             widths = [cell.ratio - 1 for _, cell in drawn]
