@@ -1,5 +1,6 @@
 """`pytest benchmarks`: what it measures is complete, right and in turns, and what failed is never fast."""
 
+import argparse
 import json
 import random
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fused_bn
-from benchmarks import history, timing
+from benchmarks import conftest, history, timing
 from benchmarks.contest import ALL_DIRECTIONS, Case, Contest, WrongResultError
 from benchmarks.gpu.captured import Captured
 from benchmarks.grid import cold, group, peers, steps, table
@@ -354,7 +355,7 @@ def test_a_group_under_pytest_benchmark(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark")
     wanted = "(LeNet-5 or (64x16x10x10 and contiguous-float32-evaluation)) and not compile"
     command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-m", "quick", "-k", wanted]
-    command += ["--record", str(tmp_path / "history"), "--benchmark-json", str(tmp_path / "found.json")]
+    command += [f"--record-to={tmp_path / 'history'}", "--benchmark-json", str(tmp_path / "found.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "The least gained on eager" in done.stdout
@@ -369,6 +370,24 @@ def test_a_group_under_pytest_benchmark(tmp_path: Path) -> None:
         assert each["stats"]["median"] == pytest.approx(row.seconds, rel=1e-6)
         assert each["stats"]["rounds"] == group.QUICK.rounds
         assert each["extra_info"]["ratio_to_eager"] == row.ratio
+
+
+@pytest.mark.parametrize(
+    ("arguments", "record", "there"),
+    [
+        (["--record", "benchmarks"], True, None),
+        (["benchmarks", "--record-to=elsewhere"], False, "elsewhere"),
+        (["benchmarks"], False, None),
+    ],
+)
+def test_what_is_measured_is_never_the_place_to_record_to(
+    arguments: list[str], record: bool, there: str | None
+) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("paths", nargs="*")
+    conftest.pytest_addoption(SimpleNamespace(addoption=parser.add_argument))  # type: ignore[arg-type]
+    parsed = parser.parse_args(arguments)
+    assert (parsed.paths, parsed.record, parsed.record_to) == (["benchmarks"], record, there)
 
 
 def test_interleaved_order_depends_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
