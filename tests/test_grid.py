@@ -305,6 +305,16 @@ def test_lenet_steps() -> None:
     assert all(peak > 0 for peak in measured.peaks.values())
 
 
+@pytest.mark.parametrize("row", ["eager", "ours"])
+def test_a_peak_does_not_depend_on_gradients_left_behind(row: str) -> None:
+    """Those of the first measurement lie there when the second begins, whose profiler sees what is freed."""
+    step = steps.lenet_steps(steps.STEP_CELLS[0].case, CPU, compile=False)[row]
+    first, second = (step.peak_bytes(CPU) for _ in range(2))
+    parameters = list(step.model.parameters())
+    assert all(parameter.grad is not None for parameter in parameters)
+    assert first == second > sum(parameter.nbytes for parameter in parameters)
+
+
 def test_a_lenet_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(steps.LENET_ROWS, "ours", "none")
     with pytest.raises(WrongResultError, match="ours: losses"):
