@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import fused_bn
 from benchmarks import conftest, history, timing
@@ -303,6 +304,14 @@ def test_lenet_steps() -> None:
     assert (record.family, record.bytes, record.floor_seconds) == ("steps", 0, 0)
     assert record.rows["ours"].share_of_floor == 0
     assert all(peak > 0 for peak in measured.peaks.values())
+
+
+def test_the_compiled_lenet_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one graph, which here is not made into code."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    made = steps.lenet_steps(steps.STEP_CELLS[0].case, CPU, compile=True)
+    assert list(made) == ["eager", "compile", "ours"]
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize("row", ["eager", "ours"])
