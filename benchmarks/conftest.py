@@ -22,11 +22,11 @@ RECORDS = pytest.StashKey[list[history.Record]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--record",
-        nargs="?",
-        const=str(history.DIRECTORY),
-        metavar="DIRECTORY",
-        help="adds what was measured to the history, in benchmarks/history/ or there",
+        "--record", action="store_true", help="adds what was measured to the history, in benchmarks/history/"
+    )
+    # Not a value of --record: `pytest --record benchmarks` would take what to run for where to record.
+    parser.addoption(
+        "--record-to", metavar="DIRECTORY", help="adds what was measured to the history in that directory"
     )
 
 
@@ -77,9 +77,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     config = session.config
-    directory = config.getoption("--record")
-    if directory is None:
+    there = config.getoption("--record-to")
+    if there is None and not config.getoption("--record"):
         return
+    directory = history.DIRECTORY if there is None else Path(there)
     by_type: dict[str, list[history.Record]] = {"cpu": [*config.stash[RECORDS]], "cuda": []}
     for group in config.stash[GROUPS].values():
         by_type[torch.device(group.device.partition(" ")[0]).type].append(group.record())
@@ -89,7 +90,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     for type, found in by_type.items():
         if found:
             try:
-                path = history.append(found, environment(torch.device(type)), Path(directory))
+                path = history.append(found, environment(torch.device(type)), directory)
             except OSError as error:  # what was measured is yet to be printed
                 print(f"\n{len(found)} records are lost: {error}")
             else:

@@ -73,7 +73,7 @@ WITHIN_ROUNDING = 1e-3
 
 
 class WrongResultError(Exception):
-    """A module's results are not eager PyTorch's, to rounding: its speed says nothing."""
+    """Results are not those of what a row is measured beside, to rounding: its speed says nothing."""
 
 
 class Contest:

@@ -41,7 +41,8 @@ class Speed:
     """One cell; `floor_seconds` is how long a copy would take to move `bytes`, the traffic nobody can avoid.
 
     Rows: "copy", "eager", "compile", "ours", and peers' where they are installed. Of whole training steps
-    (family "steps") there is no floor: 0.
+    (family "steps") there is no floor: 0. `graph`: by replays of CUDA graphs over cold buffers, without the
+    host's time, which other cells on CUDA include.
     """
 
     family: str
@@ -50,6 +51,7 @@ class Speed:
     bytes: int
     floor_seconds: float
     rows: dict[str, RowSpeed]
+    graph: bool = False
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     """The most bytes of tensors, allocated by `work` itself, that are alive at once.
 
-    What libraries allocate for themselves on the CPU, past torch's allocator, is not seen.
+    What libraries allocate for themselves on the CPU, past torch's allocator, is not seen. `work` must free
+    nothing that lived before, gradients for example: on CUDA that would be deducted from what it allocates,
+    on the CPU where the profiler saw it allocated.
     """
     gc.collect()
     if device.type == "cuda":

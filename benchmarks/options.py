@@ -10,6 +10,13 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
 
 
+def ending(parser: argparse.ArgumentParser, turns: str, out: str) -> None:
+    """Adds what is last of jobs that have required figures and take `turns`: --check, --seed and --out."""
+    parser.add_argument("--check", action="store_true", help="exit code 1 where a required figure is missed")
+    parser.add_argument("--seed", type=int, default=0, help=f"of the order of the {turns}")
+    parser.add_argument("--out", type=directory, default=out, help="directory for the JSON")
+
+
 def positive(text: str) -> int:
     """An integer of at least 1."""
     try:

@@ -3,8 +3,9 @@
 import gc
 import math
 import random
+import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -33,15 +34,31 @@ def interleaved(
     with a call that is not timed: after the turns of others, a virtual machine may first have to get memory
     back from its host, at a tenth of the speed of memory, which no second call in a row meets.
     """
-    times: dict[str, list[float]] = {name: [] for name in slots}
     lasting = SLOT_SECONDS if slot_seconds is None else slot_seconds
     with without_garbage_collection():
         calls = {name: calls_lasting(lasting, slot, device) for name, slot in slots.items()}
-        for _ in range(rounds):
-            for name in order.sample(list(slots), len(slots)):
-                slots[name]()
-                times[name].append(seconds(slots[name], calls[name], device))
+
+        def read(name: str) -> float:
+            slots[name]()
+            return seconds(slots[name], calls[name], device)
+
+        return in_turns(slots, range(rounds), order, read)
+
+
+def in_turns(
+    names: Collection[str], rounds: Iterable[object], order: random.Random, read: Callable[[str], float]
+) -> dict[str, list[float]]:
+    """What `read` returns of every name, one value a round; a round has them in random order."""
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in rounds:
+        for name in order.sample(list(names), len(names)):
+            times[name].append(read(name))
     return times
+
+
+def ratio(above: Iterable[float], below: Iterable[float]) -> float:
+    """The median over the rounds of the ratio within a round, which what disturbs a whole round leaves."""
+    return statistics.median(one / other for one, other in zip(above, below, strict=True))
 
 
 def calls_lasting(slot_seconds: float, call: Callable[[], object], device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """A Keras layer run on a case of the common grid, and judged by the common reference."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import keras
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 import fused_bn.keras
-from tests.cases import HAS_EXTENSION, Case, Result, Tensors
-from tests.reference import DEMANDS, beyond_rounding, error, passed, precision, reference
+from tests import reference as common
+from tests.cases import Case, Result, Tensors
 
 DEVICE = keras.ops.zeros(()).device
 """Where Keras puts layers."""
@@ -93,36 +94,19 @@ def run(case: Case, tensors: Tensors, layer: Any, axis: int, behind: Any = None)
 
 def errors(case: Case, tensors: Tensors, result: Result) -> dict[str, float]:
     """As `tests.reference.errors`, of a moving variance that blends the biased one in."""
-    truth = reference(case, tensors, passed(case, tensors, result.output))
+    truth = common.reference(case, tensors, common.passed(case, tensors, result.output))
     if case.training:
         assert case.momentum is not None
         assert tensors.running_var is not None
         old = tensors.running_var.double().cpu()
         truth = replace(truth, running_var=(1 - case.momentum) * old + case.momentum * truth.var)
-    found = {}
-    for name, demanded in DEMANDS.items():
-        actual = getattr(result, name)
-        if actual is not None:
-            expected, scale = getattr(truth, name), truth.scales[name]
-            found[name] = error(actual, expected, scale, demanded * precision(case.dtype))
-    return found
+    return common.errors_against(truth, case, result)
 
 
 def wrong_results(case: Case, tensors: Tensors, ours: Result, theirs: Result) -> list[str]:
-    """What is beyond the demands on the operator, or further from the truth than Keras' own."""
-    our_errors, their_errors = errors(case, tensors, ours), errors(case, tensors, theirs)
-    wrong = []
-    for name, found in our_errors.items():
-        demanded = DEMANDS[name] * precision(case.dtype)
-        allowed = max(their_errors[name], beyond_rounding(name, case.dtype))
-        if HAS_EXTENSION and not found <= demanded:
-            wrong.append(f"{case} {name}: error {found:.2e}, demanded {demanded:.2e}")
-        if not found <= allowed:
-            wrong.append(f"{case} {name}: error {found:.2e}, Keras' {their_errors[name]:.2e}")
-        mine, other = getattr(ours, name), getattr(theirs, name)
-        if mine.dtype != other.dtype or mine.shape != other.shape:
-            wrong.append(f"{case} {name}: {mine.dtype} {mine.shape}, Keras' {other.dtype} {other.shape}")
-    return wrong
+    """As `tests.reference.wrong_results`, beside Keras' own layer."""
+    wrong = common.wrong_results(case, ours, theirs, partial(errors, case, tensors), "Keras")
+    return [f"{case} {text}" for text in wrong]
 
 
 def same_bits(mine: Tensor, theirs: Tensor) -> bool:

@@ -10,6 +10,7 @@ demands (17 to 67 roundings) have room for those.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -281,7 +282,11 @@ DEMANDS = {
 
 def errors(case: Case, tensors: Tensors, result: Result) -> dict[str, float]:
     """Each quantity's error against the reference, in units of its scale, for those the case has."""
-    truth = reference(case, tensors, passed(case, tensors, result.output))
+    return errors_against(reference(case, tensors, passed(case, tensors, result.output)), case, result)
+
+
+def errors_against(truth: Reference, case: Case, result: Result) -> dict[str, float]:
+    """The same against a given truth."""
     found = {}
     for name, demanded in DEMANDS.items():
         actual = getattr(result, name)
@@ -292,14 +297,35 @@ def errors(case: Case, tensors: Tensors, result: Result) -> dict[str, float]:
 
 
 def assert_meets_demands(case: Case, tensors: Tensors, demands: dict[str, float] = DEMANDS) -> Result:
-    """Every result within its demand, of PyTorch's dtype and shape, and not further from the truth.
-
-    "Not further" compares the largest errors of the two, each less the rounding to the dtype of the
-    result: ours may be up to PyTorch's, or up to `beyond_rounding` where both are that close. The fallback
-    is PyTorch, so it is held to the comparison alone.
-    """
+    """No result is wrong beside PyTorch's, and the batches are counted as there. Returns ours."""
     ours, theirs = run_fused(case, tensors), run_torch(case, tensors)
-    our_errors, their_errors = errors(case, tensors, ours), errors(case, tensors, theirs)
+    wrong = wrong_results(case, ours, theirs, partial(errors, case, tensors), "PyTorch", demands)
+    counts = ours.num_batches_tracked, theirs.num_batches_tracked
+    if counts != (None, None) and counts[0] != counts[1]:
+        wrong.append(f"num_batches_tracked: {counts[0]}, PyTorch's {counts[1]}")
+    assert not wrong, "\n".join(wrong)
+    return ours
+
+
+def wrong_results(
+    case: Case,
+    ours: Result,
+    theirs: Result,
+    judge: Callable[[Result], dict[str, float]],
+    whose: str,
+    demands: dict[str, float] = DEMANDS,
+) -> list[str]:
+    """What of ours is beyond its demand, of another dtype or shape than theirs, or further from the truth.
+
+    "Further" compares the largest errors of the two, each less the rounding to the dtype of the
+    result: ours may be up to theirs, or up to `beyond_rounding` where both are that close. The fallback
+    is PyTorch, so it is held to the comparison alone.
+
+    Args:
+        judge: gives a result's `errors`.
+        whose: theirs are, as a message begins.
+    """
+    our_errors, their_errors = judge(ours), judge(theirs)
     wrong = []
     for name, found in our_errors.items():
         demanded = demands[name] * precision(case.dtype)
@@ -307,12 +333,8 @@ def assert_meets_demands(case: Case, tensors: Tensors, demands: dict[str, float]
         if HAS_EXTENSION and not found <= demanded:
             wrong.append(f"{name}: error {found:.2e}, demanded {demanded:.2e}")
         if not found <= allowed:
-            wrong.append(f"{name}: error {found:.2e}, PyTorch's {their_errors[name]:.2e}")
+            wrong.append(f"{name}: error {found:.2e}, {whose}'s {their_errors[name]:.2e}")
         mine, other = getattr(ours, name), getattr(theirs, name)
         if mine.dtype != other.dtype or mine.shape != other.shape or mine.device != other.device:
-            wrong.append(f"{name}: {mine.dtype} {mine.shape}, PyTorch's {other.dtype} {other.shape}")
-    counts = ours.num_batches_tracked, theirs.num_batches_tracked
-    if counts != (None, None) and counts[0] != counts[1]:
-        wrong.append(f"num_batches_tracked: {counts[0]}, PyTorch's {counts[1]}")
-    assert not wrong, "\n".join(wrong)
-    return ours
+            wrong.append(f"{name}: {mine.dtype} {mine.shape}, {whose}'s {other.dtype} {other.shape}")
+    return wrong

@@ -243,31 +243,38 @@ def test_ctrl_c_keeps_what_was_measured(
         assert found["cells"][0]["verdict"] == "slower"
 
 
-def test_nothing_that_changes_speed(
+@pytest.mark.parametrize(
+    ("changed", "untracked", "said", "warned"),
+    [
+        pytest.param(
+            {"README.md": "better"},
+            {"fused_bn/new.py": ""},
+            "the same csrc, fused_bn, setup.py",
+            "not track it: fused_bn/new.py",
+            id="nothing that changes speed",
+        ),
+        pytest.param({}, {}, "Nothing is compared: there is no commit before HEAD", "", id="no history"),
+    ],
+)
+def test_nothing_to_compare_is_no_error(
+    changed: dict[str, str],
+    untracked: dict[str, str],
+    said: str,
+    warned: str,
     repository: Repository,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    commit(repository, {"README.md": "better"})
-    write(repository.root, {"fused_bn/new.py": ""})
+    if changed:
+        commit(repository, changed)
+    write(repository.root, untracked)
     assert job.main(["--against-main"], repository.root) == 0
     printed = capsys.readouterr()
-    assert "the same csrc, fused_bn, setup.py" in printed.out
-    assert "not track it: fused_bn/new.py" in printed.err
+    assert said in printed.out
+    assert warned in printed.err
     assert not (repository.root / "build").exists()
-
-
-def test_no_history_is_no_error(
-    repository: Repository,  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert job.main(["--against-main"], repository.root) == 0
-    assert "Nothing is compared: there is no commit before HEAD" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

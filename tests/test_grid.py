@@ -1,5 +1,6 @@
 """`pytest benchmarks`: what it measures is complete, right and in turns, and what failed is never fast."""
 
+import argparse
 import json
 import random
 import subprocess
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 import fused_bn
-from benchmarks import history, timing
+from benchmarks import conftest, history, timing
 from benchmarks.contest import ALL_DIRECTIONS, Case, Contest, WrongResultError
 from benchmarks.gpu.captured import Captured
 from benchmarks.grid import cold, group, peers, steps, table
@@ -89,7 +91,9 @@ def test_every_row_is_read(direction: str, shape: tuple[int, ...]) -> None:
     # A result is new memory, but for the copy's.
     assert measured.peaks["copy"] == 0
     assert measured.peaks["ours"] >= case.tensor_bytes
-    assert measured.record().rows["eager"].ratio == 1
+    record = measured.record()
+    assert (record.cell, record.direction, record.graph) == (case.id, direction, False)
+    assert record.rows["eager"].ratio == 1
 
 
 def test_evaluation_uses_running_statistics() -> None:
@@ -178,6 +182,7 @@ def test_cold_slots_run_on_sets_of_their_own(direction: str) -> None:
     assert all(each.modules is contest.modules for each in sets)
     measured = group.measure(cell(direction), contest, SHORT, cold=True)
     assert measured.device == "cpu graph"
+    assert measured.record().graph
     assert list(measured.readings) == ["copy", "eager", "ours"]
 
 
@@ -301,6 +306,24 @@ def test_lenet_steps() -> None:
     assert all(peak > 0 for peak in measured.peaks.values())
 
 
+def test_the_compiled_lenet_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one graph, which here is not made into code."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    made = steps.lenet_steps(steps.STEP_CELLS[0].case, CPU, compile=True)
+    assert list(made) == ["eager", "compile", "ours"]
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("row", ["eager", "ours"])
+def test_a_peak_does_not_depend_on_gradients_left_behind(row: str) -> None:
+    """Those of the first measurement lie there when the second begins, whose profiler sees what is freed."""
+    step = steps.lenet_steps(steps.STEP_CELLS[0].case, CPU, compile=False)[row]
+    first, second = (step.peak_bytes(CPU) for _ in range(2))
+    parameters = list(step.model.parameters())
+    assert all(parameter.grad is not None for parameter in parameters)
+    assert first == second > sum(parameter.nbytes for parameter in parameters)
+
+
 def test_a_lenet_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(steps.LENET_ROWS, "ours", "none")
     with pytest.raises(WrongResultError, match="ours: losses"):
@@ -351,7 +374,7 @@ def test_a_group_under_pytest_benchmark(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark")
     wanted = "(LeNet-5 or (64x16x10x10 and contiguous-float32-evaluation)) and not compile"
     command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-m", "quick", "-k", wanted]
-    command += ["--record", str(tmp_path / "history"), "--benchmark-json", str(tmp_path / "found.json")]
+    command += [f"--record-to={tmp_path / 'history'}", "--benchmark-json", str(tmp_path / "found.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "The least gained on eager" in done.stdout
@@ -366,6 +389,24 @@ def test_a_group_under_pytest_benchmark(tmp_path: Path) -> None:
         assert each["stats"]["median"] == pytest.approx(row.seconds, rel=1e-6)
         assert each["stats"]["rounds"] == group.QUICK.rounds
         assert each["extra_info"]["ratio_to_eager"] == row.ratio
+
+
+@pytest.mark.parametrize(
+    ("arguments", "record", "there"),
+    [
+        (["--record", "benchmarks"], True, None),
+        (["benchmarks", "--record-to=elsewhere"], False, "elsewhere"),
+        (["benchmarks"], False, None),
+    ],
+)
+def test_what_is_measured_is_never_the_place_to_record_to(
+    arguments: list[str], record: bool, there: str | None
+) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("paths", nargs="*")
+    conftest.pytest_addoption(SimpleNamespace(addoption=parser.add_argument))  # type: ignore[arg-type]
+    parsed = parser.parse_args(arguments)
+    assert (parsed.paths, parsed.record, parsed.record_to) == (["benchmarks"], record, there)
 
 
 def test_interleaved_order_depends_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (run.commit, run.date, run.device) == ("a1", DATE, CPU_NAME)
     assert run.environment == environment(DATE)
     assert run.records == records
-    assert len(run.of(Speed)) == 256 + 2
+    assert len(run.of(Speed)) == 256 + 4
     assert [*run.of(Speed), *run.of(Accuracy), *run.of(Instructions)] == records
 
 
@@ -51,7 +51,7 @@ def test_a_line_says_what_it_is(tmp_path: Path) -> None:
     first, *rest = map(json.loads, path.read_text().splitlines())
     assert (first["kind"], first["format"], first["commit"]) == ("run", 1, "a1")
     assert {line["run"] for line in rest} == {first["run"]}
-    assert [line["kind"] for line in rest] == ["speed"] * 2 + ["accuracy"] * 3 + ["instructions"] * 3
+    assert [line["kind"] for line in rest] == ["speed"] * 4 + ["accuracy"] * 3 + ["instructions"] * 7
 
 
 def test_infinite_errors_and_absent_peaks(tmp_path: Path) -> None:

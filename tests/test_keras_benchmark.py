@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from torch import Tensor
 
+from benchmarks.contest import WrongResultError
 from benchmarks.keras import contest, job
-from benchmarks.keras.contest import Case, Contest, WrongResultError
+from benchmarks.keras.contest import Case, Contest
 from fused_bn.keras import BatchNormalization
 
 CASES = [Case(network, data_format, 8) for network, data_format in job.CELLS]

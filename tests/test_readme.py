@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import history
+from benchmarks.instructions import stored
 from benchmarks.report import figures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,6 +99,23 @@ def test_grid_table_is_what_was_recorded() -> None:
         )
         row = f"| {cells} | {summary.peak_share:.2f} | {summary.slower_than_eager} |"
         assert row in readme(), row
+
+
+def test_instruction_counts_are_what_was_recorded() -> None:
+    """And within the tolerance what is stored for that torch and Python, which a meant change renews."""
+    (run,) = (run for run in history.load() if f"Counts of commit {run.commit}," in readme())
+    found = {record.call: record.count for record in run.of(history.Instructions)}
+    torch, python = run.environment["torch"], ".".join(run.environment["python"].split(".")[:2])
+    begin = f"torch {torch}, python {python} "
+    entries = [counts for key, counts in stored.load().items() if key.startswith(begin)]
+    for call in ("forward", "forward+backward", "evaluation"):
+        ours, eager = found[call], found[f"eager {call}"]
+        row = f"| {call.replace('+', ' + ')} | {ours:,} | {eager:,} | {ours / eager:.2f} |"
+        assert row in readme(), row
+    assert any(
+        all(abs(stored.change(found[call], entry[call])) <= stored.TOLERANCE for call in entry)
+        for entry in entries  # one a compiler
+    )
 
 
 def test_keras_table_is_what_was_measured() -> None:

@@ -82,7 +82,7 @@ def test_a_part_of_a_run_is_shown_as_far_as_it_goes(part: str) -> None:
 def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(tmp_path / "history", "a1", [*quick(0), *instructions()], DATE)
     record(tmp_path / "history", "a2", [*quick(1), *steps(), *accuracies(1), *instructions()], day(2))
-    record(tmp_path / "history", "a2", quick(2), day(2), GPU_NAME)
+    record(tmp_path / "history", "a2", quick(2, cuda=True), day(2), GPU_NAME)
     out = tmp_path / "new" / "report"
     assert job.main(["--history", str(tmp_path / "history"), "--out", str(out)]) == 0
     names = {path.name for path in out.iterdir()}
@@ -90,6 +90,7 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     charts = [f"{kind}-{family}" for kind in ("speedup", "memory") for family in (*families, "steps")]
     charts += ["roofline", "accuracy-float32", "accuracy-bfloat16", "trend", "instructions"]
     of_gpu = ["roofline", *(f"{kind}-{family}" for kind in ("speedup", "memory") for family in families)]
+    of_gpu += ["roofline-graphs", *(f"speedup-{family}-graphs" for family in families)]
     assert names == {
         "index.html",
         *(f"{SLUG}-{chart}.png" for chart in charts),
@@ -271,10 +272,19 @@ def test_the_worst_cells_come_first_and_say_how_bad() -> None:
     assert html.index('<table class="worst">') < html.index('<table class="summary">') < html.index("<img")
 
 
+@pytest.mark.parametrize(("ratio", "shown", "marked"), [(0.994, "0.99", True), (0.996, "1.00", False)])
+def test_a_number_is_marked_as_it_is_shown(ratio: float, shown: str, marked: bool) -> None:
+    """In the worst cells, in both lines of the summary and among all cells."""
+    run = run_of(speed(ratio))
+    html = page.html([section([run], run)])
+    assert html.count(f">{shown}</td>") == 4
+    assert html.count(f" class=bad>{shown}</td>") == (4 if marked else 0)
+
+
 def test_the_table_has_every_cell(complete: Section) -> None:
     html = page.html([complete])
     (table,) = re.findall(r'<table class="sortable">(.*?)</table>', html, re.DOTALL)
-    assert table.count("<tr>") == 1 + 258
+    assert table.count("<tr>") == 1 + 260
     assert "lenet" in table
     assert "steps" in table
 

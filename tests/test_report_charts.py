@@ -75,6 +75,14 @@ def test_bars(drawn: list[Figure]) -> None:
     assert high > 4
 
 
+@pytest.mark.parametrize(("ratio", "label"), [(0.994, "ours, slower than eager"), (0.996, "ours")])
+def test_a_bar_is_coloured_as_its_number_says(ratio: float, label: str, drawn: list[Figure]) -> None:
+    run = run_of(speed_of(ratio))
+    list(speed.bars(run, measured(run)))
+    (bars,) = (bars for bars in drawn[0].axes[0].containers if isinstance(bars, BarContainer))
+    assert bars.get_label() == label
+
+
 def _rgb(color: str) -> tuple[float, ...]:
     return tuple(int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
 
@@ -84,7 +92,7 @@ def test_peers_have_marks_of_their_own(drawn: list[Figure]) -> None:
     record.rows["apex"] = RowSpeed(4e-6, 2.0, 0.25, None)
     run = run_of(record)
     list(speed.bars(run, measured(run)))
-    speed.roofline(run, measured(run))
+    list(speed.rooflines(run, measured(run)))
     bars, roofline = (figure.axes[0] for figure in drawn)
     assert line(bars, "apex") == [(2.0, 0.0)]
     assert line(roofline, "apex") == [(2000, 0.5)]
@@ -94,8 +102,7 @@ def test_roofline(drawn: list[Figure]) -> None:
     """Possible: 2000 bytes in 1 us are 2 GB/s; eager takes 8 us, ours 8 over its ratio."""
     other = Speed("lenet", "b forward", "forward", 6000, 2e-6, speed_of(4.0).rows)
     run = run_of(speed_of(4.0, "a", compiled=0.5), speed_of(2.0, "c"), other, speed_of(3.0, family="steps"))
-    chart = speed.roofline(run, measured(run))
-    assert chart is not None
+    (chart,) = speed.rooflines(run, measured(run))
     assert "3 cells: ours reaches 25% to 50%" in chart.alt
     (axes,) = drawn[0].axes
     assert line(axes, "possible: a copy") == [(2000, 2.0), (6000, 3.0)]
@@ -113,9 +120,25 @@ def test_roofline(drawn: list[Figure]) -> None:
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
 
 
+def test_replays_of_graphs_have_charts_of_their_own(drawn: list[Figure]) -> None:
+    run = run_of(speed_of(2.0), speed_of(8.0, graph=True))
+    charts = [*speed.bars(run, measured(run)), *speed.rooflines(run, measured(run))]
+    assert [chart.name for chart in charts] == [
+        "speedup-lenet",
+        "speedup-lenet-graphs",
+        "roofline",
+        "roofline-graphs",
+    ]
+    assert [figure.axes[0].get_title() for figure in drawn[:2]] == [
+        "forward\ngeometric mean 2.00",
+        "forward\ngeometric mean 8.00",
+    ]
+    assert [line(figure.axes[0], "ours") for figure in drawn[2:]] == [[(2000, 0.5)], [(2000, 2.0)]]
+
+
 def test_no_roofline_without_a_floor() -> None:
     run = run_of(speed_of(3.0, family="steps"))
-    assert speed.roofline(run, measured(run)) is None
+    assert list(speed.rooflines(run, measured(run))) == []
 
 
 def test_accuracy(drawn: list[Figure]) -> None:
@@ -154,17 +177,18 @@ def test_memory(drawn: list[Figure]) -> None:
 
 
 def test_trend(drawn: list[Figure]) -> None:
-    runs = [
-        run_of(speed_of(ratio), speed_of(1.5, family="steps"), commit=f"c{ratio:g}") for ratio in (2.0, 4.0)
-    ]
+    step = speed_of(1.5, "images", "LeNet-5 step", family="steps")
+    runs = [run_of(speed_of(ratio), step, commit=f"c{ratio:g}") for ratio in (2.0, 4.0)]
     found = trend(runs, runs[1])
     assert found is not None
     chart = trends.ratios(runs[1], found)
     assert "forward lenet 2.00 to 4.00" in chart.alt
-    above, below = drawn[0].axes
+    above, steps, below, floorless = drawn[0].axes
     assert line(above, "lenet") == [(0, 2.0), (1, 4.0)]
-    assert line(above, "steps") == [(0, 1.5), (1, 1.5)]
+    assert (above.get_title(), steps.get_title()) == ("forward", "whole training steps")
+    assert line(steps, "LeNet-5 step") == [(0, 1.5), (1, 1.5)]
     assert line(below, "lenet") == [(0, 0.25), (1, 0.5)]
+    assert [text.get_text() for text in floorless.texts] == ["no floor"]
     assert [text.get_text() for text in below.get_xticklabels()] == ["c2 2026-12-01", "c4 2026-12-01"]
 
 
@@ -173,9 +197,9 @@ def test_instructions(drawn: list[Figure]) -> None:
     runs = [run_of(*instructions(gain), commit=f"c{gain:g}") for gain in (1.0, 2.0)]
     chart = trends.host(runs[1], runs)
     assert chart is not None
-    assert "forward 15,500" in chart.alt
+    assert "forward 46,000" in chart.alt
     (axes,) = drawn[0].axes
-    assert line(axes, "forward") == [(0, 31_000), (1, 15_500)]
+    assert line(axes, "forward") == [(0, 92_000), (1, 46_000)]
     assert trends.host(uncounted, [*runs, uncounted]) is None
 
 
@@ -186,7 +210,7 @@ def test_no_text_is_cut_off_or_covers_another(drawn: list[Figure]) -> None:
     found = trend(runs, last)
     assert found is not None
     list(speed.bars(last, cells))
-    speed.roofline(last, cells)
+    list(speed.rooflines(last, cells))
     list(beside.accuracy(last))
     list(beside.memory(last, cells))
     trends.ratios(last, found)
@@ -201,6 +225,9 @@ def test_no_text_is_cut_off_or_covers_another(drawn: list[Figure]) -> None:
         assert box.x1 <= width + 0.01, title
         assert box.y1 <= height + 0.01, title
         for axes in figure.axes:
+            numbers = [text.get_window_extent() for text in axes.texts]
+            for number, one in enumerate(numbers):
+                assert not any(one.overlaps(other) for other in numbers[number + 1 :]), title
             for axis in (axes.xaxis, axes.yaxis):
                 boxes = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]
                 boxes = [box for box in boxes if box.width and _seen(axes, axis.axis_name, box)]

@@ -9,7 +9,18 @@ from benchmarks.report import figures
 from benchmarks.report.figures import Cell, gaps, measured
 from benchmarks.report.trend import instructions as counted
 from benchmarks.report.trend import trend
-from tests.report_history import accuracies, instructions, quick, run_of, speed, speeds, steps, whole, without
+from tests.report_history import (
+    COUNTS,
+    accuracies,
+    instructions,
+    quick,
+    run_of,
+    speed,
+    speeds,
+    steps,
+    whole,
+    without,
+)
 
 
 def cells_of(*records: Record) -> list[Cell]:
@@ -44,7 +55,7 @@ def test_summaries() -> None:
         speed(2.0, "a", compiled=4.0, peaks=(400, 100)),
         speed(8.0, "b", compiled=2.0, peaks=(100, 100)),
         speed(0.5, "a", "evaluation"),
-        speed(1.0, "LeNet", "forward", family="steps"),
+        speed(1.0, "images", "LeNet-5 step", family="steps"),
     )
     forward, evaluation, training, every = figures.summaries(found)
     assert (forward.name, forward.cells) == ("forward", 2)
@@ -60,14 +71,42 @@ def test_summaries() -> None:
     assert every.ratio == pytest.approx(8**0.25)  # of 2, 8, 1/2 and 1
 
 
+@pytest.mark.parametrize(("ratio", "marked"), [(0.9949, True), (0.9951, False), (1.0049, False), (0.5, True)])
+def test_what_is_slower_is_what_is_shown_as_slower(ratio: float, marked: bool) -> None:
+    """0.9951 is 1.00 in every table."""
+    assert figures.slower(ratio) == marked == (f"{ratio:.2f}" < "1.00")
+    summary, _ = figures.summaries(cells_of(speed(ratio, compiled=1.0)))
+    assert (summary.slower_than_eager, summary.slower_than_compile) == (marked, marked)
+
+
+def test_replays_of_graphs_have_means_of_their_own() -> None:
+    """The host's time is in the others."""
+    found = cells_of(speed(2.0), speed(8.0, graph=True), speed(0.5, direction="evaluation", graph=True))
+    assert [(each.name, each.cells, each.ratio) for each in figures.summaries(found)] == [
+        ("forward", 1, 2.0),
+        ("all cells", 1, 2.0),
+        ("forward, graphs", 1, pytest.approx(8.0)),
+        ("evaluation, graphs", 1, 0.5),
+        ("all cells, graphs", 2, pytest.approx(2.0)),
+    ]
+    assert figures.families(found) == ["lenet", "lenet, graphs"]
+
+
 def test_directions_and_families_are_in_the_grids_order() -> None:
     found = cells_of(
         speed(1.0, direction="sideways"),
-        speed(1.0, direction="evaluation", family="steps"),
+        speed(1.0, direction="ResNet-50 step", family="steps"),
         speed(1.0, direction="forward", family="resnet50"),
+        speed(1.0, direction="evaluation"),
         speed(1.0, direction="backward"),
     )
-    assert figures.directions(found) == ["forward", "backward", "evaluation", "sideways"]
+    assert figures.directions(found) == [
+        "forward",
+        "backward",
+        "evaluation",
+        "sideways",
+        "ResNet-50 step",
+    ]
     assert figures.families(found) == ["lenet", "resnet50", "steps"]
 
 
@@ -83,7 +122,7 @@ def test_where_ours_is_further_from_float64() -> None:
 
 def test_a_whole_run_lacks_nothing_but_compiled_steps() -> None:
     run = run_of(*whole(0))
-    assert gaps(run, measured(run)) == ["torch.compile, in 2 of 258 cells."]
+    assert gaps(run, measured(run)) == ["torch.compile, in 3 of 260 cells."]
 
 
 @pytest.mark.parametrize(
@@ -125,13 +164,30 @@ def test_trend_is_of_the_cells_that_all_runs_have() -> None:
 
 
 def test_trend_of_training_steps_has_no_shares_and_stays_out_of_the_means() -> None:
-    records = [speed(2.0), speed(1.5, "LeNet", family="steps")]
+    records = [speed(2.0), speed(1.5, "images", "LeNet-5 step", family="steps")]
     runs = [run_of(*records, commit=commit) for commit in ("c1", "c2")]
     found = trend(runs, runs[1])
     assert found is not None
-    assert found.ratios == {("forward", "lenet"): [2.0] * 2, ("forward", "steps"): pytest.approx([1.5] * 2)}
+    assert found.ratios == {
+        ("forward", "lenet"): [2.0] * 2,
+        ("whole training steps", "LeNet-5 step"): pytest.approx([1.5] * 2),
+    }
     assert found.means == {"forward": [2.0] * 2}
     assert list(found.shares) == [("forward", "lenet")]
+
+
+def test_trend_of_replays_of_graphs_is_another() -> None:
+    runs = [
+        run_of(speed(2.0), speed(8.0, graph=True), commit="c1"),
+        run_of(speed(3.0), speed(9.0, graph=True), commit="c2"),
+    ]
+    found = trend(runs, runs[1])
+    assert found is not None
+    assert found.means == {"forward": pytest.approx([2.0, 3.0]), "forward, graphs": pytest.approx([8.0, 9.0])}
+    assert found.ratios == {
+        ("forward", "lenet"): found.means["forward"],
+        ("forward", "lenet, graphs"): found.means["forward, graphs"],
+    }
 
 
 def test_no_trend_of_one_run_or_of_none_that_can_be_compared() -> None:
@@ -157,8 +213,7 @@ def test_instructions_over_the_runs_that_counted_them() -> None:
     ]
     found, calls = counted(runs, runs[2])
     assert [run.commit for run in found] == ["c1", "c3"]
-    assert calls == {
-        "forward": [31_000, 15_500],
-        "evaluation": [22_000, 11_000],
-        "forward+backward": [210_000, None],
-    }
+    assert list(calls) == list(COUNTS)
+    assert calls["forward"] == [92_000, 46_000]
+    assert calls["forward+backward"] == [314_000, 157_000]
+    assert calls["evaluation"] == [84_000, None]

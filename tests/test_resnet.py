@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 import fused_bn
+from benchmarks.contest import WrongResultError
 from benchmarks.resnet import contest, job
-from benchmarks.resnet.contest import Case, Contest, WrongResultError
+from benchmarks.resnet.contest import Case, Contest
 from benchmarks.resnet.model import ResNet50
 from fused_bn import _recompute
 

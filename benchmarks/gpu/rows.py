@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.contest import WrongResultError
 from benchmarks.gpu.calls import EPS, MOMENTUM, Tensors
 
 Call = Callable[[], tuple[Tensor, ...]]
@@ -19,10 +20,6 @@ DIRECTIONS = ("forward", "backward")
 RESULTS = {"forward": ("output",), "backward": ("grad_input", "grad_weight", "grad_bias")}
 WITHIN_ROUNDING = 1e-3
 """So near zero, ReLU may or may not let a value and its gradient through: no gradient flows there."""
-
-
-class WrongResultError(Exception):
-    """A row's results are not eager PyTorch's, to rounding: its speed says nothing."""
 
 
 class Row(ABC):

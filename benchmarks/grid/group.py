@@ -57,16 +57,17 @@ class Measured:
     def row(self, row: str) -> RowSpeed:
         """Medians; the ratio to eager is the median over the rounds of the ratio within a round."""
         seconds = statistics.median(self.readings[row])
-        pairs = zip(self.readings["eager"], self.readings[row], strict=True)
-        ratio = statistics.median(eager / own for eager, own in pairs)
+        ratio = timing.ratio(self.readings["eager"], self.readings[row])
         return RowSpeed(seconds, ratio, self.floor_seconds / seconds, self.peaks.get(row))
 
     def record(self) -> Speed:
-        """For the history, whose files are of one device each; replays of graphs are cells of their own."""
+        """For the history, whose files are of one device each."""
         cell = self.cell
         rows = {row: self.row(row) for row in self.readings}
-        name = f"{cell.case.id} {self.device.partition(' ')[2]}".strip()
-        return Speed(cell.family, name, cell.direction, cell.bytes, self.floor_seconds, rows)
+        graph = self.device.endswith(" graph")
+        return Speed(
+            cell.family, cell.case.id, cell.direction, cell.bytes, self.floor_seconds, rows, graph=graph
+        )
 
 
 @dataclass(frozen=True)

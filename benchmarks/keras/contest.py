@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from benchmarks.contest import WrongResultError
 from fused_bn.keras import BatchNormalization
 
 SHAPE = (28, 28, 1)
@@ -31,10 +32,6 @@ class Case:
     @property
     def id(self) -> str:
         return f"{self.network} {self.batch} {self.data_format}"
-
-
-class WrongResultError(Exception):
-    """A model's weights after some steps are not Keras', to rounding: its speed says nothing."""
 
 
 class Contest:

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from benchmarks.grid.cells import STEPS
-from benchmarks.history import Accuracy, Run
+from benchmarks.history import Accuracy, Run, slug
 from benchmarks.report import drawing
 from benchmarks.report.drawing import COMPILE, EAGER, OURS, Chart
 from benchmarks.report.figures import ROW_NAMES, Cell, compared, families, further
@@ -78,7 +78,7 @@ def memory(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
     """A chart a family, of the cells whose peaks were measured."""
     measured = [cell for cell in found if cell.peak_share is not None]
     for family in families(measured):
-        cells = [cell for cell in measured if cell.speed.family == family]
+        cells = [cell for cell in measured if cell.family == family]
         name = "whole training steps" if family == STEPS else f"layers ({family})"
         figure = drawing.panels(
             f"Peak memory, {name}",
@@ -95,7 +95,7 @@ def memory(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
             "of eager's."
         )
         heading = f"Memory, {name}"
-        yield Chart(f"memory-{family.replace(' ', '-')}", heading, "", alt, drawing.png(figure))
+        yield Chart(f"memory-{slug(family)}", heading, "", alt, drawing.png(figure))
 
 
 def _peaks(axes: Axes, cells: Sequence[Cell], places: Sequence[int]) -> None:

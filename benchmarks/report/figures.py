@@ -14,6 +14,10 @@ YARDSTICKS = ("copy", "eager", "ours", "ours, kept")
 """Rows that are no rivals."""
 ROW_NAMES = {"compile": "torch.compile"}
 """Other rows go by their own names."""
+GRAPHS = ", graphs"
+"""Behind the names of what is of replays of CUDA graphs."""
+WHOLE_STEPS = "whole training steps"
+"""What stands in the place of a direction for all of family STEPS."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,18 @@ class Cell:
 
     @property
     def case(self) -> str:
-        """The cell without its direction."""
-        return self.speed.cell.removesuffix(f" {self.speed.direction}")
+        """Without the direction."""
+        return self.speed.cell
+
+    @property
+    def family(self) -> str:
+        """The grid's; replays of graphs, whose times have another meaning, are families of their own."""
+        return f"{self.speed.family}{GRAPHS}" if self.speed.graph else self.speed.family
 
     @property
     def key(self) -> tuple[str, str, str]:
         """By which it is found again in another run."""
-        return self.speed.family, self.case, self.speed.direction
+        return self.family, self.case, self.speed.direction
 
     @property
     def ours(self) -> RowSpeed:
@@ -73,6 +82,11 @@ def measured(run: Run) -> list[Cell]:
     return [Cell(speed) for speed in run.of(Speed) if {"eager", "ours"} <= speed.rows.keys()]
 
 
+def slower(ratio: float) -> bool:
+    """Of a number of times faster: whether it is below one as it is shown, with two decimals."""
+    return round(ratio, 2) < 1
+
+
 def worst(found: Iterable[Cell], count: int = 5) -> list[Cell]:
     """Those with the lowest ratios to eager, the lowest first."""
     return sorted(found, key=lambda cell: cell.ratio)[:count]
@@ -80,7 +94,7 @@ def worst(found: Iterable[Cell], count: int = 5) -> list[Cell]:
 
 def families(found: Iterable[Cell]) -> list[str]:
     """In the grid's order, with what the grid does not know at the end."""
-    return _ordered((cell.speed.family for cell in found), FAMILIES)
+    return _ordered((cell.family for cell in found), FAMILIES)
 
 
 def directions(found: Iterable[Cell]) -> list[str]:
@@ -113,15 +127,32 @@ class Summary:
 
 
 def summaries(found: Sequence[Cell]) -> list[Summary]:
-    """By direction, whole training steps behind them, and of all cells."""
-    grid = [cell for cell in found if cell.speed.family != STEPS]
-    groups = {
-        direction: [cell for cell in grid if cell.speed.direction == direction]
-        for direction in directions(grid)
+    """By direction, whole training steps behind them, and of all cells; then of replays of graphs."""
+    return [
+        _summary(name + ending, group)
+        for ending, of_way in by_way(found).items()
+        for name, group in _groups(of_way).items()
+        if group
+    ]
+
+
+def by_way(found: Iterable[Cell]) -> dict[str, list[Cell]]:
+    """Calls one by one, under "", and replays of graphs, under GRAPHS, where there are any."""
+    ways: dict[str, list[Cell]] = {"": [], GRAPHS: []}
+    for cell in found:
+        ways[GRAPHS if cell.speed.graph else ""].append(cell)
+    return {ending: cells for ending, cells in ways.items() if cells}
+
+
+def _groups(found: Sequence[Cell]) -> dict[str, Sequence[Cell]]:
+    layers = [cell for cell in found if cell.speed.family != STEPS]
+    groups: dict[str, Sequence[Cell]] = {
+        direction: [cell for cell in layers if cell.speed.direction == direction]
+        for direction in directions(layers)
     }
-    groups["whole training steps"] = [cell for cell in found if cell.speed.family == STEPS]
-    groups["all cells"] = list(found)
-    return [_summary(name, group) for name, group in groups.items() if group]
+    groups[WHOLE_STEPS] = [cell for cell in found if cell.speed.family == STEPS]
+    groups["all cells"] = found
+    return groups
 
 
 def _summary(name: str, group: Sequence[Cell]) -> Summary:
@@ -135,8 +166,8 @@ def _summary(name: str, group: Sequence[Cell]) -> Summary:
         over_compile=statistics.geometric_mean(over_compile) if over_compile else None,
         share=statistics.median(shares) if shares else None,
         peak_share=statistics.geometric_mean(peaks) if peaks else None,
-        slower_than_eager=sum(cell.ratio < 1 for cell in group),
-        slower_than_compile=sum(ratio < 1 for ratio in over_compile) if over_compile else None,
+        slower_than_eager=sum(slower(cell.ratio) for cell in group),
+        slower_than_compile=sum(map(slower, over_compile)) if over_compile else None,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.report.drawing import Chart
-from benchmarks.report.figures import ROW_NAMES, rivals
+from benchmarks.report.figures import GRAPHS, ROW_NAMES, rivals, slower
 from benchmarks.report.section import Section
 
 NOTHING = "\u2013"
@@ -31,8 +31,9 @@ def html(sections: Sequence[Section]) -> str:
         "key": key,
         "uri": uri,
     }
+    environment.tests["slower"] = slower
     template = environment.get_template("page.html.jinja")
-    return template.render(sections=sections, rivals=rivals, row_names=ROW_NAMES)
+    return template.render(sections=sections, rivals=rivals, row_names=ROW_NAMES, graphs=GRAPHS)
 
 
 def times(value: float | None) -> str:

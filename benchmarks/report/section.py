@@ -55,7 +55,7 @@ def section(runs: Sequence[Run], last: Run) -> Section:
     with drawing.style():
         drawn: list[Chart | None] = [
             *speed.bars(last, cells),
-            speed.roofline(last, cells),
+            *speed.rooflines(last, cells),
             *beside.accuracy(exact),
             *beside.memory(last, cells),
             trends.ratios(last, over_runs) if over_runs else None,

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from matplotlib.axes import Axes
 
 from benchmarks.grid.cells import STEPS
-from benchmarks.history import Run
+from benchmarks.history import Run, slug
 from benchmarks.report import drawing
 from benchmarks.report.drawing import EAGER, OURS, RIVALS, SLOWER, Chart
-from benchmarks.report.figures import ROW_NAMES, Cell, directions, families, rivals, summaries
+from benchmarks.report.figures import ROW_NAMES, Cell, by_way, directions, families, rivals, slower, summaries
 
 BAR = 0.72
 
@@ -18,7 +18,7 @@ BAR = 0.72
 def bars(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
     """A chart a family."""
     for family in families(found):
-        cells = [cell for cell in found if cell.speed.family == family]
+        cells = [cell for cell in found if cell.family == family]
         name = "Whole training steps" if family == STEPS else f"Layers ({family})"
         ratios = [cell.ratio for cell in cells]
         total = summaries(cells)[-1]
@@ -36,13 +36,13 @@ def bars(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
             f"eager, geometric mean {total.ratio:.2f}; {total.slower_than_eager} slower than eager."
         )
         words = "A bar begins at eager's time: to the right faster, to the left slower."
-        yield Chart(f"speedup-{family.replace(' ', '-')}", name, words, alt, drawing.png(figure))
+        yield Chart(f"speedup-{slug(family)}", name, words, alt, drawing.png(figure))
 
 
 def _bars(axes: Axes, cells: Sequence[Cell], places: Sequence[int]) -> None:
-    for slower, color, label in ((False, OURS, "ours"), (True, SLOWER, "ours, slower than eager")):
+    for marked, color, label in ((False, OURS, "ours"), (True, SLOWER, "ours, slower than eager")):
         drawn = [
-            (place, cell) for place, cell in zip(places, cells, strict=True) if (cell.ratio < 1) == slower
+            (place, cell) for place, cell in zip(places, cells, strict=True) if slower(cell.ratio) == marked
         ]
         if drawn:
             widths = [cell.ratio - 1 for _, cell in drawn]
@@ -59,20 +59,24 @@ def _bars(axes: Axes, cells: Sequence[Cell], places: Sequence[int]) -> None:
     axes.set_title(f"geometric mean {statistics.geometric_mean(cell.ratio for cell in cells):.2f}")
 
 
-def roofline(run: Run, found: Sequence[Cell]) -> Chart | None:
-    """A panel a direction; None where no cell has a floor."""
+def rooflines(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
+    """One of the calls that have a floor, and one of replays of graphs."""
     cells = [cell for cell in found if cell.speed.floor_seconds > 0 and cell.speed.bytes > 0]
-    if not cells:
-        return None
+    for ending, of_way in by_way(cells).items():
+        yield _roofline(run, of_way, ending)
+
+
+def _roofline(run: Run, cells: Sequence[Cell], ending: str) -> Chart:
+    """A panel a direction."""
     names = directions(cells)
     columns = min(2, len(names))
     figure = drawing.new_figure(
-        "Achieved bandwidth beside the possible one", run, 1.2 + 3.6 * ((len(names) + 1) // 2)
+        f"Achieved bandwidth beside the possible one{ending}", run, 1.2 + 3.6 * ((len(names) + 1) // 2)
     )
     grid = figure.subplots((len(names) + 1) // 2, columns, sharex=True, sharey=True, squeeze=False)
     panels = list(grid.flat)
     for axes, direction in zip(panels, names, strict=False):
-        _roofline(axes, [cell for cell in cells if cell.speed.direction == direction])
+        _rates_over_sizes(axes, [cell for cell in cells if cell.speed.direction == direction])
         axes.set_title(direction, fontsize=9)
     drawing.hide(panels[len(names) :], above=panels[:-columns])
     sizes = [cell.speed.bytes for cell in cells]
@@ -83,17 +87,18 @@ def roofline(run: Run, found: Sequence[Cell]) -> Chart | None:
     drawing.legend(figure, panels[: len(names)], "mandatory traffic of one call: each tensor once")
     shares = [cell.share or 0.0 for cell in cells]
     alt = (
-        f"Roofline of {len(cells)} cells: ours reaches {min(shares):.0%} to {max(shares):.0%} of the "
+        f"Roofline of {len(cells)} cells{ending}: ours reaches {min(shares):.0%} to {max(shares):.0%} of the "
         f"bandwidth of a copy, {statistics.median(shares):.0%} in the median."
     )
     words = (
         "The line is the floor: a copy that moves as many bytes, the median of the cells of a size. "
         "Tensors that fit a cache can lie above the bandwidth of memory."
     )
-    return Chart("roofline", "Achieved and possible bandwidth", words, alt, drawing.png(figure))
+    heading = f"Achieved and possible bandwidth{ending}"
+    return Chart(f"roofline{slug(ending) and '-' + slug(ending)}", heading, words, alt, drawing.png(figure))
 
 
-def _roofline(axes: Axes, cells: Sequence[Cell]) -> None:
+def _rates_over_sizes(axes: Axes, cells: Sequence[Cell]) -> None:
     possible = defaultdict(list)
     for cell in cells:
         possible[cell.speed.bytes].append(_possible(cell))

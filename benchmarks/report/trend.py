@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.grid.cells import STEPS
 from benchmarks.history import Instructions, Run
-from benchmarks.report.figures import Cell, directions, families, measured
+from benchmarks.report.figures import WHOLE_STEPS, Cell, by_way, directions, families, measured
 
 LONGEST = 20
 """Runs shown at most, the latest."""
@@ -24,8 +24,9 @@ class Trend:
         runs: those shown, the oldest first; two or more.
         left_out: those in between that have too few of the last run's cells.
         total: how many cells the last run has, and `common` how many all have.
-        means: geometric means of the ratios by direction, a value a run; without whole training steps.
-        ratios: the same by direction and family.
+        means: geometric means of the ratios by direction, a value a run, of replays of graphs
+            behind the others; without whole training steps.
+        ratios: the same by direction and family, and of training steps by WHOLE_STEPS and what steps.
         shares: medians of the share of the floor by direction and family, of those that have a floor.
     """
 
@@ -43,6 +44,7 @@ class Trend:
 
     @property
     def families(self) -> list[str]:
+        """Of layers, and training steps."""
         return list(dict.fromkeys(family for _, family in self.ratios))
 
 
@@ -61,31 +63,46 @@ def trend(runs: Sequence[Run], last: Run) -> Trend | None:
     first = next(number for number, run in enumerate(runs) if run is shown[0])
     left_out = [run for run in earlier[first:] if not any(run is each for each in shown)]
     by_run = [[tables[id(run)][key] for key in common] for run in shown]
-    groups = _groups(by_run)
-    grid = _groups([[cell for cell in cells if cell.speed.family != STEPS] for cells in by_run], False)
+    groups = _by_family(by_run)
     return Trend(
         runs=shown,
         left_out=left_out,
         total=len(present),
         common=len(common),
-        means={direction: _ratios(group) for (direction, _), group in grid.items()},
+        means={name: _ratios(group) for name, group in _by_direction(by_run).items()},
         ratios={name: _ratios(group) for name, group in groups.items()},
         shares={name: shares for name, group in groups.items() if (shares := _shares(group))},
     )
 
 
-def _groups(
-    by_run: Sequence[Sequence[Cell]], by_family: bool = True
-) -> dict[tuple[str, str], list[list[Cell]]]:
-    """By direction and family, or by direction and "": a list of cells a run."""
+def _by_family(by_run: Sequence[Sequence[Cell]]) -> dict[tuple[str, str], list[list[Cell]]]:
+    """By direction and family, training steps by WHOLE_STEPS and what steps: a list of cells a run."""
+    layers, steps = _layers(by_run[-1]), [cell for cell in by_run[-1] if cell.speed.family == STEPS]
+    names = [(direction, family) for direction in directions(layers) for family in families(layers)]
+    names += [(WHOLE_STEPS, direction) for direction in directions(steps)]
 
     def name(cell: Cell) -> tuple[str, str]:
-        return cell.speed.direction, cell.speed.family if by_family else ""
+        direction = cell.speed.direction
+        return (WHOLE_STEPS, direction) if cell.speed.family == STEPS else (direction, cell.family)
 
-    last = by_run[-1]
-    names = [(d, f) for d in directions(last) for f in (families(last) if by_family else [""])]
     groups = {each: [[c for c in cells if name(c) == each] for cells in by_run] for each in names}
     return {each: group for each, group in groups.items() if group[-1]}
+
+
+def _by_direction(by_run: Sequence[Sequence[Cell]]) -> dict[str, list[list[Cell]]]:
+    """Of layers, and behind them of replays of graphs: a list of cells a run."""
+    return {
+        direction + ending: [
+            [cell for cell in by_way(_layers(cells))[ending] if cell.speed.direction == direction]
+            for cells in by_run
+        ]
+        for ending, of_way in by_way(_layers(by_run[-1])).items()
+        for direction in directions(of_way)
+    }
+
+
+def _layers(cells: Sequence[Cell]) -> list[Cell]:
+    return [cell for cell in cells if cell.speed.family != STEPS]
 
 
 def _ratios(group: Sequence[Sequence[Cell]]) -> list[float]:

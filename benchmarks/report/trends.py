@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from benchmarks.history import Run
 from benchmarks.report import drawing
-from benchmarks.report.drawing import CYCLE, Chart
+from benchmarks.report.drawing import CYCLE, EAGER, Chart
 from benchmarks.report.trend import Trend, instructions
 
 NAMES = ("trend", "instructions")
@@ -22,13 +22,15 @@ def ratios(run: Run, trend: Trend) -> Chart:
         for axes, direction in zip(row, trend.directions, strict=True):
             for number, family in enumerate(trend.families):
                 if (direction, family) in values:
-                    color, marker = CYCLE[number % len(CYCLE)], MARKERS[number % len(MARKERS)]
+                    color, marker = _look(number)
                     style = {"color": color, "marker": marker, "markersize": 4, "label": family}
                     axes.plot(values[direction, family], **style)
             axes.grid(alpha=0.25)
     for axes, direction in zip(above, trend.directions, strict=True):
         axes.axhline(1, color="black", linewidth=1)
         axes.set_title(direction, fontsize=9)
+    for axes in (axes for axes in below if not axes.lines):
+        axes.text(0.5, 0.5, "no floor", ha="center", color=EAGER, transform=axes.transAxes)
     for axes in below:
         axes.set_xticks(range(len(trend.runs)), _names(trend.runs), rotation=90, fontsize=7)
     every = [value for values in trend.ratios.values() for value in values]
@@ -53,12 +55,12 @@ def host(run: Run, runs: Sequence[Run]) -> Chart | None:
     counted, calls = instructions(runs, run)
     if not counted or counted[-1] is not run:
         return None
-    figure = drawing.new_figure("Instructions of the host for one tiny call", run, 4.6, drawing.NARROW)
+    figure = drawing.new_figure("Instructions of the host for one tiny call", run, 5.6, drawing.NARROW)
     axes = figure.add_subplot()
     last = {}
     for number, (call, counts) in enumerate(calls.items()):
         points = [(place, count) for place, count in enumerate(counts) if count is not None]
-        color, marker = CYCLE[number % len(CYCLE)], MARKERS[number % len(MARKERS)]
+        color, marker = _look(number)
         axes.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=4, label=call)
         last[call] = points[-1][1]
         axes.annotate(f"{last[call]:,}", points[-1], (6, 3), textcoords="offset points", fontsize=7)
@@ -72,6 +74,12 @@ def host(run: Run, runs: Sequence[Run]) -> Chart | None:
     drawing.legend(figure, [axes])
     alt = "Instructions of the host: " + ", ".join(f"{call} {count:,}" for call, count in last.items()) + "."
     return Chart("instructions", "Instructions of the host", "", alt, drawing.png(figure))
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Colour and marker of a line; in the second turn of the colours markers are others."""
+    turn, place = divmod(number, len(CYCLE))
+    return CYCLE[place], MARKERS[(place + turn) % len(MARKERS)]
 
 
 def _names(runs: Sequence[Run]) -> list[str]:

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fused_bn
+from benchmarks.contest import LAYOUTS, WrongResultError
 from benchmarks.memory import peak_bytes
 from benchmarks.resnet.model import ResNet50
-
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,6 @@ class Case:
     @property
     def id(self) -> str:
         return f"{self.batch}x3x{self.size}x{self.size} {self.layout} {self.dtype}"
-
-
-class WrongResultError(Exception):
-    """A model's loss or gradients are not eager PyTorch's, to rounding: its speed says nothing."""
 
 
 class Contest:
@@ -70,17 +65,8 @@ class Contest:
         return F.cross_entropy(output.float(), self.labels)
 
     def step(self, row: str) -> Callable[[], object]:
-        """Forward, backward and an update by SGD with momentum."""
-        model = self.models[row]
-        # So small a rate that the loss of many steps stays finite: the labels are random.
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-
-        def step() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            self.loss(row, self.images).backward()
-            optimizer.step()
-
-        return step
+        """One step of training."""
+        return training_step(self.models[row], lambda: self.loss(row, self.images))
 
     def peak_activations(self, row: str) -> int:
         """The most bytes alive at once in forward and backward, beyond parameters, gradients and buffers."""
@@ -114,6 +100,19 @@ class Contest:
         model = self.models[row]
         loss = self.loss(row, images)
         return loss.item(), list(torch.autograd.grad(loss, list(model.parameters())))
+
+
+def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """Forward, backward and an update by SGD with momentum."""
+    # So small a rate that the loss of many steps stays finite: the labels are random.
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    return step
 
 
 def distance(found: list[Tensor], expected: list[Tensor]) -> float:

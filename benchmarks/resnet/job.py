@@ -1,23 +1,20 @@
 """The job behind `python -m benchmarks.resnet`: arguments, the order of work, and what is left at its end."""
 
 import argparse
-import json
 import random
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from benchmarks import options, timing
+from benchmarks import case_by_case, options, timing
 from benchmarks.environment import environment
-from benchmarks.resnet.contest import Case, Contest, WrongResultError
+from benchmarks.resnet.contest import Case, Contest
 
 REQUIRED = {"cpu": {"speedup": 1.10, "memory": 0.85}, "cuda": {"speedup": 1.15}}
 """Fused beside eager: at least so many times as fast, at most so much of its peak memory."""
@@ -54,33 +51,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=options.positive, default=224, help="pixels along an image's side")
     parser.add_argument("--rounds", type=options.positive, default=5, help="readings a cell")
     parser.add_argument("--compile", action="store_true", help="both under torch.compile too")
-    parser.add_argument("--check", action="store_true", help="exit code 1 where a required figure is missed")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the readings")
-    parser.add_argument(
-        "--out", type=options.directory, default="results/resnet", help="directory for the JSON"
-    )
+    options.ending(parser, turns="readings", out="results/resnet")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job; returns 0, 1 (a wrong result, or with --check a missed figure) or 130 (interrupted)."""
     args = arguments(argv)
-    rows: list[Row] = []
-    try:
-        for layout, dtype in CELLS:
-            rows += measure(Case(args.batch, args.size, layout, dtype), args)
-    except WrongResultError as error:
-        print(error, file=sys.stderr)
-        return options.EXIT_FAILED
-    except KeyboardInterrupt:
-        print("Interrupted: only what was finished before is written.", file=sys.stderr)
-        _leave(rows, args)
-        return options.EXIT_INTERRUPTED
-    _leave(rows, args)
-    missed = missed_figures(rows, args.device)
-    for text in missed:
-        print(text, file=sys.stderr)
-    return options.EXIT_FAILED if missed and args.check else 0
+    cases = (measure(Case(args.batch, args.size, layout, dtype), args) for layout, dtype in CELLS)
+    missed = partial(missed_figures, device=args.device)
+    return case_by_case.run(cases, partial(_leave, args=args), missed, args.check)
 
 
 def measure(case: Case, args: argparse.Namespace, **how: Any) -> list[Row]:
@@ -89,21 +69,20 @@ def measure(case: Case, args: argparse.Namespace, **how: Any) -> list[Row]:
     contest.check()
     peaks = {row: contest.peak_activations(row) for row in contest.models}
     steps = {row: contest.step(row) for row in contest.models}
-    times: dict[str, list[float]] = {row: [] for row in steps}
-    order = random.Random(args.seed)
+
+    def read(row: str) -> float:
+        steps[row]()  # not timed: what the others left in caches and memory goes
+        return timing.seconds(steps[row], STEPS_A_TURN, args.device)
+
     rounds = tqdm(range(args.rounds), desc=case.id, dynamic_ncols=True)
     with timing.without_garbage_collection():
-        for _ in rounds:
-            for row in order.sample(list(steps), len(steps)):
-                steps[row]()  # of the round, not timed: what the others left in caches and memory goes
-                times[row].append(timing.seconds(steps[row], STEPS_A_TURN, args.device))
-    eager = times["eager"]
+        times = timing.in_turns(steps, rounds, random.Random(args.seed), read)
     return [
         Row(
             case.id,
             row,
             case.batch / statistics.median(times[row]),
-            statistics.median(e / t for e, t in zip(eager, times[row], strict=True)),
+            timing.ratio(times["eager"], times[row]),
             peaks[row],
             peaks[row] / peaks["eager"],
         )
@@ -126,8 +105,6 @@ def missed_figures(rows: Sequence[Row], device: torch.device) -> list[str]:
 
 
 def _leave(rows: Sequence[Row], args: argparse.Namespace) -> None:
-    if not rows:
-        return
     table = Table("case", "model", "images/s", "speed-up", "activations", "of eager's")
     for row in rows:
         memory = f"{row.peak_bytes / 1e6:,.0f} MB"
@@ -139,12 +116,9 @@ def _leave(rows: Sequence[Row], args: argparse.Namespace) -> None:
             memory,
             f"{row.memory:.2f}",
         )
-    Console().print(table)
-    path: Path = args.out / "results.json"
     contents = {
         "arguments": options.plain(args),
         "environment": environment(args.device),
         "rows": [vars(row) for row in rows],
     }
-    path.write_text(json.dumps(contents, indent=1) + "\n")
-    print(f"{path} is written")
+    case_by_case.write(table, contents, args.out)

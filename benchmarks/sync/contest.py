@@ -8,15 +8,14 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 import fused_bn
+from benchmarks.contest import LAYOUTS, WrongResultError
 from benchmarks.parallel import data_parallel
-from benchmarks.resnet.contest import WrongResultError, distance
+from benchmarks.resnet.contest import distance, training_step
 from benchmarks.sync import traffic
 from benchmarks.sync.baseline import LeanSyncBatchNorm, PythonSyncBatchNorm, with_norms
 
 LOCAL, SYNCHRONISED, PYTHON, LEAN = "own statistics", "synchronised", "Python", "Python, lean"
 """Ours by each process for itself; ours; `PythonSyncBatchNorm`; `LeanSyncBatchNorm`."""
-
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 class Contest:
@@ -54,17 +53,9 @@ class Contest:
         return sum(isinstance(module, nn.BatchNorm2d) for module in self.alone.modules())
 
     def step(self, row: str) -> Callable[[], object]:
-        """Forward, backward and an update by SGD with momentum."""
+        """One step of training."""
         model = self.parallel[row]
-        # So small a rate that the loss of many steps stays finite: the labels are random.
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-
-        def step() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(model(self.images), self.labels).backward()
-            optimizer.step()
-
-        return step
+        return training_step(model, lambda: F.cross_entropy(model(self.images), self.labels))
 
     def traffic(self, row: str) -> dict[str, traffic.Traffic]:
         """What a step's norms exchange, by direction."""

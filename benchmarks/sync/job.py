@@ -1,24 +1,22 @@
 """The job behind `python -m benchmarks.sync`: arguments, the order of work, and what is left at its end."""
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from benchmarks import options
+from benchmarks import case_by_case, options, timing
+from benchmarks.contest import LAYOUTS, WrongResultError
 from benchmarks.environment import environment
-from benchmarks.resnet.contest import WrongResultError
 from benchmarks.resnet.model import ResNet50
 from benchmarks.sync import cost, lockstep
-from benchmarks.sync.contest import LAYOUTS, LOCAL, PYTHON, SYNCHRONISED
+from benchmarks.sync.contest import LOCAL, PYTHON, SYNCHRONISED
 from benchmarks.sync.traffic import Traffic
 
 REQUIRED = 1.30
@@ -93,18 +91,13 @@ def main(argv: Sequence[str] | None = None, make: Callable[[], nn.Module] = ResN
 
 def rows(found: lockstep.Findings, batch: int) -> list[Row]:
     """What the table and the file say."""
-
-    def ratio(above: str, below: str) -> float:
-        pairs = zip(found.times[above], found.times[below], strict=True)
-        return statistics.median(one / two for one, two in pairs)
-
     return [
         Row(
             row,
             1e3 * statistics.median(times),
             lockstep.PROCESSES * batch / statistics.median(times),
-            ratio(PYTHON, row),
-            ratio(row, LOCAL),
+            timing.ratio(found.times[PYTHON], times),
+            timing.ratio(times, found.times[LOCAL]),
             found.norms,
             **found.traffic[row],
         )
@@ -141,8 +134,6 @@ def _leave(measured: Sequence[Row], args: argparse.Namespace) -> None:
             f"{row.forward.calls / row.norms:g}+{row.backward.calls / row.norms:g}",
             f"{row.forward.bytes / row.norms:,.0f}+{row.backward.bytes / row.norms:,.0f}",
         )
-    Console().print(table)
-    path: Path = args.out / "results.json"
     contents = {
         "arguments": options.plain(args),
         "environment": {
@@ -153,8 +144,7 @@ def _leave(measured: Sequence[Row], args: argparse.Namespace) -> None:
         "rows": [asdict(row) for row in measured],
         "required": {"speedup": REQUIRED},
     }
-    path.write_text(json.dumps(contents, indent=1) + "\n")
-    print(f"{path} is written")
+    case_by_case.write(table, contents, args.out)
 
 
 def print_model() -> None:

@@ -14,7 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import timing
-from benchmarks.resnet.contest import WrongResultError
+from benchmarks.contest import WrongResultError
 from benchmarks.sync.contest import Contest
 from benchmarks.sync.traffic import Traffic
 
@@ -75,15 +75,17 @@ def _measured(
     contest.check()
     traffic = {row: contest.traffic(row) for row in contest.models}
     steps = {row: contest.step(row) for row in contest.models}
-    times: dict[str, list[float]] = {row: [] for row in steps}
+
+    def read(row: str) -> float:
+        steps[row]()  # not timed: what the others left in caches and memory goes
+        distributed.barrier()
+        return _of_the_slowest(timing.seconds(steps[row], 1, CPU))
+
+    quiet = distributed.get_rank() != 0
+    bar = tqdm(range(rounds), desc="rounds", dynamic_ncols=True, disable=quiet)
     order = random.Random(seed)  # the same in all processes
     with timing.without_garbage_collection():
-        quiet = distributed.get_rank() != 0
-        for _ in tqdm(range(rounds), desc="rounds", dynamic_ncols=True, disable=quiet):
-            for row in order.sample(list(steps), len(steps)):
-                steps[row]()  # of the round, not timed: what the others left in caches and memory goes
-                distributed.barrier()
-                times[row].append(_of_the_slowest(timing.seconds(steps[row], 1, CPU)))
+        times = timing.in_turns(steps, bar, order, read)
     return Findings(times, traffic, contest.norms)
 
 
