@@ -79,7 +79,10 @@ class Results:
         return [Judged(claim.text, claim.judge(self.curves)) for claim in claims] if self.seeds else []
 
     def write(self, path: Path) -> None:
-        """Writes the JSON file: accuracies in [0, 1], seconds; a loss that is not finite is null."""
+        """Writes the JSON file: accuracies in [0, 1], seconds; a loss that is not finite is null.
+
+        Rounded to 6 decimals, and without line breaks, which would be half of it.
+        """
         content = {
             "format": FORMAT,
             "experiment": self.experiment.name,
@@ -91,13 +94,13 @@ class Results:
                 variant.id: {
                     "description": variant.description,
                     "published": variant.published,
-                    "curves": [_finite(asdict(curve)) for curve in self.curves[variant.id]],
+                    "curves": [_plain(asdict(curve)) for curve in self.curves[variant.id]],
                 }
                 for variant in self.experiment.variants
             },
             "claims": [{"claim": judged.claim, **asdict(judged.verdict)} for judged in self.judged()],
         }
-        path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        path.write_text(json.dumps(content, allow_nan=False) + "\n")
 
     def table(self) -> Table:
         """One row a variant: mean and standard deviation over the seeds, the published figure in brackets."""
@@ -140,6 +143,13 @@ def figure(variant: Variant, column: str, curves: Sequence[Curve]) -> str:
     return f"{statistics.fmean(found):.3f}{spread}{published}"
 
 
-def _finite(curve: dict[str, Any]) -> dict[str, Any]:
-    losses = [loss if math.isfinite(loss) else None for loss in curve["train_loss"]]
-    return {**curve, "train_loss": losses}
+def _plain(value: Any) -> Any:
+    """With floats as JSON has them."""
+    match value:
+        case dict():
+            return {name: _plain(inner) for name, inner in value.items()}
+        case list():
+            return [_plain(inner) for inner in value]
+        case float():
+            return round(value, 6) if math.isfinite(value) else None
+    return value
