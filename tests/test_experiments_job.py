@@ -269,7 +269,7 @@ def test_check_makes_a_failed_claim_an_exit_code(
 def test_figures_stand_beside_the_published_ones() -> None:
     variant = Variant("a", "", [], Sgd(0.1), {"test": 0.846, "first epoch": 0.93})
     assert figure(variant, "test", curves([0.5, 0.85], [0.5, 0.83])) == "0.840 ± 0.014 (0.846)"
-    assert figure(variant, "first epoch", curves([0.5, 0.85])) == "0.500 (0.93)"
+    assert figure(variant, "first epoch", curves([0.5, 0.85])) == "0.500 (0.930)"
     assert figure(variant, "train", curves([0.5, 0.85])) == "0.850"
 
 

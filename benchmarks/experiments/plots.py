@@ -41,7 +41,7 @@ def _panel(axes: Axes, results: Results, ids: tuple[str, ...]) -> None:
         name = f"{id}, " if len(ids) > 1 else ""
         _curve(axes, [curve.watched_accuracy for curve in curves], color, "-", f"{name}{watched}")
         _curve(axes, [curve.train_accuracy for curve in curves], color, ":", f"{name}training")
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="best", fontsize=8)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

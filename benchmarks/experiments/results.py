@@ -139,7 +139,7 @@ def figure(variant: Variant, column: str, curves: Sequence[Curve]) -> str:
     """Such as "0.843 ± 0.006 (0.846)"."""
     found = accuracies(column, curves)
     spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
-    published = f" ({variant.published[column]:g})" if column in variant.published else ""
+    published = f" ({variant.published[column]:.3f})" if column in variant.published else ""
     return f"{statistics.fmean(found):.3f}{spread}{published}"
 
 
