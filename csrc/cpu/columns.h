@@ -30,6 +30,11 @@ class AlignedRow {
 
 constexpr int kRowsAtOnce = 8;  // read side by side, as streams that the prefetchers can follow
 
+// How many vectors of columns pass side by side: as many as have their sums in registers, of which AVX-512
+// has 32 and the others 16.
+template <class T>
+constexpr int kGroup = kVectorBytes == 64 ? 4 : 4 / kSumVectors<T>;
+
 // Calls body(j, vectors, lanes) over [0, columns): `vectors` neighbouring vectors at a time, a compile-time
 // number, so that their sums stay in registers while a few rows pass by; then what is left.
 template <class A, int vectors, class Body>
@@ -42,23 +47,25 @@ FUSED_BN_INLINE void for_each_group(int64_t columns, Body body) {
   });
 }
 
-// Two float sums a column, over few rows. prepare(j, lanes) gives what column j's values share, and
+// Two sums a column, over few rows. prepare(j, lanes) gives what column j's values share, and
 // add(prepared, place, lanes, first, second) adds the values at a place to a vector of each sum.
-template <class A>
+template <class T>
 class ColumnSums {
+  using A = Compute<T>;
+
  public:
-  explicit ColumnSums(int64_t columns) : first_(columns), second_(columns) {}
+  explicit ColumnSums(int64_t columns) : first_(whole(columns)), second_(whole(columns)) {}
 
   template <class Prepare, class Add>
   FUSED_BN_INLINE void gather(const Block& block, Prepare prepare, Add add) {
-    A* const sums = first_.data();
-    A* const others = second_.data();
+    SumType<T>* const sums = first_.data();
+    SumType<T>* const others = second_.data();
     for (int64_t r = 0; r < block.rows; r += kRowsAtOnce) {
       const int64_t end = std::min<int64_t>(r + kRowsAtOnce, block.rows);
-      for_each_group<A, 4>(block.columns, [&](int64_t j, auto vectors, auto lanes) {
+      for_each_group<A, kGroup<T>>(block.columns, [&](int64_t j, auto vectors, auto lanes) {
         constexpr int n = decltype(vectors)::value;
         // Sums of a few rows first: shorter chains of additions round less than one long one.
-        Vec<A> first[n] = {}, second[n] = {};
+        Wide<T> first[n] = {}, second[n] = {};
         decltype(prepare(j, lanes)) column[n];
         unrolled<n>([&](auto v) { column[v] = prepare(j + v * kLanes<A>, lanes); });
         for (int64_t row = r; row < end; ++row) {
@@ -66,23 +73,29 @@ class ColumnSums {
           unrolled<n>([&](auto v) { add(column[v], place + v * kLanes<A>, lanes, first[v], second[v]); });
         }
         unrolled<n>([&](auto v) {
-          A* sum = sums + j + v * kLanes<A>;
-          A* other = others + j + v * kLanes<A>;
-          store(sum, r == 0 ? first[v] : load(sum, lanes) + first[v], lanes);
-          store(other, r == 0 ? second[v] : load(other, lanes) + second[v], lanes);
+          SumType<T>* sum = sums + j + v * kLanes<A>;
+          SumType<T>* other = others + j + v * kLanes<A>;
+          if (r > 0) {
+            first[v].add(load_sums<T>(sum));
+            second[v].add(load_sums<T>(other));
+          }
+          store_sums<T>(sum, first[v]);
+          store_sums<T>(other, second[v]);
         });
       });
     }
   }
 
-  A first(int64_t j) const { return first_[j]; }
-  A second(int64_t j) const { return second_[j]; }
+  double first(int64_t j) const { return first_[j]; }
+  double second(int64_t j) const { return second_[j]; }
 
  private:
-  AlignedRow<A> first_, second_;
+  static int64_t whole(int64_t columns) { return divide_up(columns, kLanes<A>) * kLanes<A>; }
+
+  AlignedRow<SumType<T>> first_, second_;
 };
 
-// Calls body(block) for stretches of the block's rows short enough for float sums.
+// Calls body(block) for stretches of the block's rows.
 template <class Body>
 void for_each_stretch(const Block& block, Body body) {
   const int64_t stretches = divide_up(block.rows, kFlushRows);
@@ -103,7 +116,7 @@ struct TileMoments {
       : count(count_), mean(std::move(mean_)), m2(std::move(m2_)) {}
 };
 
-// Mean and m2 of every column, gathered in float over a few rows, then kept in double.
+// Mean and m2 of every column, gathered over a few rows, then kept in double.
 template <class T>
 class ColumnMoments {
   using A = Compute<T>;
@@ -121,8 +134,8 @@ class ColumnMoments {
       store(pivot_.data() + j, load(x + block.first.at + j, lanes), lanes);
     });
     gather(x, sample);
-    const A each = A{1} / static_cast<A>(sample.rows);
-    for (int64_t j = 0; j < block.columns; ++j) pivot_[j] += sums_.first(j) * each;
+    const double each = 1.0 / static_cast<double>(sample.rows);
+    for (int64_t j = 0; j < block.columns; ++j) pivot_[j] += static_cast<A>(sums_.first(j) * each);
     for_each_stretch(block, [&](const Block& stretch) {
       gather(x, stretch);
       flush(static_cast<double>(stretch.rows));
@@ -156,10 +169,10 @@ class ColumnMoments {
   void gather(const T* x, const Block& block) {
     sums_.gather(
         block, [pivot = pivot_.data()](int64_t j, auto lanes) { return load(pivot + j, lanes); },
-        [&](Vec<A> pivot, Place place, auto lanes, Vec<A>& sum, Vec<A>& squares) {
-          const Vec<A> d = load(x + place.at, lanes) - pivot;
-          sum += d;
-          squares = fma(d, d, squares);
+        [&](Vec<A> pivot, Place place, auto lanes, Wide<T>& sum, Wide<T>& squares) {
+          const Wide<T> d = widen<T>(load(x + place.at, lanes)) - widen<T>(pivot);
+          sum.add(d);
+          squares.add_product(d, d);
         });
   }
 
@@ -170,7 +183,7 @@ class ColumnMoments {
     for (size_t j = 0; j < mean_.size(); ++j) {
       const double sum = sums_.first(j);
       const double mean = static_cast<double>(pivot_[j]) + sum * inverse;
-      const double m2 = std::max(static_cast<double>(sums_.second(j)) - sum * (sum * inverse), 0.0);
+      const double m2 = std::max(sums_.second(j) - sum * (sum * inverse), 0.0);
       const double before = first ? mean : mean_[j];
       const double delta = mean - before;
       mean_[j] = before + delta * share;
@@ -181,18 +194,19 @@ class ColumnMoments {
   }
 
   AlignedRow<A> pivot_;
-  ColumnSums<A> sums_;
+  ColumnSums<T> sums_;
   std::vector<double> mean_, m2_;
   double count_ = 0;
 };
 
 // What the columns of a tile need of their channels, a row of numbers each.
-template <class A>
+template <class T>
 class ColumnNumbers {
-  enum Field { kMean, kScale, kShift, kSlope, kConstant, kFields };
+  using A = Compute<T>;
+  enum Field { kOrigin, kScale, kShift, kSlope, kConstant, kFields };
 
  public:
-  ColumnNumbers(const Matrix& m, int64_t tile, const Statistics<A>& statistics, const ChannelVector& weight,
+  ColumnNumbers(const Matrix& m, int64_t tile, const Statistics<T>& statistics, const ChannelVector& weight,
                 const ChannelVector& bias)
       : matrix_(m),
         tile_(tile),
@@ -201,7 +215,7 @@ class ColumnNumbers {
         numbers_(kFields * row_) {
     for (int64_t c = 0; c < m.channels(tile); ++c) {
       const Affine<A> affine = statistics.affine(m.first_channel(tile) + c, weight, bias);
-      set(kMean, c, affine.mean);
+      set(kOrigin, c, affine.origin);
       set(kScale, c, affine.scale);
       set(kShift, c, affine.shift);
     }
@@ -218,7 +232,7 @@ class ColumnNumbers {
     explicit Reader(const ColumnNumbers& n) : numbers_(n.numbers_.data()), row_(n.row_) {}
 
     FUSED_BN_INLINE Affine<Vec<A>> affine(int64_t j) const {
-      return {get(kMean, j), get(kScale, j), get(kShift, j)};
+      return {get(kOrigin, j), get(kScale, j), get(kShift, j)};
     }
     FUSED_BN_INLINE GradFactors<Vec<A>> factors(int64_t j) const {
       return {get(kSlope, j), get(kConstant, j)};
@@ -245,7 +259,7 @@ class ColumnNumbers {
   AlignedRow<A> numbers_;
 };
 
-// The two sums of backward of every column, gathered in float over a few rows, then kept in double.
+// The two sums of backward of every column, gathered over a few rows, then kept in double.
 template <class T, Path path>
 class ColumnGradSums {
   using A = Compute<T>;
@@ -253,16 +267,16 @@ class ColumnGradSums {
  public:
   explicit ColumnGradSums(int64_t columns) : sums_(columns), grad_(columns), grad_centred_(columns) {}
 
-  void add(const BackwardElements<T, path>& elements, const Block& block, const ColumnNumbers<A>& numbers) {
+  void add(const BackwardElements<T, path>& elements, const Block& block, const ColumnNumbers<T>& numbers) {
     for_each_stretch(block, [&](const Block& stretch) {
       sums_.gather(
-          stretch, [n = typename ColumnNumbers<A>::Reader(numbers)](int64_t j, auto) { return n.affine(j); },
-          [&](const Affine<Vec<A>>& a, Place place, auto lanes, Vec<A>& sum, Vec<A>& sum_centred) {
+          stretch, [n = typename ColumnNumbers<T>::Reader(numbers)](int64_t j, auto) { return n.affine(j); },
+          [&](const Affine<Vec<A>>& a, Place place, auto lanes, Wide<T>& sum, Wide<T>& sum_centred) {
             elements.add(place, a, lanes, sum, sum_centred);
           });
       for (size_t j = 0; j < grad_.size(); ++j) {
-        grad_[j] += static_cast<double>(sums_.first(j));
-        grad_centred_[j] += static_cast<double>(sums_.second(j));
+        grad_[j] += sums_.first(j);
+        grad_centred_[j] += sums_.second(j);
       }
     });
   }
@@ -274,7 +288,7 @@ class ColumnGradSums {
   }
 
  private:
-  ColumnSums<A> sums_;
+  ColumnSums<T> sums_;
   std::vector<double> grad_, grad_centred_;
 };
 

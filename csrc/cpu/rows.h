@@ -11,9 +11,13 @@ namespace fused_bn::cpu {
 namespace {
 
 constexpr int64_t kChunkValues =
-    4096;  // float sums this short keep full accuracy; two tensors of them fit L1
+    4096;  // half types' float sums this short keep full accuracy; two tensors of them fit L1
 constexpr int64_t kAlignedValues = 16;  // of the longest vector, and so of whole bytes of the mask
 constexpr int64_t kGuessValues = 96;    // of each of the three stretches whose median mean is the first pivot
+
+// Vectors of elements whose sums are kept apart: four vectors of sums each.
+template <class T>
+constexpr int kSlots = 4 / kSumVectors<T>;
 
 // Rows of one channel's memory, strides apart.
 struct Rows {
@@ -57,19 +61,19 @@ class Chunks {
 template <class T>
 Moments rows_moments(const T* x, const Rows& rows, double pivot) {
   using A = Compute<T>;
-  Vec<A> sum[4] = {}, squares[4] = {};
+  Wide<T> sum[kSlots<T>] = {}, squares[kSlots<T>] = {};
   const Vec<A> k = broadcast(static_cast<A>(pivot));
   for (int64_t r = 0; r < rows.count; ++r) {
     const T* row = x + rows.row(r).at;
-    for_each_vector<A, 4>(rows.length, [&](int64_t i, auto slot, auto lanes) {
-      const Vec<A> d = keep<A>(load(row + i, lanes) - k, lanes);
-      sum[slot] += d;
-      squares[slot] = fma(d, d, squares[slot]);
+    for_each_vector<A, kSlots<T>>(rows.length, [&](int64_t i, auto slot, auto lanes) {
+      const Wide<T> d = widen<T>(keep<A>(load(row + i, lanes), k, lanes)) - widen<T>(k);
+      sum[slot].add(d);
+      squares[slot].add_product(d, d);
     });
   }
   const double count = static_cast<double>(rows.count * rows.length);
-  const double s = sum_lanes<A>(sum);
-  const double m2 = sum_lanes<A>(squares) - s * (s / count);
+  const double s = sum_lanes(sum);
+  const double m2 = sum_lanes(squares) - s * (s / count);
   return {count, static_cast<double>(static_cast<A>(pivot)) + s / count, m2 < 0 ? 0 : m2};
 }
 
@@ -119,15 +123,14 @@ FUSED_BN_INLINE void write_rows(const T* y, const Rows& rows, Write write) {
 template <class T, Path path>
 GradSums rows_grad_sums(const BackwardElements<T, path>& elements, const Rows& rows,
                         const Affine<Vec<Compute<T>>>& affine) {
-  using V = Vec<Compute<T>>;
-  V sum[4] = {}, sum_centred[4] = {};
+  Wide<T> sum[kSlots<T>] = {}, sum_centred[kSlots<T>] = {};
   for (int64_t r = 0; r < rows.count; ++r) {
     const Place row = rows.row(r);
-    for_each_vector<Compute<T>, 4>(rows.length, [&](int64_t i, auto slot, auto lanes) {
+    for_each_vector<Compute<T>, kSlots<T>>(rows.length, [&](int64_t i, auto slot, auto lanes) {
       elements.add(row + i, affine, lanes, sum[slot], sum_centred[slot]);
     });
   }
-  return {sum_lanes<Compute<T>>(sum), sum_lanes<Compute<T>>(sum_centred)};
+  return {sum_lanes(sum), sum_lanes(sum_centred)};
 }
 
 template <class T, Path path, bool streaming>
@@ -138,8 +141,8 @@ struct RowKernels {
   static void forward(const ForwardParams& p) {
     const Chunks chunks(p.view);
     const T* x = static_cast<const T*>(p.input);
-    const Statistics<A> statistics(p.statistics, p.view.C);
-    if (reads_running_statistics(p)) save_running_statistics<A>(p);
+    const Statistics<T> statistics(p.statistics, p.view.C);
+    if (reads_running_statistics(p)) save_running_statistics<T>(p);
     run_units<Moments>(
         p.view.C, chunks.parts(), p.view.elements(), p.execution,
         [&](int64_t c, int64_t part) { return p.training ? part_moments(x, chunks, c, part) : Moments{}; },
@@ -164,7 +167,7 @@ struct RowKernels {
 
   static void backward(const BackwardParams& p) {
     const Chunks chunks(p.view);
-    const Statistics<A> statistics(const_cast<void*>(p.statistics), p.view.C);
+    const Statistics<T> statistics(const_cast<void*>(p.statistics), p.view.C);
     const bool reduces = needs_sums(p);
     std::vector<GradFactors<A>> factors(p.view.C);
     run_units<GradSums>(
