@@ -67,6 +67,16 @@ inline void write(const ChannelVector& v, int64_t c, double value) {
   });
 }
 
+// Of the sums of values - pivot and of their squares; m2 may be below 0.
+inline Moments moments_of(double count, double pivot, double sum, double squares) {
+  const double shift = sum / count;
+  return {count, pivot + shift, squares - sum * shift};
+}
+
+// Whether sums without a pivot lost too much to a mean much larger than the deviation: before that their
+// 2^-53 has become 2^-37 of m2.
+inline bool cancels(const Moments& m) { return m.m2 < 0x1p-16 * m.count * m.mean * m.mean; }
+
 // The saved statistics, [3, C], of an input of type T.
 template <class T>
 struct Statistics {
@@ -169,6 +179,13 @@ struct GradSums {
     grad_centred += other.grad_centred;
   }
 };
+
+// Of the sums that BackwardElements::add makes: wider sums are of g * x, which need no x - origin in double,
+// over so few values that even an origin of 1e6 deviations costs them a quarter of an ulp at most.
+template <class T>
+GradSums centred_sums(double grad, double products, Compute<T> origin) {
+  return {grad, kWiderSums<T> ? products - static_cast<double>(origin) * grad : products};
+}
 
 // For channels in which float sums overflowed or met inf or NaN. A finite one of the sums `known` is right,
 // and one that is NaN here stays so: the channel is not read further than it takes to know both.

@@ -122,16 +122,16 @@ class BackwardElements {
     return activate_backward<path, A>(z, in_register<A>(load(dy_ + place.at, lanes)), activation_);
   }
 
-  // To sums of g and of g * (x - origin).
+  // To sums of g and of its products with x, where the sums are wider, else with x - origin.
   template <class Lanes>
   FUSED_BN_INLINE void add(Place place, const Affine<V>& affine, Lanes lanes, Wide<T>& sum,
-                           Wide<T>& sum_centred) const {
-    const V x = load(x_ + place.at, lanes);
-    const V g = grad(place, affine, affine.centre(x), lanes);
+                           Wide<T>& products) const {
+    const V c = centred(place, affine, lanes);
+    const V g = grad(place, affine, c, lanes);
     if (path == Path::other && keeps_) keep(place.at, g, lanes);
     const Wide<T> wide = widen<T>(g);
     sum.add(wide);
-    sum_centred.add_product(wide, widen<T>(x) - widen<T>(affine.origin));
+    products.add_product(wide, kWiderSums<T> ? load_wide(x_ + place.at, lanes) : widen<T>(c));
   }
 
   // In evaluation the statistics are constants.

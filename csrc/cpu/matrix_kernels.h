@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "cpu/column_moments.h"
 #include "cpu/columns.h"
 
 namespace fused_bn::cpu {
@@ -134,9 +135,13 @@ struct MatrixKernels {
 
   static TileMoments part_moments(const T* x, const Matrix& m, int64_t tile, int64_t part) {
     const Block block = m.block(tile, part);
-    ColumnMoments<T> columns(block.columns);
-    columns.add(x, block);
-    return std::move(columns).channels(m, tile, block);
+    if constexpr (kWiderSums<T>) {
+      return PlainColumns<T>(m, tile, block).moments(x);
+    } else {
+      ColumnMoments<T> columns(block.columns);
+      columns.add(x, block);
+      return std::move(columns).channels(m, tile, block);
+    }
   }
 };
 

@@ -12,6 +12,9 @@ namespace {
 template <class T>
 using SumType = std::conditional_t<sizeof(T) == 2, float, double>;
 
+template <class T>
+constexpr bool kWiderSums = sizeof(SumType<T>) > sizeof(Compute<T>);
+
 // How many vectors of sums a vector of elements goes into.
 template <class T>
 constexpr int kSumVectors = sizeof(SumType<T>) / sizeof(Compute<T>);
@@ -59,6 +62,27 @@ FUSED_BN_INLINE Wide<T> widen(Vec<Compute<T>> v) {
     return wide;
 #endif
   }
+}
+
+// Of elements in memory, where a load of half a vector can convert by the way.
+template <class T>
+FUSED_BN_INLINE Wide<T> load_wide(const T* p, Whole lanes) {
+#if FUSED_BN_VECTOR_BYTES == 64
+  if constexpr (kSumVectors<T> == 2) {
+    return {{(Vec<double>)_mm512_cvtps_pd(_mm256_loadu_ps(p)),
+             (Vec<double>)_mm512_cvtps_pd(_mm256_loadu_ps(p + kLanes<double>))}};
+  }
+#elif FUSED_BN_VECTOR_BYTES == 32
+  if constexpr (kSumVectors<T> == 2) {
+    return {{(Vec<double>)_mm256_cvtps_pd(_mm_loadu_ps(p)),
+             (Vec<double>)_mm256_cvtps_pd(_mm_loadu_ps(p + kLanes<double>))}};
+  }
+#endif
+  return widen<T>(load(p, lanes));
+}
+template <class T>
+FUSED_BN_INLINE Wide<T> load_wide(const T* p, First lanes) {
+  return widen<T>(load(p, lanes));
 }
 
 template <class T>
