@@ -21,10 +21,16 @@ pytestmark = [
     pytest.mark.skipif("cpu" not in devices_with_kernels, reason="the compiled extension is not loaded"),
 ]
 
-LUCK = 1.5
-"""ulps, by which two results may differ that are both rounded as well as their type allows, to neighbours on
-either side of the exact one. Where eager is ahead by less, up to 1.0, the cause is the length of float sums:
-a chunk of ours adds 64 values in a row, where eager, with contiguous tensors, adds fewer or takes doubles."""
+ROUNDED = {"mean": 0.5, "variance": 0.5, "grad_bias": 0.5, "grad_weight": 1.5}
+"""ulps, within which a sum is as good as its type allows, whoever is nearer: the rounding of the result, and
+of grad_weight that of invstd too, saved as float32, which may be 1 ulp of the product."""
+HAIR = 1e-3
+"""ulps, for the sums themselves, in double: of n = 1e5 terms some 150 additions follow each other, each off
+by 2^-53 of what may be n terms, sqrt(n) times the scale: in ulps of 2^-24 it is 150 * 316 * 2^-29 = 1e-4."""
+LAST_ROUNDING = 0.5
+"""ulps, by which the largest errors of elements may differ without a cause: of two values equally wrong one
+may be rounded, at the end, away from the truth and one towards it. Else eager's output and ours differ
+little: they share the error of scale = weight * invstd, which is most of it."""
 
 ORDERS_OF_MAGNITUDE = 100
 """How many times smaller than theirs our errors must be where the mean is a million standard deviations."""
@@ -64,13 +70,20 @@ def measured(data: Data) -> list[Accuracy]:
 
 
 def worse(record: Accuracy) -> list[str]:
-    """The rows that are more accurate than ours by more than LUCK."""
+    """The rows that are more accurate than ours, by more than rounding explains."""
     ours = record.ulps["ours"]
     return [
         f"{record.data}, {record.quantity}: ours is wrong by {ours:.2f} ulps, {row} by {theirs:.2f}"
         for row, theirs in record.ulps.items()
-        if not ours <= theirs + LUCK
+        if not ours <= allowed(record.quantity, theirs)
     ]
+
+
+def allowed(quantity: str, theirs: float) -> float:
+    """The largest error that is no worse than another's."""
+    if quantity in ROUNDED:
+        return max(theirs, ROUNDED[quantity]) + HAIR
+    return theirs + LAST_ROUNDING
 
 
 def not_far_better(record: Accuracy) -> list[str]:

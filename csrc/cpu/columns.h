@@ -1,198 +1,20 @@
-// Per-column sums of a matrix, see matrix.h, and the numbers of each column's channel.
+// What backward sums of every column of a matrix, see matrix.h, and the numbers of each column's channel.
 #pragma once
 
-#include <memory>
-
 #include "cpu/channel.h"
-#include "cpu/matrix.h"
+#include "cpu/column_sums.h"
 
 namespace fused_bn::cpu {
 namespace {
 
-// A row of numbers, not initialised, whose vectors begin a cache line: those that cross one cost a load or a
-// store more each.
-template <class A>
-class AlignedRow {
-  static constexpr size_t kBytes = 64;
-
- public:
-  explicit AlignedRow(int64_t length)
-      : memory_(new A[length + kBytes / sizeof(A)]),
-        data_(memory_.get() + (kBytes - reinterpret_cast<uintptr_t>(memory_.get()) % kBytes) / sizeof(A)) {}
-
-  A* data() const { return data_; }
-  A& operator[](int64_t i) const { return data_[i]; }
-
- private:
-  std::unique_ptr<A[]> memory_;
-  A* data_;
-};
-
-constexpr int kRowsAtOnce = 8;  // read side by side, as streams that the prefetchers can follow
-
-// Calls body(j, vectors, lanes) over [0, columns): `vectors` neighbouring vectors at a time, a compile-time
-// number, so that their sums stay in registers while a few rows pass by; then what is left.
-template <class A, int vectors, class Body>
-FUSED_BN_INLINE void for_each_group(int64_t columns, Body body) {
-  constexpr int64_t width = vectors * kLanes<A>;
-  const int64_t grouped = columns / width * width;
-  for (int64_t j = 0; j < grouped; j += width) body(j, std::integral_constant<int, vectors>{}, Whole{});
-  for_each_vector<A, 1>(columns - grouped, [&](int64_t j, auto, auto lanes) {
-    body(grouped + j, std::integral_constant<int, 1>{}, lanes);
-  });
-}
-
-// Two float sums a column, over few rows. prepare(j, lanes) gives what column j's values share, and
-// add(prepared, place, lanes, first, second) adds the values at a place to a vector of each sum.
-template <class A>
-class ColumnSums {
- public:
-  explicit ColumnSums(int64_t columns) : first_(columns), second_(columns) {}
-
-  template <class Prepare, class Add>
-  FUSED_BN_INLINE void gather(const Block& block, Prepare prepare, Add add) {
-    A* const sums = first_.data();
-    A* const others = second_.data();
-    for (int64_t r = 0; r < block.rows; r += kRowsAtOnce) {
-      const int64_t end = std::min<int64_t>(r + kRowsAtOnce, block.rows);
-      for_each_group<A, 4>(block.columns, [&](int64_t j, auto vectors, auto lanes) {
-        constexpr int n = decltype(vectors)::value;
-        // Sums of a few rows first: shorter chains of additions round less than one long one.
-        Vec<A> first[n] = {}, second[n] = {};
-        decltype(prepare(j, lanes)) column[n];
-        unrolled<n>([&](auto v) { column[v] = prepare(j + v * kLanes<A>, lanes); });
-        for (int64_t row = r; row < end; ++row) {
-          const Place place = block.row(row) + j;
-          unrolled<n>([&](auto v) { add(column[v], place + v * kLanes<A>, lanes, first[v], second[v]); });
-        }
-        unrolled<n>([&](auto v) {
-          A* sum = sums + j + v * kLanes<A>;
-          A* other = others + j + v * kLanes<A>;
-          store(sum, r == 0 ? first[v] : load(sum, lanes) + first[v], lanes);
-          store(other, r == 0 ? second[v] : load(other, lanes) + second[v], lanes);
-        });
-      });
-    }
-  }
-
-  A first(int64_t j) const { return first_[j]; }
-  A second(int64_t j) const { return second_[j]; }
-
- private:
-  AlignedRow<A> first_, second_;
-};
-
-// Calls body(block) for stretches of the block's rows short enough for float sums.
-template <class Body>
-void for_each_stretch(const Block& block, Body body) {
-  const int64_t stretches = divide_up(block.rows, kFlushRows);
-  for (int64_t i = 0; i < stretches; ++i) {
-    const int64_t first = block.rows * i / stretches, end = block.rows * (i + 1) / stretches;
-    body(block.rows_between(first, end));
-  }
-}
-
-// The moments of a tile's channels; all hold equally many values.
-struct TileMoments {
-  double count = 0;
-  std::vector<double> mean, m2;
-
-  TileMoments() = default;
-  explicit TileMoments(int64_t channels) : mean(channels), m2(channels) {}
-  TileMoments(double count_, std::vector<double> mean_, std::vector<double> m2_)
-      : count(count_), mean(std::move(mean_)), m2(std::move(m2_)) {}
-};
-
-// Mean and m2 of every column, gathered in float over a few rows, then kept in double.
-template <class T>
-class ColumnMoments {
-  using A = Compute<T>;
-
- public:
-  explicit ColumnMoments(int64_t columns) : pivot_(columns), sums_(columns), mean_(columns), m2_(columns) {}
-
-  // The pivot is the mean so far, which bounds the error by that of the deviations themselves; at first that
-  // of a few rows spread over the block, so that neither an outlier nor a trend makes a bad pivot.
-  void add(const T* x, const Block& block) {
-    if (block.rows == 0) return;  // all values are in the short row
-    const int64_t sampled = std::min<int64_t>(kRowsAtOnce, block.rows);
-    const Block sample = block.every(block.rows / sampled, sampled);
-    for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) {
-      store(pivot_.data() + j, load(x + block.first.at + j, lanes), lanes);
-    });
-    gather(x, sample);
-    const A each = A{1} / static_cast<A>(sample.rows);
-    for (int64_t j = 0; j < block.columns; ++j) pivot_[j] += sums_.first(j) * each;
-    for_each_stretch(block, [&](const Block& stretch) {
-      gather(x, stretch);
-      flush(static_cast<double>(stretch.rows));
-    });
-  }
-
-  // Of the tile's channels; the columns hold equally many values each.
-  TileMoments channels(const Matrix& m, int64_t tile, const Block& block) && {
-    const ChannelColumns first = m.channel(tile, 0, block.columns);
-    if (first.count == 1) return {count_, std::move(mean_), std::move(m2_)};
-    TileMoments result(m.channels(tile));
-    result.count = count_ * static_cast<double>(first.count);
-    for (int64_t c = 0; c < m.channels(tile); ++c) {
-      const ChannelColumns columns = m.channel(tile, c, block.columns);
-      const double base = mean_[columns.first];
-      double shift = 0, m2 = 0, between = 0;
-      for (int64_t i = 0; i < columns.count; ++i) shift += mean_[columns.at(i)] - base;
-      const double mean = base + shift / static_cast<double>(columns.count);
-      for (int64_t i = 0; i < columns.count; ++i) {
-        const double delta = mean_[columns.at(i)] - mean;
-        m2 += m2_[columns.at(i)];
-        between += delta * delta;
-      }
-      result.mean[c] = mean;
-      result.m2[c] = m2 + count_ * between;
-    }
-    return result;
-  }
-
- private:
-  void gather(const T* x, const Block& block) {
-    sums_.gather(
-        block, [pivot = pivot_.data()](int64_t j, auto lanes) { return load(pivot + j, lanes); },
-        [&](Vec<A> pivot, Place place, auto lanes, Vec<A>& sum, Vec<A>& squares) {
-          const Vec<A> d = load(x + place.at, lanes) - pivot;
-          sum += d;
-          squares = fma(d, d, squares);
-        });
-  }
-
-  // Chan's merge, see moments.h, for all columns at once.
-  void flush(double rows) {
-    const double inverse = 1 / rows, share = rows / (count_ + rows), between = count_ * share;
-    const bool first = count_ == 0;
-    for (size_t j = 0; j < mean_.size(); ++j) {
-      const double sum = sums_.first(j);
-      const double mean = static_cast<double>(pivot_[j]) + sum * inverse;
-      const double m2 = std::max(static_cast<double>(sums_.second(j)) - sum * (sum * inverse), 0.0);
-      const double before = first ? mean : mean_[j];
-      const double delta = mean - before;
-      mean_[j] = before + delta * share;
-      m2_[j] += m2 + delta * delta * between;
-      pivot_[j] = static_cast<A>(mean_[j]);
-    }
-    count_ += rows;
-  }
-
-  AlignedRow<A> pivot_;
-  ColumnSums<A> sums_;
-  std::vector<double> mean_, m2_;
-  double count_ = 0;
-};
-
 // What the columns of a tile need of their channels, a row of numbers each.
-template <class A>
+template <class T>
 class ColumnNumbers {
-  enum Field { kMean, kScale, kShift, kSlope, kConstant, kFields };
+  using A = Compute<T>;
+  enum Field { kOrigin, kScale, kShift, kSlope, kConstant, kFields };
 
  public:
-  ColumnNumbers(const Matrix& m, int64_t tile, const Statistics<A>& statistics, const ChannelVector& weight,
+  ColumnNumbers(const Matrix& m, int64_t tile, const Statistics<T>& statistics, const ChannelVector& weight,
                 const ChannelVector& bias)
       : matrix_(m),
         tile_(tile),
@@ -201,7 +23,7 @@ class ColumnNumbers {
         numbers_(kFields * row_) {
     for (int64_t c = 0; c < m.channels(tile); ++c) {
       const Affine<A> affine = statistics.affine(m.first_channel(tile) + c, weight, bias);
-      set(kMean, c, affine.mean);
+      set(kOrigin, c, affine.origin);
       set(kScale, c, affine.scale);
       set(kShift, c, affine.shift);
     }
@@ -212,13 +34,15 @@ class ColumnNumbers {
     set(kConstant, c, factors.constant);
   }
 
+  A origin(int64_t j) const { return numbers_[kOrigin * row_ + j]; }
+
   // Of the vector of columns that begins at j. A value, whose address loops do not read again and again.
   class Reader {
    public:
     explicit Reader(const ColumnNumbers& n) : numbers_(n.numbers_.data()), row_(n.row_) {}
 
     FUSED_BN_INLINE Affine<Vec<A>> affine(int64_t j) const {
-      return {get(kMean, j), get(kScale, j), get(kShift, j)};
+      return {get(kOrigin, j), get(kScale, j), get(kShift, j)};
     }
     FUSED_BN_INLINE GradFactors<Vec<A>> factors(int64_t j) const {
       return {get(kSlope, j), get(kConstant, j)};
@@ -245,7 +69,7 @@ class ColumnNumbers {
   AlignedRow<A> numbers_;
 };
 
-// The two sums of backward of every column, gathered in float over a few rows, then kept in double.
+// The two sums of backward of every column, gathered over a few rows, then kept in double.
 template <class T, Path path>
 class ColumnGradSums {
   using A = Compute<T>;
@@ -253,16 +77,18 @@ class ColumnGradSums {
  public:
   explicit ColumnGradSums(int64_t columns) : sums_(columns), grad_(columns), grad_centred_(columns) {}
 
-  void add(const BackwardElements<T, path>& elements, const Block& block, const ColumnNumbers<A>& numbers) {
-    for_each_stretch(block, [&](const Block& stretch) {
+  void add(const BackwardElements<T, path>& elements, const Block& block, const ColumnNumbers<T>& numbers) {
+    for_each_stretch<T>(block, [&](const Block& stretch) {
       sums_.gather(
-          stretch, [n = typename ColumnNumbers<A>::Reader(numbers)](int64_t j, auto) { return n.affine(j); },
-          [&](const Affine<Vec<A>>& a, Place place, auto lanes, Vec<A>& sum, Vec<A>& sum_centred) {
-            elements.add(place, a, lanes, sum, sum_centred);
+          stretch, [n = typename ColumnNumbers<T>::Reader(numbers)](int64_t j, auto) { return n.affine(j); },
+          [&](const Affine<Vec<A>>& a, Place place, auto lanes, Wide<T>& sum, Wide<T>& products) {
+            elements.add(place, a, lanes, sum, products);
           });
       for (size_t j = 0; j < grad_.size(); ++j) {
-        grad_[j] += static_cast<double>(sums_.first(j));
-        grad_centred_[j] += static_cast<double>(sums_.second(j));
+        const GradSums sums =
+            centred_sums<T>(sums_.first(j), sums_.second(j), numbers.origin(static_cast<int64_t>(j)));
+        grad_[j] += sums.grad;
+        grad_centred_[j] += sums.grad_centred;
       }
     });
   }
@@ -274,7 +100,7 @@ class ColumnGradSums {
   }
 
  private:
-  ColumnSums<A> sums_;
+  ColumnSums<T> sums_;
   std::vector<double> grad_, grad_centred_;
 };
 

@@ -4,7 +4,7 @@
 #include "cpu/bits.h"
 #include "cpu/curves.h"
 #include "cpu/kernels.h"
-#include "cpu/simd.h"
+#include "cpu/sums.h"
 
 namespace fused_bn::cpu {
 namespace {
@@ -16,24 +16,24 @@ struct Place {
   FUSED_BN_INLINE Place operator+(int64_t i) const { return {at + i, bit + i}; }
 };
 
-// z = fma(x - mean, scale, shift). The mean is subtracted first, because shift - mean * scale would lose all
-// digits where the mean is much larger than the deviation; what the mean's rounding left over, mean_lo, is
-// small enough to be folded into the shift.
+// z = fma(x - origin, scale, shift). A large mean is the origin, subtracted first, because bias - mean *
+// scale would lose all digits where the mean is much larger than the deviation; what the mean's rounding left
+// over, mean_lo, is small enough to be folded into the shift. So is a small mean, whose origin is 0.
 template <class V>
 struct Affine {
-  V mean, scale, shift;
+  V origin, scale, shift;
 
-  FUSED_BN_INLINE V centre(V x) const { return x - mean; }
+  FUSED_BN_INLINE V centre(V x) const { return x - origin; }
   FUSED_BN_INLINE V transform(V centred) const { return fma(centred, scale, shift); }
 };
 
 template <class A>
 FUSED_BN_INLINE Affine<Vec<A>> spread(const Affine<A>& a) {
-  return {broadcast(a.mean), broadcast(a.scale), broadcast(a.shift)};
+  return {broadcast(a.origin), broadcast(a.scale), broadcast(a.shift)};
 }
 
 // In training dx = scale * (g - mean(g) - xhat * mean(g * xhat)): Ioffe and Szegedy 2015, section 3. What
-// follows g is fma(x - mean_hi, slope, constant), with the means over the batch folded into two numbers.
+// follows g is fma(x - origin, slope, constant), with the means over the batch folded into two numbers.
 template <class V>
 struct GradFactors {
   V slope, constant;
@@ -122,14 +122,16 @@ class BackwardElements {
     return activate_backward<path, A>(z, in_register<A>(load(dy_ + place.at, lanes)), activation_);
   }
 
-  // To sums of g and of g * (x - mean_hi).
+  // To sums of g and of its products with x, where the sums are wider, else with x - origin.
   template <class Lanes>
-  FUSED_BN_INLINE void add(Place place, const Affine<V>& affine, Lanes lanes, V& sum, V& sum_centred) const {
+  FUSED_BN_INLINE void add(Place place, const Affine<V>& affine, Lanes lanes, Wide<T>& sum,
+                           Wide<T>& products) const {
     const V c = centred(place, affine, lanes);
     const V g = grad(place, affine, c, lanes);
     if (path == Path::other && keeps_) keep(place.at, g, lanes);
-    sum += g;
-    sum_centred = fma(g, c, sum_centred);
+    const Wide<T> wide = widen<T>(g);
+    sum.add(wide);
+    products.add_product(wide, kWiderSums<T> ? load_wide(x_ + place.at, lanes) : widen<T>(c));
   }
 
   // In evaluation the statistics are constants.

@@ -19,7 +19,9 @@
 namespace fused_bn::cpu {
 namespace {
 
-constexpr int64_t kFlushRows = 128;    // float sums this short keep full accuracy
+// Sums this short keep full accuracy: float, and in double of products with values far from 0.
+template <class T>
+constexpr int64_t kFlushRows = kWiderSums<T> ? 1024 : 128;
 constexpr int64_t kTileColumns = 512;  // at least: 100 KB of 32 rows, which stays in the second-level cache
 
 // A rectangle of the matrix: rows of neighbouring columns, strides apart.

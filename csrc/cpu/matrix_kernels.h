@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "cpu/column_moments.h"
 #include "cpu/columns.h"
 
 namespace fused_bn::cpu {
@@ -50,7 +51,7 @@ template <class T, Path path, bool streaming>
 struct MatrixKernels {
   using A = Compute<T>;
   using V = Vec<A>;
-  using Numbers = std::unique_ptr<ColumnNumbers<A>>;
+  using Numbers = std::unique_ptr<ColumnNumbers<T>>;
 
   static Matrix matrix(const View& view) { return {view, kLanes<A>}; }
 
@@ -58,7 +59,7 @@ struct MatrixKernels {
     const Matrix m = matrix(p.view);
     const T* x = static_cast<const T*>(p.input);
     std::vector<Numbers> numbers(m.tiles());
-    if (reads_running_statistics(p)) save_running_statistics<A>(p);
+    if (reads_running_statistics(p)) save_running_statistics<T>(p);
     run_units<TileMoments>(
         m.tiles(), m.parts(), p.view.elements(), p.execution,
         [&](int64_t tile, int64_t part) {
@@ -76,7 +77,7 @@ struct MatrixKernels {
         [&](int64_t tile, int64_t part) {
           const ForwardElements<T, path> elements(p);
           if (elements.written() == nullptr) return;
-          const typename ColumnNumbers<A>::Reader n(*numbers[tile]);
+          const typename ColumnNumbers<T>::Reader n(*numbers[tile]);
           write_block<A, streaming>(m.block(tile, part), [&](int64_t j, Place place, auto lanes) {
             elements.template write<streaming>(place, n.affine(j), lanes);
           });
@@ -115,7 +116,7 @@ struct MatrixKernels {
         [&](int64_t tile, int64_t part) {
           const BackwardElements<T, path> elements(p);
           if (elements.written() == nullptr) return;
-          const typename ColumnNumbers<A>::Reader n(*numbers[tile]);
+          const typename ColumnNumbers<T>::Reader n(*numbers[tile]);
           const auto write_part = [&](auto training) {
             write_block<A, streaming>(m.block(tile, part), [&](int64_t j, Place place, auto lanes) {
               elements.template write<streaming, decltype(training)::value>(place, n.affine(j), n.factors(j),
@@ -129,14 +130,18 @@ struct MatrixKernels {
  private:
   template <class Params>
   static Numbers make_numbers(const Matrix& m, int64_t tile, const Params& p, void* statistics) {
-    return std::make_unique<ColumnNumbers<A>>(m, tile, Statistics<A>(statistics, p.view.C), p.weight, p.bias);
+    return std::make_unique<ColumnNumbers<T>>(m, tile, Statistics<T>(statistics, p.view.C), p.weight, p.bias);
   }
 
   static TileMoments part_moments(const T* x, const Matrix& m, int64_t tile, int64_t part) {
     const Block block = m.block(tile, part);
-    ColumnMoments<T> columns(block.columns);
-    columns.add(x, block);
-    return std::move(columns).channels(m, tile, block);
+    if constexpr (kWiderSums<T>) {
+      return PlainColumns<T>(m, tile, block).moments(x);
+    } else {
+      ColumnMoments<T> columns(block.columns);
+      columns.add(x, block);
+      return std::move(columns).channels(m, tile, block);
+    }
   }
 };
 

@@ -11,9 +11,13 @@ namespace fused_bn::cpu {
 namespace {
 
 constexpr int64_t kChunkValues =
-    4096;  // float sums this short keep full accuracy; two tensors of them fit L1
+    4096;  // half types' float sums this short keep full accuracy; two tensors of them fit L1
 constexpr int64_t kAlignedValues = 16;  // of the longest vector, and so of whole bytes of the mask
 constexpr int64_t kGuessValues = 96;    // of each of the three stretches whose median mean is the first pivot
+
+// Vectors of elements whose sums are kept apart: four vectors of sums each.
+template <class T>
+constexpr int kSlots = 4 / kSumVectors<T>;
 
 // Rows of one channel's memory, strides apart.
 struct Rows {
@@ -54,23 +58,39 @@ class Chunks {
   int64_t rows_, splits_, length_, chunks_, parts_;
 };
 
-template <class T>
-Moments rows_moments(const T* x, const Rows& rows, double pivot) {
-  using A = Compute<T>;
-  Vec<A> sum[4] = {}, squares[4] = {};
-  const Vec<A> k = broadcast(static_cast<A>(pivot));
+// deviation(at, lanes) gives the values at a place less the pivot, 0 in lanes that take no part.
+template <class T, class Deviation>
+FUSED_BN_INLINE Moments rows_moments(const Rows& rows, double pivot, Deviation deviation) {
+  Wide<T> sum[kSlots<T>] = {}, squares[kSlots<T>] = {};
   for (int64_t r = 0; r < rows.count; ++r) {
-    const T* row = x + rows.row(r).at;
-    for_each_vector<A, 4>(rows.length, [&](int64_t i, auto slot, auto lanes) {
-      const Vec<A> d = keep<A>(load(row + i, lanes) - k, lanes);
-      sum[slot] += d;
-      squares[slot] = fma(d, d, squares[slot]);
+    const int64_t row = rows.row(r).at;
+    for_each_vector<Compute<T>, kSlots<T>>(rows.length, [&](int64_t i, auto slot, auto lanes) {
+      const Wide<T> d = deviation(row + i, lanes);
+      sum[slot].add(d);
+      squares[slot].add_product(d, d);
     });
   }
   const double count = static_cast<double>(rows.count * rows.length);
-  const double s = sum_lanes<A>(sum);
-  const double m2 = sum_lanes<A>(squares) - s * (s / count);
-  return {count, static_cast<double>(static_cast<A>(pivot)) + s / count, m2 < 0 ? 0 : m2};
+  return moments_of(count, pivot, sum_lanes(sum), sum_lanes(squares));
+}
+
+template <class T>
+Moments shifted_moments(const T* x, const Rows& rows, double pivot) {
+  using A = Compute<T>;
+  const Vec<A> k = broadcast(static_cast<A>(pivot));
+  Moments moments = rows_moments<T>(
+      rows, static_cast<double>(static_cast<A>(pivot)),
+      [&](int64_t at, auto lanes) { return widen<T>(keep<A>(load(x + at, lanes), k, lanes)) - widen<T>(k); });
+  if (moments.m2 < 0) moments.m2 = 0;
+  return moments;
+}
+
+// For sums wider than their terms, which need a pivot only where the mean is large.
+template <class T>
+Moments plain_moments(const T* x, const Rows& rows) {
+  const Moments moments =
+      rows_moments<T>(rows, 0, [&](int64_t at, auto lanes) { return load_wide(x + at, lanes); });
+  return cancels(moments) ? shifted_moments(x, rows, moments.mean) : moments;
 }
 
 // The median of the means of three stretches of a row, so that an outlier, wherever it is, spoils nothing.
@@ -80,20 +100,25 @@ double first_pivot(const T* x, const Rows& rows) {
   double means[3];
   for (int64_t i = 0; i < 3; ++i) {
     const Rows stretch{rows.first + (rows.length - values) * i / 2, 1, values, {}};
-    means[i] = rows_moments(x, stretch, read_element<T>(x, stretch.first.at)).mean;
+    means[i] = shifted_moments(x, stretch, read_element<T>(x, stretch.first.at)).mean;
   }
   return std::max(std::min(means[0], means[1]), std::min(std::max(means[0], means[1]), means[2]));
 }
 
-// Shifted by the mean so far, which bounds the error by that of the deviations themselves.
+// Where shifted, by the mean so far, which bounds the error by that of the deviations themselves.
 template <class T>
 Moments part_moments(const T* x, const Chunks& chunks, int64_t c, int64_t part) {
   const int64_t first = chunks.first_chunk(part);
-  double pivot = first_pivot(x, chunks.rows(c, first));
+  [[maybe_unused]] double pivot = kWiderSums<T> ? 0 : first_pivot(x, chunks.rows(c, first));
   Moments moments;
   for (int64_t chunk = first; chunk < chunks.first_chunk(part + 1); ++chunk) {
-    moments = merge(moments, rows_moments(x, chunks.rows(c, chunk), pivot));
-    pivot = moments.mean;
+    const Rows rows = chunks.rows(c, chunk);
+    if constexpr (kWiderSums<T>) {
+      moments = merge(moments, plain_moments(x, rows));
+    } else {
+      moments = merge(moments, shifted_moments(x, rows, pivot));
+      pivot = moments.mean;
+    }
   }
   return moments;
 }
@@ -119,15 +144,14 @@ FUSED_BN_INLINE void write_rows(const T* y, const Rows& rows, Write write) {
 template <class T, Path path>
 GradSums rows_grad_sums(const BackwardElements<T, path>& elements, const Rows& rows,
                         const Affine<Vec<Compute<T>>>& affine) {
-  using V = Vec<Compute<T>>;
-  V sum[4] = {}, sum_centred[4] = {};
+  Wide<T> sum[kSlots<T>] = {}, products[kSlots<T>] = {};
   for (int64_t r = 0; r < rows.count; ++r) {
     const Place row = rows.row(r);
-    for_each_vector<Compute<T>, 4>(rows.length, [&](int64_t i, auto slot, auto lanes) {
-      elements.add(row + i, affine, lanes, sum[slot], sum_centred[slot]);
+    for_each_vector<Compute<T>, kSlots<T>>(rows.length, [&](int64_t i, auto slot, auto lanes) {
+      elements.add(row + i, affine, lanes, sum[slot], products[slot]);
     });
   }
-  return {sum_lanes<Compute<T>>(sum), sum_lanes<Compute<T>>(sum_centred)};
+  return centred_sums<T>(sum_lanes(sum), sum_lanes(products), affine.origin[0]);
 }
 
 template <class T, Path path, bool streaming>
@@ -138,8 +162,8 @@ struct RowKernels {
   static void forward(const ForwardParams& p) {
     const Chunks chunks(p.view);
     const T* x = static_cast<const T*>(p.input);
-    const Statistics<A> statistics(p.statistics, p.view.C);
-    if (reads_running_statistics(p)) save_running_statistics<A>(p);
+    const Statistics<T> statistics(p.statistics, p.view.C);
+    if (reads_running_statistics(p)) save_running_statistics<T>(p);
     run_units<Moments>(
         p.view.C, chunks.parts(), p.view.elements(), p.execution,
         [&](int64_t c, int64_t part) { return p.training ? part_moments(x, chunks, c, part) : Moments{}; },
@@ -164,7 +188,7 @@ struct RowKernels {
 
   static void backward(const BackwardParams& p) {
     const Chunks chunks(p.view);
-    const Statistics<A> statistics(const_cast<void*>(p.statistics), p.view.C);
+    const Statistics<T> statistics(const_cast<void*>(p.statistics), p.view.C);
     const bool reduces = needs_sums(p);
     std::vector<GradFactors<A>> factors(p.view.C);
     run_units<GradSums>(

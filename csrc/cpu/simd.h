@@ -79,19 +79,19 @@ FUSED_BN_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 }
 
 template <class A>
-FUSED_BN_INLINE Vec<A> keep(Vec<A> v, Whole) {
+FUSED_BN_INLINE Vec<A> keep(Vec<A> v, Vec<A>, Whole) {
   return v;
 }
 
-// Zero in the lanes that take no part.
+// `other` in the lanes that take no part.
 template <class A>
-FUSED_BN_INLINE Vec<A> keep(Vec<A> v, First first) {
+FUSED_BN_INLINE Vec<A> keep(Vec<A> v, Vec<A> other, First first) {
   using Index = typename VectorOf<int32_t, kLanes<A>>::type;
   using Wide = decltype(v < v);
   Index lane;
   for (int i = 0; i < kLanes<A>; ++i) lane[i] = i;
   const auto taken = __builtin_convertvector(lane < first.count, Wide);
-  return taken ? v : Vec<A>{};
+  return taken ? v : other;
 }
 
 // ---- 16-bit types: kLanes<float> of them make one Vec<float> ------------------------------------------
@@ -302,17 +302,6 @@ FUSED_BN_INLINE void stream_fence() {
 #endif
 }
 
-// The sum of all lanes of four vectors, in double, in a fixed order.
-template <class A>
-FUSED_BN_INLINE double sum_lanes(const Vec<A> (&v)[4]) {
-  using Doubles = typename VectorOf<double, kLanes<A>>::type;
-  const Doubles lanes = (__builtin_convertvector(v[0], Doubles) + __builtin_convertvector(v[1], Doubles)) +
-                        (__builtin_convertvector(v[2], Doubles) + __builtin_convertvector(v[3], Doubles));
-  double total = 0;
-  for (int i = 0; i < kLanes<A>; ++i) total += lanes[i];
-  return total;
-}
-
 template <class Body, int... i>
 FUSED_BN_INLINE void unrolled(Body body, std::integer_sequence<int, i...>) {
   (body(std::integral_constant<int, i>{}), ...);
@@ -328,16 +317,12 @@ FUSED_BN_INLINE void unrolled(Body body) {
 // that many independent accumulators (an addition takes 3-4 cycles, and two can start in each).
 template <class A, int slots, class Body>
 FUSED_BN_INLINE void for_each_vector(int64_t length, Body body) {
-  static_assert(slots == 1 || slots == 4);
   constexpr int64_t L = kLanes<A>;
   using std::integral_constant;
   int64_t i = 0;
-  if constexpr (slots == 4) {
-    for (; i + 4 * L <= length; i += 4 * L) {
-      body(i, integral_constant<int, 0>{}, Whole{});
-      body(i + L, integral_constant<int, 1>{}, Whole{});
-      body(i + 2 * L, integral_constant<int, 2>{}, Whole{});
-      body(i + 3 * L, integral_constant<int, 3>{}, Whole{});
+  if constexpr (slots > 1) {
+    for (; i + slots * L <= length; i += slots * L) {
+      unrolled<slots>([&](auto slot) { body(i + slot * L, slot, Whole{}); });
     }
   }
   for (; i + L <= length; i += L) body(i, integral_constant<int, 0>{}, Whole{});

@@ -1,0 +1,168 @@
+// Mean and sum of squared deviations of the channels of a matrix, see matrix.h.
+#pragma once
+
+#include "cpu/channel.h"
+#include "cpu/column_sums.h"
+
+namespace fused_bn::cpu {
+namespace {
+
+// The moments of a tile's channels; all hold equally many values.
+struct TileMoments {
+  double count = 0;
+  std::vector<double> mean, m2;
+
+  TileMoments() = default;
+  explicit TileMoments(int64_t channels) : mean(channels), m2(channels) {}
+  TileMoments(double count_, std::vector<double> mean_, std::vector<double> m2_)
+      : count(count_), mean(std::move(mean_)), m2(std::move(m2_)) {}
+};
+
+// Of x less its column's pivot, and of the squares.
+template <class T>
+void add_deviations(ColumnSums<T>& sums, const Compute<T>* pivot, const T* x, const Block& block) {
+  sums.gather(
+      block, [=](int64_t j, auto lanes) { return load(pivot + j, lanes); },
+      [=](Vec<Compute<T>> k, Place place, auto lanes, Wide<T>& sum, Wide<T>& squares) {
+        const Wide<T> d = load_wide(x + place.at, lanes) - widen<T>(k);
+        sum.add(d);
+        squares.add_product(d, d);
+      });
+}
+
+// Mean and m2 of every column, gathered over a few rows, then kept in double.
+template <class T>
+class ColumnMoments {
+  using A = Compute<T>;
+
+ public:
+  explicit ColumnMoments(int64_t columns) : pivot_(columns), sums_(columns), mean_(columns), m2_(columns) {}
+
+  // The pivot is the mean so far, which bounds the error by that of the deviations themselves; at first that
+  // of a few rows spread over the block, so that neither an outlier nor a trend makes a bad pivot.
+  void add(const T* x, const Block& block) {
+    if (block.rows == 0) return;  // all values are in the short row
+    const int64_t sampled = std::min<int64_t>(kRowsAtOnce, block.rows);
+    const Block sample = block.every(block.rows / sampled, sampled);
+    for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) {
+      store(pivot_.data() + j, load(x + block.first.at + j, lanes), lanes);
+    });
+    gather(x, sample);
+    const double each = 1.0 / static_cast<double>(sample.rows);
+    for (int64_t j = 0; j < block.columns; ++j) pivot_[j] += static_cast<A>(sums_.first(j) * each);
+    for_each_stretch<T>(block, [&](const Block& stretch) {
+      gather(x, stretch);
+      flush(static_cast<double>(stretch.rows));
+    });
+  }
+
+  // Of the tile's channels; the columns hold equally many values each.
+  TileMoments channels(const Matrix& m, int64_t tile, const Block& block) && {
+    const ChannelColumns first = m.channel(tile, 0, block.columns);
+    if (first.count == 1) return {count_, std::move(mean_), std::move(m2_)};
+    TileMoments result(m.channels(tile));
+    result.count = count_ * static_cast<double>(first.count);
+    for (int64_t c = 0; c < m.channels(tile); ++c) {
+      const ChannelColumns columns = m.channel(tile, c, block.columns);
+      const double base = mean_[columns.first];
+      double shift = 0, m2 = 0, between = 0;
+      for (int64_t i = 0; i < columns.count; ++i) shift += mean_[columns.at(i)] - base;
+      const double mean = base + shift / static_cast<double>(columns.count);
+      for (int64_t i = 0; i < columns.count; ++i) {
+        const double delta = mean_[columns.at(i)] - mean;
+        m2 += m2_[columns.at(i)];
+        between += delta * delta;
+      }
+      result.mean[c] = mean;
+      result.m2[c] = m2 + count_ * between;
+    }
+    return result;
+  }
+
+ private:
+  void gather(const T* x, const Block& block) { add_deviations(sums_, pivot_.data(), x, block); }
+
+  // Chan's merge, see moments.h, for all columns at once.
+  void flush(double rows) {
+    const double inverse = 1 / rows, share = rows / (count_ + rows), between = count_ * share;
+    const bool first = count_ == 0;
+    for (size_t j = 0; j < mean_.size(); ++j) {
+      const double sum = sums_.first(j);
+      const double mean = static_cast<double>(pivot_[j]) + sum * inverse;
+      const double m2 = std::max(sums_.second(j) - sum * (sum * inverse), 0.0);
+      const double before = first ? mean : mean_[j];
+      const double delta = mean - before;
+      mean_[j] = before + delta * share;
+      m2_[j] += m2 + delta * delta * between;
+      pivot_[j] = static_cast<A>(mean_[j]);
+    }
+    count_ += rows;
+  }
+
+  AlignedRow<A> pivot_;
+  ColumnSums<T> sums_;
+  std::vector<double> mean_, m2_;
+  double count_ = 0;
+};
+
+// The moments of a block's channels by sums wider than their terms, which need a pivot only where a mean is
+// large.
+template <class T>
+class PlainColumns {
+  using A = Compute<T>;
+
+ public:
+  PlainColumns(const Matrix& m, int64_t tile, const Block& block)
+      : matrix_(m), tile_(tile), block_(block), sums_(block.columns), pivot_(block.columns) {}
+
+  TileMoments moments(const T* x) && {
+    TileMoments result(matrix_.channels(tile_));
+    if (block_.rows == 0) return result;  // all values are in the short row
+    sums_.gather(
+        block_, [](int64_t, auto) { return 0; },
+        [&](int, Place place, auto lanes, Wide<T>& sum, Wide<T>& squares) {
+          const Wide<T> value = load_wide(x + place.at, lanes);
+          sum.add(value);
+          squares.add_product(value, value);
+        });
+    if (!collect(result, [](int64_t) { return 0; })) return result;
+    for (int64_t c = 0; c < matrix_.channels(tile_); ++c) {
+      const ChannelColumns columns = matrix_.channel(tile_, c, block_.columns);
+      for (int64_t i = 0; i < columns.count; ++i) pivot_[columns.at(i)] = static_cast<A>(result.mean[c]);
+    }
+    add_deviations(sums_, pivot_.data(), x, block_);
+    collect(result, [&](int64_t j) { return pivot_[j]; });
+    return result;
+  }
+
+ private:
+  // Returns whether any channel's sums cancel.
+  template <class Pivot>
+  bool collect(TileMoments& result, Pivot pivot) const {
+    bool any = false;
+    for (int64_t c = 0; c < matrix_.channels(tile_); ++c) {
+      const ChannelColumns columns = matrix_.channel(tile_, c, block_.columns);
+      double sum = 0, squares = 0;
+      for (int64_t i = 0; i < columns.count; ++i) {
+        sum += sums_.first(columns.at(i));
+        squares += sums_.second(columns.at(i));
+      }
+      const Moments moments =
+          moments_of(static_cast<double>(block_.rows * columns.count), pivot(columns.first), sum, squares);
+      any = any || cancels(moments);
+      result.count = moments.count;
+      result.mean[c] = moments.mean;
+      result.m2[c] = std::max(moments.m2, 0.0);
+    }
+    return any;
+  }
+
+  const Matrix& matrix_;
+  int64_t tile_;
+  Block block_;
+  ColumnSums<T> sums_;
+  AlignedRow<A> pivot_;
+};
+
+}  // namespace
+}  // namespace fused_bn::cpu

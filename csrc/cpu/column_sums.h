@@ -1,0 +1,108 @@
+// Sums of every column of a matrix, see matrix.h.
+#pragma once
+
+#include <memory>
+
+#include "cpu/matrix.h"
+
+namespace fused_bn::cpu {
+namespace {
+
+// A row of numbers, not initialised, whose vectors begin a cache line: those that cross one cost a load or a
+// store more each.
+template <class A>
+class AlignedRow {
+  static constexpr size_t kBytes = 64;
+
+ public:
+  explicit AlignedRow(int64_t length)
+      : memory_(new A[length + kBytes / sizeof(A)]),
+        data_(memory_.get() + (kBytes - reinterpret_cast<uintptr_t>(memory_.get()) % kBytes) / sizeof(A)) {}
+
+  A* data() const { return data_; }
+  A& operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  std::unique_ptr<A[]> memory_;
+  A* data_;
+};
+
+constexpr int kRowsAtOnce = 8;  // read side by side, as streams that the prefetchers can follow
+
+// How many vectors of columns pass side by side: as many as have their sums in registers, of which AVX-512
+// has 32 and the others 16.
+template <class T>
+constexpr int kGroup = kVectorBytes == 64 ? 4 : 4 / kSumVectors<T>;
+
+// Calls body(j, vectors, lanes) over [0, columns): `vectors` neighbouring vectors at a time, a compile-time
+// number, so that their sums stay in registers while a few rows pass by; then what is left.
+template <class A, int vectors, class Body>
+FUSED_BN_INLINE void for_each_group(int64_t columns, Body body) {
+  constexpr int64_t width = vectors * kLanes<A>;
+  const int64_t grouped = columns / width * width;
+  for (int64_t j = 0; j < grouped; j += width) body(j, std::integral_constant<int, vectors>{}, Whole{});
+  for_each_vector<A, 1>(columns - grouped, [&](int64_t j, auto, auto lanes) {
+    body(grouped + j, std::integral_constant<int, 1>{}, lanes);
+  });
+}
+
+// Two sums a column, over few rows. prepare(j, lanes) gives what column j's values share, and
+// add(prepared, place, lanes, first, second) adds the values at a place to a vector of each sum.
+template <class T>
+class ColumnSums {
+  using A = Compute<T>;
+
+ public:
+  explicit ColumnSums(int64_t columns) : first_(whole(columns)), second_(whole(columns)) {}
+
+  template <class Prepare, class Add>
+  FUSED_BN_INLINE void gather(const Block& block, Prepare prepare, Add add) {
+    SumType<T>* const sums = first_.data();
+    SumType<T>* const others = second_.data();
+    for (int64_t r = 0; r < block.rows; r += kRowsAtOnce) {
+      const int64_t end = std::min<int64_t>(r + kRowsAtOnce, block.rows);
+      for_each_group<A, kGroup<T>>(block.columns, [&](int64_t j, auto vectors, auto lanes) {
+        constexpr int n = decltype(vectors)::value;
+        // Sums of a few rows first: shorter chains of additions round less than one long one.
+        Wide<T> first[n] = {}, second[n] = {};
+        decltype(prepare(j, lanes)) column[n];
+        unrolled<n>([&](auto v) { column[v] = prepare(j + v * kLanes<A>, lanes); });
+        for (int64_t row = r; row < end; ++row) {
+          const Place place = block.row(row) + j;
+          unrolled<n>([&](auto v) { add(column[v], place + v * kLanes<A>, lanes, first[v], second[v]); });
+        }
+        unrolled<n>([&](auto v) {
+          SumType<T>* sum = sums + j + v * kLanes<A>;
+          SumType<T>* other = others + j + v * kLanes<A>;
+          if (r > 0) {
+            first[v].add(load_sums<T>(sum));
+            second[v].add(load_sums<T>(other));
+          }
+          store_sums<T>(sum, first[v]);
+          store_sums<T>(other, second[v]);
+        });
+      });
+    }
+  }
+
+  double first(int64_t j) const { return first_[j]; }
+  double second(int64_t j) const { return second_[j]; }
+
+ private:
+  static int64_t whole(int64_t columns) { return divide_up(columns, kLanes<A>) * kLanes<A>; }
+
+  AlignedRow<SumType<T>> first_, second_;
+};
+
+// Calls body(block) for stretches of the block's rows.
+template <class T, class Body>
+void for_each_stretch(const Block& block, Body body) {
+  const int64_t stretches = divide_up(block.rows, kFlushRows<T>);
+  for (int64_t i = 0; i < stretches; ++i) {
+    const int64_t first = block.rows * i / stretches, end = block.rows * (i + 1) / stretches;
+    body(block.rows_between(first, end));
+  }
+}
+
+}  // namespace
+}  // namespace fused_bn::cpu

@@ -1,0 +1,117 @@
+// Sums of vectors, a sum a lane, in lanes as wide as the sums need.
+#pragma once
+
+#include "cpu/simd.h"
+
+namespace fused_bn::cpu {
+namespace {
+
+// float32 is summed in double, as PyTorch does where rows are contiguous: of values that are equal, as many
+// of an image are, the roundings are equal too, and add up to a bias of an ulp or two of the variance. In
+// double x - pivot and its square are exact. Half types are 8 or 11 bits, whose squares float holds.
+template <class T>
+using SumType = std::conditional_t<sizeof(T) == 2, float, double>;
+
+template <class T>
+constexpr bool kWiderSums = sizeof(SumType<T>) > sizeof(Compute<T>);
+
+// How many vectors of sums a vector of elements goes into.
+template <class T>
+constexpr int kSumVectors = sizeof(SumType<T>) / sizeof(Compute<T>);
+
+// A vector of elements in the sums' type, or of sums.
+template <class T>
+struct Wide {
+  Vec<SumType<T>> part[kSumVectors<T>];
+
+  FUSED_BN_INLINE Wide operator-(const Wide& other) const {
+    Wide result;
+    unrolled<kSumVectors<T>>([&](auto i) { result.part[i] = part[i] - other.part[i]; });
+    return result;
+  }
+  FUSED_BN_INLINE void add(const Wide& terms) {
+    unrolled<kSumVectors<T>>([&](auto i) { part[i] += terms.part[i]; });
+  }
+  FUSED_BN_INLINE void add_product(const Wide& a, const Wide& b) {
+    unrolled<kSumVectors<T>>([&](auto i) { part[i] = fma(a.part[i], b.part[i], part[i]); });
+  }
+};
+
+template <class T>
+FUSED_BN_INLINE Wide<T> widen(Vec<Compute<T>> v) {
+  if constexpr (kSumVectors<T> == 1) {
+    return {{v}};
+  } else {
+    // Written out: of a conversion to a vector twice as long GCC 12 makes twice the instructions.
+#if FUSED_BN_VECTOR_BYTES == 64
+    return {{(Vec<double>)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v)),
+             (Vec<double>)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1))}};
+#elif FUSED_BN_VECTOR_BYTES == 32
+    return {{(Vec<double>)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v)),
+             (Vec<double>)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1))}};
+#elif defined(__SSE2__)
+    return {{(Vec<double>)_mm_cvtps_pd((__m128)v),
+             (Vec<double>)_mm_cvtps_pd(_mm_movehl_ps((__m128)v, (__m128)v))}};
+#elif defined(__aarch64__)
+    return {{(Vec<double>)vcvt_f64_f32(vget_low_f32((float32x4_t)v)),
+             (Vec<double>)vcvt_high_f64_f32((float32x4_t)v)}};
+#else
+    constexpr int lanes = kLanes<double>;
+    Wide<T> wide;
+    for (int i = 0; i < 2 * lanes; ++i) wide.part[i / lanes][i % lanes] = v[i];
+    return wide;
+#endif
+  }
+}
+
+// Of elements in memory, where a load of half a vector can convert by the way.
+template <class T>
+FUSED_BN_INLINE Wide<T> load_wide(const T* p, Whole lanes) {
+#if FUSED_BN_VECTOR_BYTES == 64
+  if constexpr (kSumVectors<T> == 2) {
+    return {{(Vec<double>)_mm512_cvtps_pd(_mm256_loadu_ps(p)),
+             (Vec<double>)_mm512_cvtps_pd(_mm256_loadu_ps(p + kLanes<double>))}};
+  }
+#elif FUSED_BN_VECTOR_BYTES == 32
+  if constexpr (kSumVectors<T> == 2) {
+    return {{(Vec<double>)_mm256_cvtps_pd(_mm_loadu_ps(p)),
+             (Vec<double>)_mm256_cvtps_pd(_mm_loadu_ps(p + kLanes<double>))}};
+  }
+#endif
+  return widen<T>(load(p, lanes));
+}
+template <class T>
+FUSED_BN_INLINE Wide<T> load_wide(const T* p, First lanes) {
+  return widen<T>(load(p, lanes));
+}
+
+template <class T>
+FUSED_BN_INLINE Wide<T> load_sums(const SumType<T>* p) {
+  Wide<T> sums;
+  unrolled<kSumVectors<T>>([&](auto i) { sums.part[i] = load(p + i * kLanes<SumType<T>>, Whole{}); });
+  return sums;
+}
+
+template <class T>
+FUSED_BN_INLINE void store_sums(SumType<T>* p, const Wide<T>& sums) {
+  unrolled<kSumVectors<T>>([&](auto i) { store(p + i * kLanes<SumType<T>>, sums.part[i], Whole{}); });
+}
+
+// The sum of all lanes, in double, in a fixed order.
+template <class T, int n>
+FUSED_BN_INLINE double sum_lanes(const Wide<T> (&sums)[n]) {
+  constexpr int lanes = kLanes<SumType<T>>;
+  using Doubles = typename VectorOf<double, lanes>::type;
+  static_assert(n * kSumVectors<T> == 4);
+  Doubles quarter[4];
+  for (int i = 0; i < 4; ++i) {
+    quarter[i] = __builtin_convertvector(sums[i / kSumVectors<T>].part[i % kSumVectors<T>], Doubles);
+  }
+  const Doubles all = (quarter[0] + quarter[1]) + (quarter[2] + quarter[3]);
+  double total = 0;
+  for (int i = 0; i < lanes; ++i) total += all[i];
+  return total;
+}
+
+}  // namespace
+}  // namespace fused_bn::cpu
