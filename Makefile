@@ -79,9 +79,9 @@ report: $(ready) ## what was recorded, as one page and pictures: results/report/
 	$(run) -m benchmarks.report $(ARGS)
 
 .PHONY: experiments
-experiments: build/extension ## the published experiments (ARGS="circles --quick", --api keras, ...; without, all: 20 minutes)
+experiments: build/extension ## the published experiments (ARGS="circles --api keras"; without it all, 15 minutes; --quick)
 	@$(require) numpy matplotlib rich sklearn tqdm
-	$(run) -m benchmarks.experiments $(or $(ARGS),all)
+	$(run) -m benchmarks.experiments $(ARGS)
 
 .PHONY: keras
 keras: build/extension ## model.fit of Keras 3 with its layer and with ours

@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from benchmarks.experiments.experiment import Curve
 from benchmarks.experiments.published import EXPERIMENTS
-from benchmarks.experiments.results import figure
+from benchmarks.experiments.results import Results, accuracies, figure
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "benchmarks/experiments/README.md"
@@ -23,13 +24,13 @@ def section(name: str) -> str:
     return found[1]
 
 
-def recorded(name: str, folder: Path = RESULTS) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+def recorded(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return loaded
 
 
-def curves(variant: dict[str, Any]) -> list[Curve]:
-    return [Curve(**curve) for curve in variant["curves"]]
+def by_variant(found: dict[str, Any]) -> dict[str, list[Curve]]:
+    return {id: [Curve(**c) for c in variant["curves"]] for id, variant in found["variants"].items()}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -39,10 +40,18 @@ def test_figures_and_verdicts_are_the_recorded_ones(name: str) -> None:
     assert found["length"]["epochs"] == experiment.full.epochs
     assert found["arguments"]["normalize"] == "none"
     assert [variant.id for variant in experiment.variants] == list(found["variants"])
+    results = Results(experiment, experiment.full, {}, {}, "", by_variant(found))
     for variant in experiment.variants:
-        of_seeds = curves(found["variants"][variant.id])
-        cells = [figure(variant, column, of_seeds) for column in ("first epoch", *of_seeds[0].final)]
-        assert f"| {variant.id} | {variant.description} | {' | '.join(cells)} |" in text
+        of_seeds = results.curves[variant.id]
+        cells = [figure(accuracies(column, of_seeds)) for column in results.columns()]
+        row = f"| {variant.id} | {variant.description} | {' | '.join(cells)} |"
+        if variant.published:
+            row += f"\n| | published | {' | '.join(results.published(variant))} |"
+        assert row in text
+    assert [str(judged) for judged in results.judged()] == [
+        f"{'PASS' if claim['holds'] else 'FAIL'}  {claim['claim']} ({claim['measured']})"
+        for claim in found["claims"]
+    ]
     assert [claim["claim"] for claim in found["claims"]] == [claim.text for claim in experiment.claims]
     for claim in found["claims"]:
         assert f"- {'PASS' if claim['holds'] else 'FAIL'}: {claim['claim']} ({claim['measured']})" in text
@@ -58,9 +67,19 @@ def test_pictures_and_links_are_there() -> None:
 @pytest.mark.parametrize(("name", "id"), [("iris", "none"), ("iris", "norm"), ("mnist-mlp", "after")])
 @pytest.mark.parametrize("scaler", ["minmax", "mean", "zscore"])
 def test_figures_of_normalised_inputs_are_the_recorded_ones(name: str, id: str, scaler: str) -> None:
-    (variant,) = (variant for variant in EXPERIMENTS[name].variants if variant.id == id)
-    found = recorded(name, RESULTS / scaler)
+    found = recorded(f"{name}-{scaler}")
     assert found["arguments"]["normalize"] == scaler
-    cell = figure(variant, "test", curves(found["variants"][id])).split(" (")[0]
+    cell = figure(accuracies("test", by_variant(found)[id]))
     (row,) = re.findall(rf"^\| {name}, {id} \|.*$", PAGE.read_text(), re.MULTILINE)
     assert f" {cell} " in row
+
+
+@pytest.mark.parametrize("name", ["iris", "circles"])
+def test_the_keras_form_gives_the_same_within_the_spread(name: str) -> None:
+    """Of the means of five seeds and of twenty: four of their own deviations apart at most."""
+    ours, theirs = by_variant(recorded(name)), by_variant(recorded(f"{name}-keras"))
+    for id, curves in ours.items():
+        found = [accuracies("test", of) for of in (curves, theirs[id])]
+        variance = sum(statistics.variance(some) / len(some) for some in found)
+        distance = abs(statistics.fmean(found[0]) - statistics.fmean(found[1]))
+        assert distance <= 4 * variance**0.5, (id, distance, variance**0.5)

@@ -2,4 +2,4 @@
 
 import os
 
-os.environ.setdefault("KERAS_BACKEND", "torch")  # before keras is first imported
+os.environ["KERAS_BACKEND"] = "torch"  # before keras is first imported

@@ -5,14 +5,12 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import torch
 from rich.console import Console
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import mnist, options
-from benchmarks.environment import environment
 from benchmarks.experiments import plots, torch_api
 from benchmarks.experiments.data import Split
 from benchmarks.experiments.experiment import Curve, Experiment, Length, Variant
@@ -26,10 +24,10 @@ APIS = ("torch", "keras")
 BAR = "{desc} {percentage:3.0f}% {bar} {remaining} left"
 
 
-class Train(Protocol):
-    """`torch_api.train` or `keras_api.train`."""
+class Api(Protocol):
+    """What the modules `torch_api` and `keras_api` have."""
 
-    def __call__(
+    def train(
         self,
         variant: Variant,
         split: Split,
@@ -37,8 +35,10 @@ class Train(Protocol):
         epochs: int,
         batch_size: int,
         norm: str,
-        report: Callable[[], None],
+        report: Callable[[], object],
     ) -> Curve: ...
+
+    def conditions(self) -> dict[str, Any]: ...
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -47,14 +47,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.experiments",
         description="Repeats published experiments with batch norm: prints our figures beside the published, "
         "judges the claims, and writes a JSON file and a plot of each.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("name", choices=(*EXPERIMENTS, ALL), help="which experiment")
-    parser.add_argument("--api", choices=APIS, default="torch", help="whose modules and training")
+    parser.add_argument(
+        "name", nargs="?", choices=(*EXPERIMENTS, ALL), default=ALL, help="which experiment; without it all"
+    )
+    parser.add_argument(
+        "--api", choices=APIS, default="torch", help="whose modules and training (default: torch)"
+    )
     parser.add_argument(
         "--seeds",
         type=options.positive,
-        help="train each variant so often; without it, as often as the experiment needs",
+        help="train each variant so often (default: as often as the experiment needs)",
     )
     parser.add_argument("--quick", action="store_true", help="less of everything, for a short look")
     parser.add_argument(
@@ -62,64 +65,72 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=SCALERS,
         default="none",
         help="each input feature, fitted to the training examples: minmax to [0, 1], mean by mean and range, "
-        "zscore by mean and deviation",
+        "zscore by mean and deviation (default: none)",
     )
     parser.add_argument(
         "--norm",
         choices=("fused", "framework"),
         default="fused",
-        help="framework: PyTorch's or Keras' own batch norm in place of ours",
+        help="framework: PyTorch's or Keras' own batch norm in place of ours (default: fused)",
     )
     parser.add_argument("--check", action="store_true", help="exit code 1 where a claim does not repeat")
     parser.add_argument(
         "--data",
         type=Path,
-        help="directory with the four IDX files of MNIST, plain or .gz; without it FUSED_BN_DATA, then the "
-        "user cache, then a download",
+        help="directory with the four IDX files of MNIST, plain or .gz (default: FUSED_BN_DATA, then the "
+        "user cache, then a download)",
     )
     parser.add_argument(
-        "--out", type=options.directory, default="results/experiments", help="directory for JSON and plots"
+        "--out",
+        type=options.directory,
+        default="results/experiments",
+        help="directory for JSON and plots, whose names tell options from each other; earlier ones of the "
+        "same options are replaced (default: results/experiments)",
     )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the experiments; returns 0, 1 (no data, no Keras, or --check and a claim failed) or 130."""
+    """Runs the experiments; returns 0, 1 (see the message, or --check and a claim failed) or 130."""
     args = arguments(argv)
     try:
-        train = _api(args.api)
-    except ImportError as error:
+        held = _job(args)
+    except KeyboardInterrupt:
+        return options.EXIT_INTERRUPTED
+    except (ImportError, mnist.MnistError, OSError) as error:
         print(error, file=sys.stderr)
         return options.EXIT_FAILED
-    held = True
-    for name in EXPERIMENTS if args.name == ALL else (args.name,):
-        results = Results(
-            EXPERIMENTS[name],
-            _length(EXPERIMENTS[name], args),
-            options.plain(args),
-            environment(torch.device("cpu")),
-        )
-        try:
-            _run(results, args, train)
-        except mnist.MnistError as error:
-            print(error, file=sys.stderr)
-            return options.EXIT_FAILED
-        except KeyboardInterrupt:
-            results.interrupted = True
-        _leave(results, args.out)
-        if results.interrupted:
-            return options.EXIT_INTERRUPTED
-        held = held and all(judged.verdict.holds for judged in results.judged())
     return options.EXIT_FAILED if args.check and not held else 0
 
 
-def _api(name: str) -> Train:
+def _job(args: argparse.Namespace) -> bool:
+    """Whether all claims held; each experiment's files are written as soon as it is finished."""
+    api = _api(args.api)
+    experiments = list(EXPERIMENTS.values()) if args.name == ALL else [EXPERIMENTS[args.name]]
+    for experiment in experiments:
+        experiment.load(0, 1, args.data)  # so that missing data is missed before hours of training
+    recorded = {name: value for name, value in options.plain(args).items() if name not in ("data", "out")}
+    held = True
+    for experiment in experiments:
+        results = Results(experiment, _length(experiment, args), recorded, api.conditions())
+        try:
+            _run(results, args, api)
+        except KeyboardInterrupt:
+            results.interrupted = True
+            _leave(results, args.out)
+            raise
+        _leave(results, args.out)
+        held = held and all(judged.verdict.holds for judged in results.judged())
+    return held
+
+
+def _api(name: str) -> Api:
     if name == "torch":
-        return torch_api.train
+        return torch_api
     import fused_bn.keras  # noqa: F401 - which says what to do where Keras, an extra, is missing
     from benchmarks.experiments import keras_api
 
-    return keras_api.train
+    return keras_api
 
 
 def _length(experiment: Experiment, args: argparse.Namespace) -> Length:
@@ -127,36 +138,44 @@ def _length(experiment: Experiment, args: argparse.Namespace) -> Length:
     return Length(args.seeds or length.seeds, length.epochs, length.examples)
 
 
-def _run(results: Results, args: argparse.Namespace, train: Train) -> None:
+def _run(results: Results, args: argparse.Namespace, api: Api) -> None:
     """Fills `results` seed by seed, so that what an interruption leaves is the same for all variants."""
     experiment, length = results.experiment, results.length
+
+    def split_of(seed: int) -> Split:
+        return normalized(experiment.load(seed, length.examples, args.data), args.normalize)
+
+    split = split_of(0)
+    results.watched = split.watched
+    steps = math.ceil(len(split.train.labels) / experiment.batch_size)
+    total = length.seeds * len(experiment.variants) * length.epochs * steps
     interval = 0.1 if sys.stderr.isatty() else 10
-    with tqdm(mininterval=interval, dynamic_ncols=True, bar_format=BAR) as bar:
+    with tqdm(total=total, mininterval=interval, dynamic_ncols=True, bar_format=BAR) as bar:
         for seed in range(length.seeds):
-            split = normalized(experiment.load(seed, length.examples, args.data), args.normalize)
-            steps = math.ceil(len(split.train.labels) / experiment.batch_size)
-            bar.total = length.seeds * len(experiment.variants) * length.epochs * steps
+            split = split_of(seed) if seed else split
             curves = {}
             for variant in experiment.variants:
                 bar.set_description_str(f"{experiment.name} {variant.id}, seed {seed}", refresh=False)
-                curves[variant.id] = train(
+                curves[variant.id] = api.train(
                     variant, split, seed, length.epochs, experiment.batch_size, args.norm, bar.update
                 )
             results.add(curves)
 
 
 def _leave(results: Results, directory: Path) -> None:
-    """Writes and prints what was finished; without a finished seed, leaves earlier files alone."""
+    """Writes and prints what was finished; without a finished seed, there is nothing to write."""
     if results.interrupted:
         left = "only whole seeds are" if results.seeds else "before a seed was finished: nothing is"
         print(f"Interrupted: {left} written.", file=sys.stderr)
     if not results.seeds:
         return
-    stem = directory / results.stem
-    results.write(stem.with_suffix(".json"))
-    plots.write(results, stem.with_suffix(".png"))
     print(f"\n{results.experiment.title}\n{results.conditions}")
+    for variant in results.experiment.variants:
+        print(f"  {variant.id}: {variant.description}")
     Console(width=None if sys.stdout.isatty() else 120).print(results.table())
     for judged in results.judged():
         print(judged)
+    stem = directory / results.stem
+    results.write(stem.with_suffix(".json"))
+    plots.write(results, stem.with_suffix(".png"))
     print(f"{stem}.json and .png are written")

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import torch
 
+from benchmarks.environment import environment
 from benchmarks.experiments.data import Split
 from benchmarks.experiments.experiment import Curve, Variant
 from benchmarks.experiments.layers import (
@@ -34,16 +36,22 @@ def train(
     epochs: int,
     batch_size: int,
     norm: str,
-    report: Callable[[], None],
+    report: Callable[[], object],
 ) -> Curve:
-    """As `torch_api.train`; the norm "framework" is keras.layers.BatchNormalization."""
+    """As `torch_api.train`, but that layers behind a norm do not begin as they do without it.
+
+    Keras draws a new seed for each initialiser. The norm "framework" is keras.layers.BatchNormalization.
+    """
     keras.utils.set_random_seed(seed)
     examples, watched = split.train, split.parts[split.watched]
     built = model(variant.network, examples.inputs.shape[1:], norm)
     binary = built.output_shape[-1] == 1
     kind = keras.losses.BinaryCrossentropy if binary else keras.losses.SparseCategoricalCrossentropy
-    right = keras.metrics.BinaryAccuracy(threshold=0) if binary else keras.metrics.SparseCategoricalAccuracy()
-    right.name = "accuracy"
+    right = (
+        keras.metrics.BinaryAccuracy(threshold=0, name="accuracy")
+        if binary
+        else keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+    )
     built.compile(optimizer=_optimizer(variant.optimizer), loss=kind(from_logits=True), metrics=[right])
     start = time.perf_counter()
     history = built.fit(
@@ -67,12 +75,18 @@ def train(
 
 
 class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]
-    def __init__(self, report: Callable[[], None]) -> None:
+    def __init__(self, report: Callable[[], object]) -> None:
         super().__init__()
         self.report = report
 
     def on_train_batch_end(self, _batch: int, logs: Any = None) -> None:  # noqa: ARG002 - by keyword
         self.report()
+
+
+def conditions() -> dict[str, Any]:
+    """What the figures depend on besides the code; Keras trains where its torch backend puts tensors."""
+    device = torch.device(keras.ops.zeros(()).device)
+    return {**environment(device), "keras": keras.__version__}
 
 
 def model(network: Network, shape: tuple[int, ...], norm: str) -> Any:

@@ -1,28 +1,27 @@
 """What --normalize does to the inputs: each feature by itself, from the training part's values alone."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from benchmarks.experiments.data import Part, Split
 
 
-class MeanScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """(x - mean) / (max - min), which scikit-learn has no scaler for; a constant feature becomes 0."""
+class MeanScaler:
+    """(x - mean) / (max - min), for which scikit-learn has no scaler, in its manner.
 
-    def fit(self, inputs: NDArray[Any], _labels: None = None) -> "MeanScaler":
+    A constant feature becomes 0.
+    """
+
+    def fit(self, inputs: NDArray[np.float64]) -> "MeanScaler":
         """From inputs of shape (N, features)."""
         low, high = inputs.min(axis=0), inputs.max(axis=0)
         # The mean of equal values may be off by a rounding, which no range would divide.
-        self.mean_ = np.where(low == high, low, inputs.mean(axis=0, dtype=np.float64))
-        self.range_ = np.where(low == high, 1, high.astype(np.float64) - low)
-        self.n_features_in_ = inputs.shape[1]
+        self.mean_ = np.where(low == high, low, inputs.mean(axis=0))
+        self.range_ = np.where(low == high, 1, high - low)
         return self
 
-    def transform(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
+    def transform(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Of shape (N, features)."""
         return (inputs - self.mean_) / self.range_
 
@@ -47,5 +46,5 @@ def normalized(split: Split, name: str) -> Split:
     )
 
 
-def _rows(part: Part) -> NDArray[np.float32]:
-    return part.inputs.reshape(len(part.inputs), -1)
+def _rows(part: Part) -> NDArray[np.float64]:
+    return part.inputs.reshape(len(part.inputs), -1).astype(np.float64)

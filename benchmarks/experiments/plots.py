@@ -30,21 +30,22 @@ def write(results: Results, path: Path) -> None:
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy")
     figure.suptitle(results.experiment.title)
-    figure.supxlabel(f"mean and range; {results.conditions}", fontsize=7, color="#555555")
+    conditions = results.conditions.replace("\n", ", ")
+    figure.supxlabel(f"mean and range; {conditions}", fontsize=7, color="#555555")
     figure.savefig(path)
 
 
 def _panel(axes: Axes, results: Results, ids: tuple[str, ...]) -> None:
-    watched = "validation" if "validation" in results.columns() else "test"
     for id, color in zip(ids, COLORS, strict=False):
         curves = results.curves[id]
         name = f"{id}, " if len(ids) > 1 else ""
-        _curve(axes, [curve.watched_accuracy for curve in curves], color, "-", f"{name}{watched}")
+        _curve(axes, [curve.watched_accuracy for curve in curves], color, "-", f"{name}{results.watched}")
         _curve(axes, [curve.train_accuracy for curve in curves], color, ":", f"{name}training")
     axes.legend(loc="best", fontsize=8)
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlim(left=1 - 0.05 * results.length.epochs)
 
 
 def _curve(axes: Axes, curves: list[list[float]], color: str, style: str, label: str) -> None:

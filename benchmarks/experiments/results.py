@@ -16,6 +16,9 @@ from benchmarks.experiments.experiment import Curve, Experiment, Length, Variant
 FORMAT = 1
 """Goes up when a field of the JSON file changes its meaning or its name."""
 
+DEFAULTS = {"api": "torch", "norm": "fused", "normalize": "none", "quick": False}
+"""Arguments whose other values are in the names of the files."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -30,12 +33,16 @@ class Judged:
 
 @dataclass
 class Results:
-    """All curves of one experiment, of the same seeds for every variant."""
+    """All curves of one experiment, of the same seeds for every variant.
+
+    watched: the name of the part that is evaluated after each epoch.
+    """
 
     experiment: Experiment
     length: Length
     arguments: Mapping[str, Any]
     environment: Mapping[str, Any]
+    watched: str = ""
     curves: dict[str, list[Curve]] = field(default_factory=dict)
     interrupted: bool = False
 
@@ -51,32 +58,36 @@ class Results:
 
     @property
     def stem(self) -> str:
-        """Of the names of its files."""
-        api = self.arguments["api"]
-        return self.experiment.name if api == "torch" else f"{self.experiment.name}-{api}"
+        """Of the names of its files, such as circles-keras-zscore."""
+        parts = [self.experiment.name]
+        for name, default in DEFAULTS.items():
+            if (value := self.arguments[name]) != default:
+                parts.append(name if value is True else value)
+        return "-".join([*parts, "interrupted"] if self.interrupted else parts)
 
     @property
     def conditions(self) -> str:
-        """In one line, what the figures were measured with."""
+        """In two lines, what the figures were measured with."""
         a, e = self.arguments, self.environment
-        own = {"torch": "torch.nn", "keras": "Keras"}[a["api"]]
-        norm = (
-            f"fused_bn {e['fused_bn']} ({e['fused_bn_kernels']})" if a["norm"] == "fused" else f"{own}'s norm"
-        )
-        inputs = "" if a["normalize"] == "none" else f"inputs {a['normalize']}, "
-        examples = "" if self.length.examples is None else f"{self.length.examples:,} training examples, "
+        fused = f"fused_bn {e['fused_bn']} ({e['fused_bn_kernels']})"
+        norm = fused if a["norm"] == "fused" else "the framework's norm"
+        inputs = "" if a["normalize"] == "none" else f", inputs {a['normalize']}"
+        examples = "" if self.length.examples is None else f", {self.length.examples:,} training examples"
         return (
-            f"seeds: {self.seeds}, epochs: {self.length.epochs}, {examples}{inputs}"
+            f"seeds: {self.seeds}, epochs: {self.length.epochs}{examples}{inputs}\n"
             f"{a['api']} API, torch {e['torch']}, {norm}"
         )
 
     def judged(self) -> list[Judged]:
         """The claims that mean something after so much training; none before a seed is finished."""
-        shortened = self.length.epochs < self.experiment.full.epochs or self.length.examples != (
-            self.experiment.full.examples
-        )
-        claims = [claim for claim in self.experiment.claims if not (claim.needs_full and shortened)]
-        return [Judged(claim.text, claim.judge(self.curves)) for claim in claims] if self.seeds else []
+        full = self.experiment.full
+        shortened = self.length.epochs < full.epochs or self.length.examples != full.examples
+        claims = [
+            claim
+            for claim in self.experiment.claims
+            if self.seeds >= claim.needs_seeds and not (claim.needs_full and shortened)
+        ]
+        return [Judged(claim.text, claim.judge(self.curves)) for claim in claims]
 
     def write(self, path: Path) -> None:
         """Writes the JSON file: accuracies in [0, 1], seconds; a loss that is not finite is null.
@@ -90,6 +101,7 @@ class Results:
             "arguments": self.arguments,
             "length": asdict(self.length),
             "environment": self.environment,
+            "watched": self.watched,
             "variants": {
                 variant.id: {
                     "description": variant.description,
@@ -103,44 +115,45 @@ class Results:
         path.write_text(json.dumps(content, allow_nan=False) + "\n")
 
     def table(self) -> Table:
-        """One row a variant: mean and standard deviation over the seeds, the published figure in brackets."""
+        """A row a variant: mean and standard deviation over the seeds; below it the published figures."""
         table = Table(
-            caption="accuracies: mean ± standard deviation over the seeds (published)",
+            caption="accuracies: mean ± standard deviation over the seeds\n"
+            f"epoch 1: on the part {self.watched}; s: seconds a run",
             caption_justify="left",
             box=box.SIMPLE_HEAD,
+            pad_edge=False,  # fits 80 columns
         )
-        table.add_column("variant", no_wrap=True)
-        table.add_column("")
-        columns = self.columns()
-        for heading in (*columns, "s a run"):
+        table.add_column("", no_wrap=True)
+        for heading in (*self.columns(), "s"):
             table.add_column(heading, justify="right", no_wrap=True)
         for variant in self.experiment.variants:
             curves = self.curves[variant.id]
-            table.add_row(
-                variant.id,
-                variant.description,
-                *(figure(variant, column, curves) for column in columns),
-                f"{statistics.median(curve.seconds for curve in curves):.1f}",
-            )
+            seconds = statistics.median(curve.seconds for curve in curves)
+            figures = [figure(accuracies(column, curves)) for column in self.columns()]
+            table.add_row(variant.id, *figures, f"{seconds:.1f}")
+            if variant.published:
+                table.add_row("published", *self.published(variant), "", style="dim")
         return table
 
     def columns(self) -> list[str]:
-        """Of accuracies: after the first epoch, then at the end on each part."""
-        first = next(iter(self.curves.values()))[0]
-        return ["first epoch", *first.final]
+        """Of accuracies: after the first epoch on the watched part, then at the end on each part."""
+        return ["epoch 1", *next(iter(self.curves.values()))[0].final]
+
+    def published(self, variant: Variant) -> list[str]:
+        """By column; nothing where nothing was published."""
+        found = (variant.published.get(column) for column in self.columns())
+        return ["" if accuracy is None else f"{accuracy:.3f}" for accuracy in found]
 
 
 def accuracies(column: str, curves: Sequence[Curve]) -> list[float]:
     """Of all seeds, in [0, 1]."""
-    return [first_epoch(curve) if column == "first epoch" else curve.final[column] for curve in curves]
+    return [first_epoch(curve) if column == "epoch 1" else curve.final[column] for curve in curves]
 
 
-def figure(variant: Variant, column: str, curves: Sequence[Curve]) -> str:
-    """Such as "0.843 ± 0.006 (0.846)"."""
-    found = accuracies(column, curves)
-    spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
-    published = f" ({variant.published[column]:.3f})" if column in variant.published else ""
-    return f"{statistics.fmean(found):.3f}{spread}{published}"
+def figure(accuracies: Sequence[float]) -> str:
+    """Such as "0.843 ± 0.006"."""
+    spread = f" ± {statistics.stdev(accuracies):.3f}" if len(accuracies) > 1 else ""
+    return f"{statistics.fmean(accuracies):.3f}{spread}"
 
 
 def _plain(value: Any) -> Any:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 import fused_bn
+from benchmarks.environment import environment
 from benchmarks.experiments.data import Part, Split
 from benchmarks.experiments.experiment import Curve, Variant
 from benchmarks.experiments.layers import (
@@ -40,7 +41,7 @@ def train(
     epochs: int,
     batch_size: int,
     norm: str,
-    report: Callable[[], None],
+    report: Callable[[], object],
 ) -> Curve:
     """Trains the variant's network; the same seed gives the same weights and batches.
 
@@ -73,6 +74,11 @@ def train(
     curve.seconds = time.perf_counter() - start
     curve.final = {name: _accuracy(network, *part) for name, part in parts.items()}
     return curve
+
+
+def conditions() -> dict[str, Any]:
+    """What the figures depend on besides the code; modules are trained on the CPU."""
+    return environment(torch.device("cpu"))
 
 
 def model(network: Network, shape: Shape, norm: str) -> nn.Sequential:
@@ -124,7 +130,7 @@ def _norm(layer: Norm, shape: Shape, norm: str) -> list[nn.Module]:
     framework, ours = kinds[len(shape)]
     options: dict[str, Any] = {
         "eps": layer.epsilon,
-        "momentum": 1 - layer.momentum,
+        "momentum": round(1 - layer.momentum, 12),  # 1 - 0.9 is not 0.1
         "affine": layer.affine,
     }
     made: nn.modules.batchnorm._BatchNorm

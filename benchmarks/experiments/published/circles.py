@@ -1,4 +1,8 @@
-"""Two circles of points: whether a norm speeds up the training of a small net, and where it should stand."""
+"""Two circles of points: whether a norm speeds up the training of a small net, and where it should stand.
+
+That it "passes 80 %" is read from published curves; here it is the first epoch after which the accuracy on
+the test part is at least 80 %, the median over the seeds.
+"""
 
 import statistics
 

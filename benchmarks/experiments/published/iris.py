@@ -6,13 +6,14 @@ from benchmarks.experiments.layers import Adam, Dense, Layer, Norm
 
 _OPTIONS = Norm(momentum=0.95, epsilon=0.005, bias_std=0.05, weight=0.9)
 
+_UNITS = (64, 128, 128, 64, 64)
+
 
 def _network(*norms: Norm) -> list[Layer]:
-    """64-128-128-64-64-3 with ReLU; behind the first so many hidden layers but one stands a norm."""
+    """64-128-128-64-64-3 with ReLU, and a norm behind each hidden layer where there are any."""
     network: list[Layer] = []
-    for position, units in enumerate((64, 128, 128, 64, 64)):
-        network.append(Dense(units, "relu"))
-        network += norms[position : position + 1]
+    for units, norm in zip(_UNITS, norms or [None] * len(_UNITS), strict=True):
+        network += [Dense(units, "relu"), *([norm] if norm else [])]
     return [*network, Dense(3)]
 
 

@@ -39,8 +39,8 @@ EXPERIMENT = Experiment(
     claims=(
         Claim("after is ahead of none after one epoch", ahead("after", "none", first_epoch)),
         Claim("before is ahead of none after one epoch", ahead("before", "none", first_epoch)),
-        Claim("after ends ahead of none", ahead("after", "none", final("test"))),
-        Claim("before ends ahead of none", ahead("before", "none", final("test"))),
+        Claim("after ends ahead of none", ahead("after", "none", final("test")), needs_full=True),
+        Claim("before ends ahead of none", ahead("before", "none", final("test")), needs_full=True),
     ),
     panels={"": ("none", "after", "before")},
 )
