@@ -121,7 +121,8 @@ class Results:
             f"epoch 1: on the part {self.watched}; s: seconds a run",
             caption_justify="left",
             box=box.SIMPLE_HEAD,
-            pad_edge=False,  # fits 80 columns
+            pad_edge=False,
+            show_edge=False,  # then it fits 80 columns
         )
         table.add_column("", no_wrap=True)
         for heading in (*self.columns(), "s"):
