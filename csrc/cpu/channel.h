@@ -180,13 +180,6 @@ struct GradSums {
   }
 };
 
-// Of the sums that BackwardElements::add makes: wider sums are of g * x, which need no x - origin in double,
-// over so few values that even an origin of 1e6 deviations costs them a quarter of an ulp at most.
-template <class T>
-GradSums centred_sums(double grad, double products, Compute<T> origin) {
-  return {grad, kWiderSums<T> ? products - static_cast<double>(origin) * grad : products};
-}
-
 // For channels in which float sums overflowed or met inf or NaN. A finite one of the sums `known` is right,
 // and one that is NaN here stays so: the channel is not read further than it takes to know both.
 template <class T, Path path>

@@ -34,8 +34,6 @@ class ColumnNumbers {
     set(kConstant, c, factors.constant);
   }
 
-  A origin(int64_t j) const { return numbers_[kOrigin * row_ + j]; }
-
   // Of the vector of columns that begins at j. A value, whose address loops do not read again and again.
   class Reader {
    public:
@@ -81,14 +79,12 @@ class ColumnGradSums {
     for_each_stretch<T>(block, [&](const Block& stretch) {
       sums_.gather(
           stretch, [n = typename ColumnNumbers<T>::Reader(numbers)](int64_t j, auto) { return n.affine(j); },
-          [&](const Affine<Vec<A>>& a, Place place, auto lanes, Wide<T>& sum, Wide<T>& products) {
-            elements.add(place, a, lanes, sum, products);
+          [&](const Affine<Vec<A>>& a, Place place, auto lanes, Wide<T>& sum, Wide<T>& sum_centred) {
+            elements.add(place, a, lanes, sum, sum_centred);
           });
       for (size_t j = 0; j < grad_.size(); ++j) {
-        const GradSums sums =
-            centred_sums<T>(sums_.first(j), sums_.second(j), numbers.origin(static_cast<int64_t>(j)));
-        grad_[j] += sums.grad;
-        grad_centred_[j] += sums.grad_centred;
+        grad_[j] += sums_.first(j);
+        grad_centred_[j] += sums_.second(j);
       }
     });
   }

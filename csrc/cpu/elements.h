@@ -122,16 +122,17 @@ class BackwardElements {
     return activate_backward<path, A>(z, in_register<A>(load(dy_ + place.at, lanes)), activation_);
   }
 
-  // To sums of g and of its products with x, where the sums are wider, else with x - origin.
+  // To sums of g and of g * (x - origin). The difference is exact where the origin is 0, and where x is
+  // between half of it and twice, as most are of a mean of two deviations or more.
   template <class Lanes>
   FUSED_BN_INLINE void add(Place place, const Affine<V>& affine, Lanes lanes, Wide<T>& sum,
-                           Wide<T>& products) const {
+                           Wide<T>& sum_centred) const {
     const V c = centred(place, affine, lanes);
     const V g = grad(place, affine, c, lanes);
     if (path == Path::other && keeps_) keep(place.at, g, lanes);
     const Wide<T> wide = widen<T>(g);
     sum.add(wide);
-    products.add_product(wide, kWiderSums<T> ? load_wide(x_ + place.at, lanes) : widen<T>(c));
+    sum_centred.add_product(wide, widen<T>(c));
   }
 
   // In evaluation the statistics are constants.

@@ -20,6 +20,12 @@ inline bool has_long_rows(const View& view) {
   return view.layout == Layout::channels_first && view.S >= kShortRow;
 }
 
+// A matrix of so few rows costs more to set up, five numbers a column, than its full vectors save. A mask has
+// the matrix' rows.
+inline bool has_few_rows(const View& view) {
+  return view.layout == Layout::channels_first && view.N <= 16 && view.S >= 32;
+}
+
 // What a kernel writes: one tensor or two of the view's shape, and whether it reads or writes a mask.
 struct Written {
   const void* tensor;
@@ -65,7 +71,8 @@ void with_layout(const View& view, const Written& written, Body body) {
       return has_long_rows(view) ? body(RowKernels<T, path, true>{}) : body(MatrixKernels<T, path, true>{});
     }
   }
-  has_long_rows(view) ? body(RowKernels<T, path, false>{}) : body(MatrixKernels<T, path, false>{});
+  const bool rows = has_long_rows(view) || (has_few_rows(view) && !written.mask);
+  rows ? body(RowKernels<T, path, false>{}) : body(MatrixKernels<T, path, false>{});
 }
 
 inline bool has_plain_input(const ForwardParams& p) { return p.residual == nullptr && p.mask == nullptr; }

@@ -19,7 +19,7 @@
 namespace fused_bn::cpu {
 namespace {
 
-// Sums this short keep full accuracy: float, and in double of products with values far from 0.
+// Float sums this short keep full accuracy; those in double are cut for the cache alone.
 template <class T>
 constexpr int64_t kFlushRows = kWiderSums<T> ? 1024 : 128;
 constexpr int64_t kTileColumns = 512;  // at least: 100 KB of 32 rows, which stays in the second-level cache

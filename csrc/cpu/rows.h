@@ -144,14 +144,14 @@ FUSED_BN_INLINE void write_rows(const T* y, const Rows& rows, Write write) {
 template <class T, Path path>
 GradSums rows_grad_sums(const BackwardElements<T, path>& elements, const Rows& rows,
                         const Affine<Vec<Compute<T>>>& affine) {
-  Wide<T> sum[kSlots<T>] = {}, products[kSlots<T>] = {};
+  Wide<T> sum[kSlots<T>] = {}, sum_centred[kSlots<T>] = {};
   for (int64_t r = 0; r < rows.count; ++r) {
     const Place row = rows.row(r);
     for_each_vector<Compute<T>, kSlots<T>>(rows.length, [&](int64_t i, auto slot, auto lanes) {
-      elements.add(row + i, affine, lanes, sum[slot], products[slot]);
+      elements.add(row + i, affine, lanes, sum[slot], sum_centred[slot]);
     });
   }
-  return centred_sums<T>(sum_lanes(sum), sum_lanes(products), affine.origin[0]);
+  return {sum_lanes(sum), sum_lanes(sum_centred)};
 }
 
 template <class T, Path path, bool streaming>
