@@ -31,7 +31,7 @@ def write(results: Results, path: Path) -> None:
         axes.set_ylabel("accuracy")
     figure.suptitle(results.experiment.title)
     conditions = results.conditions.replace("\n", ", ")
-    figure.supxlabel(f"mean and range; {conditions}", fontsize=7, color="#555555")
+    figure.supxlabel(f"line: mean, band: range; {conditions}", fontsize=7, color="#555555")
     figure.savefig(path)
 
 
