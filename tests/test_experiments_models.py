@@ -178,36 +178,33 @@ def test_layers_begin_the_same_with_norms_and_without() -> None:
         assert all(torch.equal(weight, same[0]) for weight in same)
 
 
-def fresh_weights() -> list[tuple[str, Any, Any]]:
-    """Of each kind of layer, in PyTorch and in Keras, in Keras' order and shapes."""
-    found = []
-    cases: dict[str, tuple[Network, tuple[int, ...]]] = {
-        "dense": ([Dense(300)], (200,)),
-        "he": ([Dense(300, kernel_initializer="he_uniform")], (200,)),
-        "bias": ([Dense(300, bias=0.5)], (200,)),
-        "conv": ([Conv(64, 5)], (6, 6, 8)),
-        "lstm": ([Lstm(64)], (10, 100)),
-    }
-    for name, (network, shape) in cases.items():
-        torch.manual_seed(0)
-        keras.utils.set_random_seed(0)
-        ours = weights(torch_api.model(network, channels_first(shape), "fused")[0], None)
-        theirs = keras_api.model(network, shape, "fused").get_weights()
-        found += [(name, one, np.array(other)) for one, other in zip(ours, theirs, strict=True)]
-    return found
+LAYERS: dict[str, tuple[Network, tuple[int, ...]]] = {
+    "dense": ([Dense(300)], (200,)),
+    "he": ([Dense(300, kernel_initializer="he_uniform")], (200,)),
+    "bias": ([Dense(300, bias=0.5)], (200,)),
+    "conv": ([Conv(64, 5)], (6, 6, 8)),
+    "lstm": ([Lstm(64)], (10, 100)),
+}
+"""Networks of one layer, and the shape of an example."""
 
 
-@pytest.mark.parametrize(("name", "ours", "theirs"), fresh_weights())
-def test_layers_begin_alike_in_both_apis(name: str, ours: Any, theirs: Any) -> None:
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_begin_alike_in_both_apis(name: str) -> None:
     """Of n >= 6400 draws of a uniform distribution the deviation is within a relative 0.45 / sqrt(n) = 0.006
     (of an orthogonal matrix less), and the largest of all is nearer to its bound; five of the former."""
-    assert ours.shape == theirs.shape, name
-    if ours.ndim == 1:
-        np.testing.assert_array_equal(ours, theirs)
-    else:
-        assert ours.std() == pytest.approx(theirs.std(), rel=0.03), name
+    network, shape = LAYERS[name]
+    torch.manual_seed(0)
+    keras.utils.set_random_seed(0)
+    ours = weights(torch_api.model(network, channels_first(shape), "fused")[0], None)
+    theirs = keras_api.model(network, shape, "fused").get_weights()
+    for one, other in zip(ours, map(np.array, theirs), strict=True):
+        assert one.shape == other.shape
+        if one.ndim == 1:
+            np.testing.assert_array_equal(one, other)
+            continue
+        assert one.std() == pytest.approx(other.std(), rel=0.03)
         if name != "lstm":
-            assert np.abs(ours).max() == pytest.approx(np.abs(theirs).max(), rel=0.03), name
+            assert np.abs(one).max() == pytest.approx(np.abs(other).max(), rel=0.03)
 
 
 def test_evaluation_leaves_the_running_statistics_alone() -> None:
