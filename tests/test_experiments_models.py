@@ -11,7 +11,7 @@ from torch import nn
 
 import fused_bn
 from benchmarks.experiments import data, keras_api, torch_api
-from benchmarks.experiments.experiment import Experiment, Variant
+from benchmarks.experiments.experiment import Experiment, Training, Variant
 from benchmarks.experiments.layers import Conv, Dense, Lstm, Network, Norm, Sgd
 from benchmarks.experiments.published import EXPERIMENTS, lenet
 from benchmarks.lenet.model import lenet5
@@ -229,7 +229,7 @@ def test_training_learns_repeats_and_follows_the_frameworks_norm(api: str) -> No
     steps: list[None] = []
 
     def train(norm: str, seed: int = 0) -> Any:
-        return TRAINED[api](variant, split, seed, 3, 32, norm, lambda: steps.append(None))
+        return TRAINED[api](Training(variant, split, seed, 3, 32, norm), lambda: steps.append(None))
 
     curve, again, plain, other = train("fused"), train("fused"), train("framework"), train("fused", 1)
     assert len(steps) == 4 * 3 * 16
@@ -251,7 +251,9 @@ def test_momentum_and_rate_of_the_optimiser_arrive(api: str) -> None:
 
     def losses(optimizer: Sgd) -> list[float]:
         variant = Variant("v", "", network, optimizer)
-        found: list[float] = TRAINED[api](variant, split, 0, 4, 500, "fused", lambda: None).train_loss
+        found: list[float] = TRAINED[api](
+            Training(variant, split, 0, 4, 500, "fused"), lambda: None
+        ).train_loss
         return found
 
     still = losses(Sgd(0.0))

@@ -43,6 +43,19 @@ class Variant:
 ROUNDED = 0.0005
 """How far a published accuracy may be from what it was rounded from."""
 
+
+@dataclass(frozen=True)
+class Training:
+    """What one curve comes from; norm is "fused" for ours or "framework" for PyTorch's or Keras' own."""
+
+    variant: Variant
+    split: Split
+    seed: int
+    epochs: int
+    batch_size: int
+    norm: str
+
+
 Curves = Mapping[str, Sequence[Curve]]
 """Those of all seeds, by the variant's id."""
 

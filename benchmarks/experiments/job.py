@@ -13,7 +13,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from benchmarks import mnist, options
 from benchmarks.experiments import plots, torch_api
 from benchmarks.experiments.data import Split
-from benchmarks.experiments.experiment import Curve, Experiment, Length, Variant
+from benchmarks.experiments.experiment import Curve, Experiment, Length, Training
 from benchmarks.experiments.normalization import SCALERS, normalized
 from benchmarks.experiments.published import EXPERIMENTS
 from benchmarks.experiments.results import Results
@@ -27,16 +27,7 @@ BAR = "{desc} {percentage:3.0f}% {bar} {remaining} left"
 class Api(Protocol):
     """What the modules `torch_api` and `keras_api` have."""
 
-    def train(
-        self,
-        variant: Variant,
-        split: Split,
-        seed: int,
-        epochs: int,
-        batch_size: int,
-        norm: str,
-        report: Callable[[], object],
-    ) -> Curve: ...
+    def train(self, training: Training, report: Callable[[], object]) -> Curve: ...
 
     def conditions(self) -> dict[str, Any]: ...
 
@@ -156,9 +147,8 @@ def _run(results: Results, args: argparse.Namespace, api: Api) -> None:
             curves = {}
             for variant in experiment.variants:
                 bar.set_description_str(f"{experiment.name} {variant.id}, seed {seed}", refresh=False)
-                curves[variant.id] = api.train(
-                    variant, split, seed, length.epochs, experiment.batch_size, args.norm, bar.update
-                )
+                training = Training(variant, split, seed, length.epochs, experiment.batch_size, args.norm)
+                curves[variant.id] = api.train(training, bar.update)
             results.add(curves)
 
 

@@ -8,43 +8,22 @@ import keras
 import torch
 
 from benchmarks.environment import environment
-from benchmarks.experiments.data import Split
-from benchmarks.experiments.experiment import Curve, Variant
-from benchmarks.experiments.layers import (
-    Adam,
-    AveragePool,
-    Conv,
-    Dense,
-    Flatten,
-    Layer,
-    Lstm,
-    MaxPool,
-    Network,
-    Norm,
-    Optimizer,
-    Softmax,
-)
+from benchmarks.experiments import layers
+from benchmarks.experiments.experiment import Curve, Training
 from fused_bn.keras import BatchNormalization
 
 EVALUATION_BATCH = 1000
 
 
-def train(
-    variant: Variant,
-    split: Split,
-    seed: int,
-    epochs: int,
-    batch_size: int,
-    norm: str,
-    report: Callable[[], object],
-) -> Curve:
+def train(training: Training, report: Callable[[], object]) -> Curve:
     """As `torch_api.train`, but that layers behind a norm do not begin as they do without it.
 
-    Keras draws a new seed for each initialiser. The norm "framework" is keras.layers.BatchNormalization.
+    Keras draws a new seed for each initialiser.
     """
-    keras.utils.set_random_seed(seed)
+    variant, split = training.variant, training.split
+    keras.utils.set_random_seed(training.seed)
     examples, watched = split.train, split.parts[split.watched]
-    built = model(variant.network, examples.inputs.shape[1:], norm)
+    built = model(variant.network, examples.inputs.shape[1:], training.norm)
     binary = built.output_shape[-1] == 1
     kind = keras.losses.BinaryCrossentropy if binary else keras.losses.SparseCategoricalCrossentropy
     right = (
@@ -57,8 +36,8 @@ def train(
     history = built.fit(
         examples.inputs,
         examples.labels,
-        batch_size=batch_size,
-        epochs=epochs,
+        batch_size=training.batch_size,
+        epochs=training.epochs,
         validation_data=(watched.inputs, watched.labels),
         validation_batch_size=EVALUATION_BATCH,
         callbacks=[_Reporter(report)],
@@ -71,7 +50,7 @@ def train(
         )["accuracy"]
         for name, part in split.parts.items()
     }
-    return Curve(seed, history["loss"], history["accuracy"], history["val_accuracy"], final, seconds)
+    return Curve(training.seed, history["loss"], history["accuracy"], history["val_accuracy"], final, seconds)
 
 
 class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]
@@ -89,32 +68,32 @@ def conditions() -> dict[str, Any]:
     return {**environment(device), "keras": keras.__version__}
 
 
-def model(network: Network, shape: tuple[int, ...], norm: str) -> Any:
+def model(network: layers.Network, shape: tuple[int, ...], norm: str) -> Any:
     """The network for examples of `shape`, channels last; draws from Keras' global generator."""
     return keras.Sequential([keras.Input(shape), *(_layer(layer, norm) for layer in network)])
 
 
-def _layer(layer: Layer, norm: str) -> Any:
+def _layer(layer: layers.Layer, norm: str) -> Any:
     match layer:
-        case Dense():
+        case layers.Dense():
             return keras.layers.Dense(layer.units, **_weights(layer))
-        case Conv():
+        case layers.Conv():
             return keras.layers.Conv2D(layer.filters, layer.kernel_size, **_weights(layer))
-        case Norm():
+        case layers.Norm():
             return _norm(layer, norm)
-        case Lstm():
+        case layers.Lstm():
             return keras.layers.LSTM(layer.units)
-        case MaxPool():
+        case layers.MaxPool():
             return keras.layers.MaxPooling2D(layer.size)
-        case AveragePool():
+        case layers.AveragePool():
             return keras.layers.AveragePooling2D(layer.size)
-        case Flatten():
+        case layers.Flatten():
             return keras.layers.Flatten()
-        case Softmax():
+        case layers.Softmax():
             return keras.layers.Softmax()
 
 
-def _weights(layer: Dense | Conv) -> dict[str, Any]:
+def _weights(layer: layers.Dense | layers.Conv) -> dict[str, Any]:
     return {
         "activation": layer.activation,
         "use_bias": layer.use_bias,
@@ -123,7 +102,7 @@ def _weights(layer: Dense | Conv) -> dict[str, Any]:
     }
 
 
-def _norm(layer: Norm, norm: str) -> Any:
+def _norm(layer: layers.Norm, norm: str) -> Any:
     options: dict[str, Any] = {
         "momentum": layer.momentum,
         "epsilon": layer.epsilon,
@@ -138,7 +117,7 @@ def _norm(layer: Norm, norm: str) -> Any:
     return BatchNormalization(**options, activation=layer.activation)
 
 
-def _optimizer(wanted: Optimizer) -> Any:
-    if isinstance(wanted, Adam):
+def _optimizer(wanted: layers.Optimizer) -> Any:
+    if isinstance(wanted, layers.Adam):
         return keras.optimizers.Adam(wanted.learning_rate, epsilon=wanted.epsilon)
     return keras.optimizers.SGD(wanted.learning_rate, momentum=wanted.momentum)

@@ -11,55 +11,32 @@ from torch.nn.utils import skip_init
 
 import fused_bn
 from benchmarks.environment import environment
-from benchmarks.experiments.data import Part, Split
-from benchmarks.experiments.experiment import Curve, Variant
-from benchmarks.experiments.layers import (
-    Activation,
-    Adam,
-    AveragePool,
-    Conv,
-    Dense,
-    Flatten,
-    Layer,
-    Lstm,
-    MaxPool,
-    Network,
-    Norm,
-    Optimizer,
-    Softmax,
-)
+from benchmarks.experiments import layers
+from benchmarks.experiments.data import Part
+from benchmarks.experiments.experiment import Curve, Training
 
 EVALUATION_BATCH = 1000
 
 Shape = tuple[int, ...]  # of one example, channels first
 
 
-def train(
-    variant: Variant,
-    split: Split,
-    seed: int,
-    epochs: int,
-    batch_size: int,
-    norm: str,
-    report: Callable[[], object],
-) -> Curve:
+def train(training: Training, report: Callable[[], object]) -> Curve:
     """Trains the variant's network; the same seed gives the same weights and batches.
 
-    Args:
-        norm: "fused" for ours, "framework" for nn.BatchNorm1d and 2d.
-        report: called after each step.
+    `report` is called after each step.
     """
-    torch.manual_seed(seed)
+    variant, split = training.variant, training.split
+    torch.manual_seed(training.seed)
     parts = {name: _tensors(part) for name, part in split.parts.items()}
     images, labels = parts["train"]
-    network = model(variant.network, tuple(images.shape[1:]), norm)
+    network = model(variant.network, tuple(images.shape[1:]), training.norm)
     optimizer = _optimizer(variant.optimizer, network)
-    curve = Curve(seed)
+    curve = Curve(training.seed)
     start = time.perf_counter()
-    for _ in range(epochs):
+    for _ in range(training.epochs):
         network.train()
         sums = torch.zeros(2, dtype=torch.float64)  # of losses and of right answers
-        for inputs, wanted in _batches(images, labels, batch_size):
+        for inputs, wanted in _batches(images, labels, training.batch_size):
             optimizer.zero_grad(set_to_none=True)
             logits = network(inputs)
             loss = _loss(logits, wanted)
@@ -81,7 +58,7 @@ def conditions() -> dict[str, Any]:
     return environment(torch.device("cpu"))
 
 
-def model(network: Network, shape: Shape, norm: str) -> nn.Sequential:
+def model(network: layers.Network, shape: Shape, norm: str) -> nn.Sequential:
     """The network for examples of `shape`, channels first; draws from torch's global generator."""
     built = nn.Sequential()
     for layer in network:
@@ -92,31 +69,31 @@ def model(network: Network, shape: Shape, norm: str) -> nn.Sequential:
     return built
 
 
-def _modules(layer: Layer, shape: Shape, norm: str) -> list[nn.Module]:
+def _modules(layer: layers.Layer, shape: Shape, norm: str) -> list[nn.Module]:
     match layer:
-        case Dense():
+        case layers.Dense():
             linear = skip_init(nn.Linear, shape[0], layer.units, bias=layer.use_bias)
             return [_initialised(linear, layer), *_activation(layer.activation)]
-        case Conv():
+        case layers.Conv():
             convolution = skip_init(
                 nn.Conv2d, shape[0], layer.filters, layer.kernel_size, bias=layer.use_bias
             )
             return [_initialised(convolution, layer), *_activation(layer.activation)]
-        case Norm():
+        case layers.Norm():
             return _norm(layer, shape, norm)
-        case Lstm():
+        case layers.Lstm():
             return [_LastOutput(shape[-1], layer.units)]
-        case MaxPool():
+        case layers.MaxPool():
             return [nn.MaxPool2d(layer.size)]
-        case AveragePool():
+        case layers.AveragePool():
             return [nn.AvgPool2d(layer.size)]
-        case Flatten():
+        case layers.Flatten():
             return [nn.Flatten()]
-        case Softmax():
+        case layers.Softmax():
             return [nn.Softmax(dim=1)]
 
 
-def _initialised(module: Any, layer: Dense | Conv) -> nn.Module:
+def _initialised(module: Any, layer: layers.Dense | layers.Conv) -> nn.Module:
     """Draws as much with a bias as without, so that a seed gives the same weights."""
     he = layer.kernel_initializer == "he_uniform"
     (nn.init.kaiming_uniform_ if he else nn.init.xavier_uniform_)(module.weight)
@@ -125,7 +102,7 @@ def _initialised(module: Any, layer: Dense | Conv) -> nn.Module:
     return module
 
 
-def _norm(layer: Norm, shape: Shape, norm: str) -> list[nn.Module]:
+def _norm(layer: layers.Norm, shape: Shape, norm: str) -> list[nn.Module]:
     kinds = {1: (nn.BatchNorm1d, fused_bn.BatchNorm1d), 3: (nn.BatchNorm2d, fused_bn.BatchNorm2d)}
     framework, ours = kinds[len(shape)]
     options: dict[str, Any] = {
@@ -146,7 +123,7 @@ def _norm(layer: Norm, shape: Shape, norm: str) -> list[nn.Module]:
     return [made, *behind]
 
 
-def _activation(name: Activation) -> list[nn.Module]:
+def _activation(name: layers.Activation) -> list[nn.Module]:
     match name:
         case "linear":
             return []
@@ -177,8 +154,8 @@ class _LastOutput(nn.Module):
         return outputs[:, -1]
 
 
-def _optimizer(wanted: Optimizer, network: nn.Module) -> torch.optim.Optimizer:
-    if isinstance(wanted, Adam):
+def _optimizer(wanted: layers.Optimizer, network: nn.Module) -> torch.optim.Optimizer:
+    if isinstance(wanted, layers.Adam):
         return torch.optim.Adam(network.parameters(), lr=wanted.learning_rate, eps=wanted.epsilon)
     return torch.optim.SGD(network.parameters(), lr=wanted.learning_rate, momentum=wanted.momentum)
 
