@@ -89,7 +89,7 @@ keras: build/extension ## model.fit of Keras 3 with its layer and with ours
 	$(run) -m benchmarks.keras $(ARGS)
 
 .PHONY: compare
-compare: build/extension ## this working tree's speed beside another revision's (BASE=main; without, the commit before)
+compare: build/extension ## this working tree's speed beside another revision's (BASE=main; without, the one before the last change)
 	@$(require) setuptools ninja numpy rich tqdm
 	$(run) -m benchmarks.compare $(or $(BASE),--against-main) $(ARGS)
 

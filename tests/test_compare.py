@@ -253,7 +253,13 @@ def test_ctrl_c_keeps_what_was_measured(
             "not track it: fused_bn/new.py",
             id="nothing that changes speed",
         ),
-        pytest.param({}, {}, "Nothing is compared: there is no commit before HEAD", "", id="no history"),
+        pytest.param(
+            {},
+            {},
+            "Nothing is compared: there is nothing before the last change of sources",
+            "",
+            id="no history",
+        ),
     ],
 )
 def test_nothing_to_compare_is_no_error(
@@ -268,6 +274,7 @@ def test_nothing_to_compare_is_no_error(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if changed:
+        repository.git("update-ref", "refs/remotes/origin/main", "HEAD")
         commit(repository, changed)
     write(repository.root, untracked)
     assert job.main(["--against-main"], repository.root) == 0

@@ -108,13 +108,18 @@ def test_before_the_first_commit_there_is_nothing(repository: Repository) -> Non
 
 
 def test_before(repository: Repository) -> None:
-    """The commit before HEAD; where HEAD has left origin/main, the last one they share; what is asked for."""
+    """That before the last change of sources; where HEAD has left origin/main, the last one they share; what
+    is asked for."""
     first = repository.git("rev-parse", "HEAD")
     second = commit(repository, {"csrc/kernel.cpp": "second"})
     third = commit(repository, {"csrc/kernel.cpp": "third"})
     assert repository.before({}).commit == second
-    repository.git("update-ref", "refs/remotes/origin/main", third)
+    fourth = commit(repository, {"README.md": "about it"})
     assert repository.before({}).commit == second
+    repository.git("update-ref", "refs/remotes/origin/main", fourth)
+    assert repository.before({}).commit == second
+    repository.git("update-ref", "refs/remotes/origin/main", third)
+    assert repository.before({}).commit == third
     repository.git("update-ref", "refs/remotes/origin/main", first)
     assert repository.before({}).commit == first
     assert repository.before({"FUSED_BN_BASE": second}).commit == second

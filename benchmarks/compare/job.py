@@ -40,8 +40,8 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--against-main",
         action="store_true",
-        help="instead of BASE: $FUSED_BN_BASE, else where HEAD left origin/main, else the commit before "
-        "HEAD; exit code 0 where there is none",
+        help="instead of BASE: $FUSED_BN_BASE, else where HEAD left origin/main, else the commit before the "
+        "last change of sources; exit code 0 where there is none",
     )
     parser.add_argument(
         "--always", action="store_true", help="times them although no source differs: base against itself"

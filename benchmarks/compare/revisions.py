@@ -78,7 +78,8 @@ class Repository:
     def before(self, env: Mapping[str, str] = os.environ) -> Revision:
         """What HEAD is to be compared with where nobody says it; raises NoHistoryError.
 
-        $FUSED_BN_BASE, else where HEAD left origin/main, else (it is origin/main) the commit before HEAD.
+        $FUSED_BN_BASE, else where HEAD left origin/main, else (it is origin/main) the commit before the last
+        one that changed sources: main may have moved by several commits since somebody looked.
         """
         if env.get(BASE_VARIABLE):
             return self.revision(env[BASE_VARIABLE])
@@ -90,8 +91,9 @@ class Repository:
         except RevisionError:
             pass  # no such remote, or nothing in common
         try:
-            return self.revision("HEAD~1")
+            last = self.git("log", "-1", "--format=%H", "HEAD", "--", *SOURCES)
+            return self.revision(f"{last[:10]}~1" if last else "HEAD~1")
         except RevisionError:
             raise NoHistoryError(
-                f"there is no commit before HEAD to compare with (a shallow clone?): set {BASE_VARIABLE}"
+                f"there is nothing before the last change of sources (a shallow clone?): set {BASE_VARIABLE}"
             ) from None
