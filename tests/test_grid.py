@@ -194,10 +194,16 @@ def test_a_replay_that_computes_nothing_fails(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_call_that_computes_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that eager's result has left would hold the right values."""
+    """Though it be handed the very memory that eager's last result has left."""
     contest = Contest(CASE, CPU)
     slots = contest.slots("forward")
-    lazy = {**slots, "ours": lambda: (torch.empty_like(contest.input),)}
+    left: list[Tensor] = []
+
+    def eager() -> tuple[Tensor, ...]:
+        left[:] = slots["eager"]()
+        return tuple(left)
+
+    lazy = {**slots, "eager": eager, "ours": lambda: tuple(left)}
     monkeypatch.setattr(contest, "slots", lambda _: lazy)
     measured = group.measure(cell("forward"), contest, SHORT)
     assert "output is not eager's" in measured.errors["ours"]

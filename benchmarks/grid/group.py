@@ -15,7 +15,7 @@ from benchmarks import timing
 from benchmarks.contest import Contest, Slot, WrongResultError
 from benchmarks.gpu.captured import own_stream
 from benchmarks.grid.cells import Cell
-from benchmarks.grid.cold import ColdSlot, sets_of
+from benchmarks.grid.cold import ColdSlot, sets_of, wipe
 from benchmarks.history import RowSpeed, Speed
 from benchmarks.memory import peak_bytes
 
@@ -135,18 +135,23 @@ class Check:
 
     def __init__(self, direction: str, contest: Contest, eager: Slot) -> None:
         self.direction, self.contest = direction, contest
-        self.expected = tuple(result.detach().clone() for result in eager())
+        results = eager()
+        self.expected = tuple(result.detach().clone() for result in results)
+        wipe(results)
 
     def __call__(self, row: str, results: tuple[Tensor, ...]) -> None:
-        if row != "copy":
-            self.contest.check_results(row, self.direction, results, self.expected)
-        elif not torch.equal(results[0], self.contest.input):
-            raise WrongResultError("copy: is not the input")
+        """Leaves NaN in the results, or the next row might be handed memory that holds the right ones."""
+        try:
+            if row != "copy":
+                self.contest.check_results(row, self.direction, results, self.expected)
+            elif not torch.equal(results[0], self.contest.input):
+                raise WrongResultError("copy: is not the input")
+        finally:
+            wipe(results)
 
     def poison(self) -> None:
         """Leaves NaN where the allocator will put results: a kernel that never ran leaves them there."""
-        for tensor in [torch.full_like(result, math.nan) for result in self.expected]:
-            del tensor
+        wipe([torch.empty_like(result) for result in self.expected])
 
 
 def _check(row: str, made: Runnable, checks: Sequence[Check]) -> None:
@@ -156,7 +161,7 @@ def _check(row: str, made: Runnable, checks: Sequence[Check]) -> None:
             check(row, made.over_nan(position))
         return
     if row == "copy":
-        made()[0].fill_(math.nan)
+        wipe(made())
     checks[0].poison()
     checks[0](row, made())
 
