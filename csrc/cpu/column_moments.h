@@ -24,6 +24,7 @@ void add_deviations(ColumnSums<T>& sums, const Compute<T>* pivot, const T* x, co
   sums.gather(
       block, [=](int64_t j, auto lanes) { return load(pivot + j, lanes); },
       [=](Vec<Compute<T>> k, Place place, auto lanes, Wide<T>& sum, Wide<T>& squares) {
+        fetch_next_rows(x, place, block);
         const Wide<T> d = load_wide(x + place.at, lanes) - widen<T>(k);
         sum.add(d);
         squares.add_product(d, d);
@@ -121,6 +122,7 @@ class PlainColumns {
     sums_.gather(
         block_, [](int64_t, auto) { return 0; },
         [&](int, Place place, auto lanes, Wide<T>& sum, Wide<T>& squares) {
+          fetch_next_rows(x, place, block_);
           const Wide<T> value = load_wide(x + place.at, lanes);
           sum.add(value);
           squares.add_product(value, value);

@@ -27,7 +27,15 @@ class AlignedRow {
   A* data_;
 };
 
-constexpr int kRowsAtOnce = 8;  // read side by side, as streams that the prefetchers can follow
+// Read side by side. Of 8 rows backward of 8x256x56x56 took 1.08 times as long (Zen 5), of 32 the same time.
+constexpr int kRowsAtOnce = 16;
+
+// Fetches what lies so many rows on: prefetchers follow no piece of a row into the next row's. Of tensors
+// that are in no cache, moments took 0.88 of the time; backward, which reads two, took the same.
+template <class T>
+FUSED_BN_INLINE void fetch_next_rows(const T* x, Place place, const Block& block) {
+  __builtin_prefetch(x + place.at + kRowsAtOnce * block.stride.at);
+}
 
 // How many vectors of columns pass side by side: as many as have their sums in registers, of which AVX-512
 // has 32 and the others 16.
