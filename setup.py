@@ -28,7 +28,17 @@ DEFAULT_ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
 
 # -ffp-contract=off: backward recomputes the ReLU mask of forward, which must agree bit for bit, so the
 # compiler may not choose between a fused and a separate multiply-add. -g0: Python's own flags may hold -g.
-COMMON_FLAGS = ["-std=c++17", "-Wall", "-Wextra", "-ffp-contract=off", "-fvisibility=hidden"]
+# -fno-math-errno, -fno-trapping-math: who would set errno or an exception's flag for each element makes no
+# vectors of loops with square roots and selections.
+COMMON_FLAGS = [
+    "-std=c++17",
+    "-Wall",
+    "-Wextra",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+]
 RELEASE_FLAGS = ["-O3", "-g0"]
 # Without vptr and null, which the address sanitizer's report of the crash covers, torch's headers compile in
 # two thirds of the time.

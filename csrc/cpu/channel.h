@@ -1,4 +1,5 @@
-// What happens once a channel: parameters in, statistics and running statistics out. Both layouts use it.
+// What happens once a channel: parameters in, statistics and running statistics out. Both layouts use it; for
+// many channels at once see channels.h.
 #pragma once
 
 #include <cmath>
@@ -89,6 +90,11 @@ struct Statistics {
   Statistics(void* data, int64_t C)
       : mean_hi(static_cast<A*>(data)), mean_lo(mean_hi + C), invstd(mean_lo + C) {}
 
+  Statistics(A* mean_hi_, A* mean_lo_, A* invstd_) : mean_hi(mean_hi_), mean_lo(mean_lo_), invstd(invstd_) {}
+
+  // Of channels from c on.
+  Statistics from(int64_t c) const { return {mean_hi + c, mean_lo + c, invstd + c}; }
+
   // Whether the mean is taken off first. Of float32 one of up to two standard deviations is left to the
   // shift: either rounds once, x - mean or the shift; largest errors of z in ulps, taken off and left, of
   // N(r, 1) inputs: r = 0: 2.0, 1.9; 1: 2.4, 2.1; 2: 2.2, 2.4; 4: 1.8, 2.8. The sums of the other types are
@@ -103,20 +109,33 @@ struct Statistics {
     return centres(c) ? left : left + static_cast<double>(mean_hi[c]);
   }
 
+  Affine<A> affine(int64_t c, double weight, double bias) const {
+    const A scale = static_cast<A>(weight) * invstd[c];
+    const double moved = std::fma(-rest(c), static_cast<double>(scale), bias);
+    return {centres(c) ? mean_hi[c] : A{0}, scale, static_cast<A>(std::isfinite(scale) ? moved : bias)};
+  }
   Affine<A> affine(int64_t c, const ChannelVector& weight, const ChannelVector& bias) const {
-    const A scale = static_cast<A>(read(weight, c, 1.0)) * invstd[c];
-    double shift = read(bias, c, 0.0);
-    if (std::isfinite(scale)) shift = std::fma(-rest(c), static_cast<double>(scale), shift);
-    return {centres(c) ? mean_hi[c] : A{0}, scale, static_cast<A>(shift)};
+    return affine(c, read(weight, c, 1.0), read(bias, c, 0.0));
+  }
+
+  // The sum of g * xhat, from those of g, the gradient behind the activation, and of g * (x - origin).
+  double grad_xhat(int64_t c, double grad, double grad_centred) const {
+    return (grad_centred - rest(c) * grad) * invstd[c];
+  }
+  // From the sums of g and of g * xhat over so many values.
+  GradFactors<A> grad_factors(int64_t c, double grad, double grad_xhat, double count) const {
+    const double slope = -grad_xhat / count * static_cast<double>(invstd[c]);
+    return {static_cast<A>(slope), static_cast<A>(-rest(c) * slope - grad / count)};
   }
 };
 
 template <class T>
 void save(const Statistics<T>& statistics, int64_t c, double mean, double variance, double eps) {
   using A = Compute<T>;
-  statistics.mean_hi[c] = static_cast<A>(mean);
-  statistics.mean_lo[c] =
-      std::isinf(mean) ? A{0} : static_cast<A>(mean - static_cast<double>(statistics.mean_hi[c]));
+  const A mean_hi = static_cast<A>(mean);
+  const A mean_lo = static_cast<A>(mean - static_cast<double>(mean_hi));
+  statistics.mean_hi[c] = mean_hi;
+  statistics.mean_lo[c] = std::isinf(mean) ? A{0} : mean_lo;
   statistics.invstd[c] = static_cast<A>(1.0 / std::sqrt(variance + eps));
 }
 
@@ -153,14 +172,17 @@ Moments exact_moments(const ForwardParams& p, int64_t c) {
   return {count, mean, sum([=](double value) { return (value - mean) * (value - mean); })};
 }
 
+inline double blended(double running, double momentum, double of_batch) {
+  return (1 - momentum) * running + momentum * of_batch;
+}
+
 // Saves a channel's batch statistics and blends them into the running ones.
 template <class T, class Params>
 void save_and_blend(const Params& p, const Statistics<T>& statistics, int64_t c, const Moments& moments,
                     double divisor) {
   save(statistics, c, moments.mean, moments.m2 / moments.count, p.eps);
-  const double keep = 1 - p.momentum;
-  write(p.running_mean, c, keep * read(p.running_mean, c, 0) + p.momentum * moments.mean);
-  write(p.running_var, c, keep * read(p.running_var, c, 0) + p.momentum * (moments.m2 / divisor));
+  write(p.running_mean, c, blended(read(p.running_mean, c, 0), p.momentum, moments.mean));
+  write(p.running_var, c, blended(read(p.running_var, c, 0), p.momentum, moments.m2 / divisor));
 }
 
 template <class T>
@@ -203,25 +225,30 @@ GradSums exact_grad_sums(const BackwardParams& p, int64_t c, const Affine<Comput
   return sums;
 }
 
+template <class T, Path path>
+GradSums exact_where_needed(const BackwardParams& p, int64_t c, const BitRows& bits, const GradSums& sums) {
+  if (std::isfinite(sums.grad + sums.grad_centred)) return sums;
+  const Statistics<T> statistics(const_cast<void*>(p.statistics), p.view.C);
+  return exact_grad_sums<T, path>(p, c, statistics.affine(c, p.weight, p.bias), bits, sums);
+}
+
+// Of a channel.
+inline double values_summed(const BackwardParams& p) {
+  return p.total == nullptr ? static_cast<double>(p.view.values_per_channel()) : *p.total_count;
+}
+
 // Writes a channel's parameter gradients and returns what its input gradient needs.
 template <class T, Path path>
 GradFactors<Compute<T>> finish_grad_channel(const BackwardParams& p, int64_t c, const BitRows& bits,
                                             GradSums sums) {
-  using A = Compute<T>;
   const Statistics<T> statistics(const_cast<void*>(p.statistics), p.view.C);
-  if (p.total == nullptr && !std::isfinite(sums.grad + sums.grad_centred)) {
-    sums = exact_grad_sums<T, path>(p, c, statistics.affine(c, p.weight, p.bias), bits, sums);
-  }
-  const int64_t C = p.view.C;
-  const double invstd = statistics.invstd[c], rest = statistics.rest(c);
+  if (p.total == nullptr) sums = exact_where_needed<T, path>(p, c, bits, sums);
   const double grad = p.total == nullptr ? sums.grad : p.total[c];
   const double grad_xhat =
-      p.total == nullptr ? (sums.grad_centred - rest * sums.grad) * invstd : p.total[C + c];
+      p.total == nullptr ? statistics.grad_xhat(c, sums.grad, sums.grad_centred) : p.total[p.view.C + c];
   write(p.grad_weight, c, grad_xhat);
   write(p.grad_bias, c, grad);
-  const double count = p.total == nullptr ? static_cast<double>(p.view.values_per_channel()) : *p.total_count;
-  const double slope = -grad_xhat / count * invstd;
-  return {static_cast<A>(slope), static_cast<A>(-rest * slope - grad / count)};
+  return statistics.grad_factors(c, grad, grad_xhat, values_summed(p));
 }
 
 }  // namespace

@@ -50,7 +50,7 @@ class ColumnMoments {
     });
     gather(x, sample);
     const double each = 1.0 / static_cast<double>(sample.rows);
-    for (int64_t j = 0; j < block.columns; ++j) pivot_[j] += static_cast<A>(sums_.first(j) * each);
+    for (int64_t j = 0; j < block.columns; ++j) pivot_[j] += static_cast<A>(sums_.first()[j] * each);
     for_each_stretch<T>(block, [&](const Block& stretch) {
       gather(x, stretch);
       flush(static_cast<double>(stretch.rows));
@@ -88,9 +88,9 @@ class ColumnMoments {
     const double inverse = 1 / rows, share = rows / (count_ + rows), between = count_ * share;
     const bool first = count_ == 0;
     for (size_t j = 0; j < mean_.size(); ++j) {
-      const double sum = sums_.first(j);
+      const double sum = sums_.first()[j];
       const double mean = static_cast<double>(pivot_[j]) + sum * inverse;
-      const double m2 = std::max(sums_.second(j) - sum * (sum * inverse), 0.0);
+      const double m2 = std::max(sums_.second()[j] - sum * (sum * inverse), 0.0);
       const double before = first ? mean : mean_[j];
       const double delta = mean - before;
       mean_[j] = before + delta * share;
@@ -114,7 +114,7 @@ class PlainColumns {
 
  public:
   PlainColumns(const Matrix& m, int64_t tile, const Block& block)
-      : matrix_(m), tile_(tile), block_(block), sums_(block.columns), pivot_(block.columns) {}
+      : matrix_(m), tile_(tile), block_(block), sums_(block.columns) {}
 
   TileMoments moments(const T* x) && {
     TileMoments result(matrix_.channels(tile_));
@@ -127,43 +127,40 @@ class PlainColumns {
           sum.add(value);
           squares.add_product(value, value);
         });
-    if (!collect(result, [](int64_t) { return 0; })) return result;
-    for (int64_t c = 0; c < matrix_.channels(tile_); ++c) {
-      const ChannelColumns columns = matrix_.channel(tile_, c, block_.columns);
-      for (int64_t i = 0; i < columns.count; ++i) pivot_[columns.at(i)] = static_cast<A>(result.mean[c]);
-    }
-    add_deviations(sums_, pivot_.data(), x, block_);
-    collect(result, [&](int64_t j) { return pivot_[j]; });
+    if (!collect(result)) return result;
+    AlignedRow<A> pivot(std::max(block_.columns, matrix_.columns(tile_)));
+    for (size_t c = 0; c < result.mean.size(); ++c) pivot[c] = static_cast<A>(result.mean[c]);
+    std::copy_n(pivot.data(), result.mean.size(), result.mean.begin());
+    matrix_.spread(tile_, pivot.data());
+    add_deviations(sums_, pivot.data(), x, block_);
+    collect(result);
     return result;
   }
 
  private:
-  // Returns whether any channel's sums cancel.
-  template <class Pivot>
-  bool collect(TileMoments& result, Pivot pivot) const {
-    bool any = false;
-    for (int64_t c = 0; c < matrix_.channels(tile_); ++c) {
-      const ChannelColumns columns = matrix_.channel(tile_, c, block_.columns);
-      double sum = 0, squares = 0;
-      for (int64_t i = 0; i < columns.count; ++i) {
-        sum += sums_.first(columns.at(i));
-        squares += sums_.second(columns.at(i));
-      }
-      const Moments moments =
-          moments_of(static_cast<double>(block_.rows * columns.count), pivot(columns.first), sum, squares);
-      any = any || cancels(moments);
-      result.count = moments.count;
-      result.mean[c] = moments.mean;
-      result.m2[c] = std::max(moments.m2, 0.0);
+  // From the sums of what lies above each channel's pivot, which its mean holds. Returns whether any cancel.
+  bool collect(TileMoments& result) const {
+    const auto channels = static_cast<int64_t>(result.mean.size());
+    result.count = static_cast<double>(block_.rows * (block_.columns / channels));
+    std::vector<double> sum(channels), squares(channels);
+    matrix_.fold(tile_, block_.columns, sums_.first(), sum.data());
+    matrix_.fold(tile_, block_.columns, sums_.second(), squares.data());
+    double *const mean = result.mean.data(), *const m2 = result.m2.data();
+    const double count = result.count;
+    int64_t any = 0;  // as wide as the values, or the loop becomes no vectors
+    for (int64_t c = 0; c < channels; ++c) {
+      const Moments moments = moments_of(count, mean[c], sum[c], squares[c]);
+      any |= cancels(moments);
+      mean[c] = moments.mean;
+      m2[c] = std::max(moments.m2, 0.0);
     }
-    return any;
+    return any != 0;
   }
 
   const Matrix& matrix_;
   int64_t tile_;
   Block block_;
   ColumnSums<T> sums_;
-  AlignedRow<A> pivot_;
 };
 
 }  // namespace

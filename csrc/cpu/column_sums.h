@@ -95,8 +95,8 @@ class ColumnSums {
     }
   }
 
-  double first(int64_t j) const { return first_[j]; }
-  double second(int64_t j) const { return second_[j]; }
+  const SumType<T>* first() const { return first_.data(); }
+  const SumType<T>* second() const { return second_.data(); }
 
  private:
   static int64_t whole(int64_t columns) { return divide_up(columns, kLanes<A>) * kLanes<A>; }

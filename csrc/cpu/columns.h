@@ -1,7 +1,7 @@
 // What backward sums of every column of a matrix, see matrix.h, and the numbers of each column's channel.
 #pragma once
 
-#include "cpu/channel.h"
+#include "cpu/channels.h"
 #include "cpu/column_sums.h"
 
 namespace fused_bn::cpu {
@@ -18,20 +18,18 @@ class ColumnNumbers {
                 const ChannelVector& bias)
       : matrix_(m),
         tile_(tile),
-        columns_(m.columns(tile)),
-        row_(divide_up(columns_, kLanes<A>) * kLanes<A>),
+        row_(divide_up(m.columns(tile), kLanes<A>) * kLanes<A>),
         numbers_(kFields * row_) {
-    for (int64_t c = 0; c < m.channels(tile); ++c) {
-      const Affine<A> affine = statistics.affine(m.first_channel(tile) + c, weight, bias);
-      set(kOrigin, c, affine.origin);
-      set(kScale, c, affine.scale);
-      set(kShift, c, affine.shift);
-    }
+    affine_channels(statistics, weight, bias, m.first_channel(tile), m.channels(tile), row(kOrigin),
+                    row(kScale), row(kShift));
+    for (const Field field : {kOrigin, kScale, kShift}) m.spread(tile, row(field));
   }
 
-  void set_factors(int64_t c, const GradFactors<A>& factors) {
-    set(kSlope, c, factors.slope);
-    set(kConstant, c, factors.constant);
+  // Of the tile's channels, to be written before spread_factors.
+  A* slopes() { return row(kSlope); }
+  A* constants() { return row(kConstant); }
+  void spread_factors() {
+    for (const Field field : {kSlope, kConstant}) matrix_.spread(tile_, row(field));
   }
 
   // Of the vector of columns that begins at j. A value, whose address loops do not read again and again.
@@ -56,15 +54,23 @@ class ColumnNumbers {
   };
 
  private:
-  void set(Field field, int64_t c, A value) {
-    const ChannelColumns columns = matrix_.channel(tile_, c, columns_);
-    A* numbers = numbers_.data() + field * row_ + columns.first;
-    for (int64_t i = 0; i < columns.count; ++i) numbers[i * columns.step] = value;
-  }
+  A* row(Field field) { return numbers_.data() + field * row_; }
 
   const Matrix& matrix_;
-  int64_t tile_, columns_, row_;
+  int64_t tile_, row_;
   AlignedRow<A> numbers_;
+};
+
+// The two sums of backward of a tile's channels.
+struct TileGradSums {
+  std::vector<double> grad, grad_centred;
+
+  explicit TileGradSums(int64_t channels = 0) : grad(channels), grad_centred(channels) {}
+
+  void add(const TileGradSums& other) {
+    for (size_t c = 0; c < grad.size(); ++c) grad[c] += other.grad[c];
+    for (size_t c = 0; c < grad.size(); ++c) grad_centred[c] += other.grad_centred[c];
+  }
 };
 
 // The two sums of backward of every column, gathered over a few rows, then kept in double.
@@ -83,15 +89,18 @@ class ColumnGradSums {
             elements.add(place, a, lanes, sum, sum_centred);
           });
       for (size_t j = 0; j < grad_.size(); ++j) {
-        grad_[j] += sums_.first(j);
-        grad_centred_[j] += sums_.second(j);
+        grad_[j] += sums_.first()[j];
+        grad_centred_[j] += sums_.second()[j];
       }
     });
   }
 
-  GradSums channel(const ChannelColumns& c) const {
-    GradSums sums;
-    for (int64_t i = 0; i < c.count; ++i) sums.add({grad_[c.at(i)], grad_centred_[c.at(i)]});
+  // Of the channels of a tile, in a block of so many columns.
+  TileGradSums channels(const Matrix& m, int64_t tile) const {
+    TileGradSums sums(m.channels(tile));
+    const auto columns = static_cast<int64_t>(grad_.size());
+    m.fold(tile, columns, grad_.data(), sums.grad.data());
+    m.fold(tile, columns, grad_centred_.data(), sums.grad_centred.data());
     return sums;
   }
 

@@ -24,6 +24,9 @@ template <class T>
 constexpr int64_t kFlushRows = kWiderSums<T> ? 1024 : 128;
 constexpr int64_t kTileColumns = 512;  // at least: 100 KB of 32 rows, which stays in the second-level cache
 
+// Of fewer rows there is one part.
+constexpr int64_t kFewRows = 128;
+
 // A rectangle of the matrix: rows of neighbouring columns, strides apart.
 struct Block {
   Place first;
@@ -63,6 +66,7 @@ class Matrix {
       stride_ = view.C * pixels_;
       short_row_ = view.elements() % stride_;
       rows_ /= pixels_;
+      if (rows_ < kFewRows && pixels_ == 1) tile_channels_ = std::min(kTileColumns, view.C);
     }
     const int64_t values = view.elements() / tiles();
     const int64_t most = std::min({values / 16384, rows_ / 64, int64_t{64}});
@@ -85,6 +89,32 @@ class Matrix {
     if (part == full_parts_) return {at_row(rows_), 1, short_row_, stride};
     const int64_t first = rows_ * part / full_parts_;
     return {at_row(first) + origin, rows_ * (part + 1) / full_parts_ - first, columns(tile), stride};
+  }
+
+  // The sums of each channel's columns, of the tile's row of so many.
+  template <class A>
+  void fold(int64_t tile, int64_t columns, const A* row, double* sums) const {
+    const int64_t count = channels(tile);
+    if (view_.layout == Layout::channels_first) {
+      for (int64_t c = 0; c < count; ++c)
+        sums[c] = std::accumulate(row + c * view_.S, row + (c + 1) * view_.S, 0.0);
+      return;
+    }
+    for (int64_t c = 0; c < count; ++c) sums[c] = row[c];
+    for (int64_t pixel = count; pixel < columns; pixel += count) {
+      for (int64_t c = 0; c < count; ++c) sums[c] += row[pixel + c];
+    }
+  }
+
+  // The numbers of the tile's channels, with which the row begins, to all columns of each.
+  template <class A>
+  void spread(int64_t tile, A* row) const {
+    const int64_t count = channels(tile);
+    if (view_.layout == Layout::channels_first) {
+      for (int64_t c = count - 1; c >= 0; --c) std::fill_n(row + c * view_.S, view_.S, A{row[c]});
+    } else {
+      for (int64_t pixel = 1; pixel < pixels_; ++pixel) std::copy_n(row, count, row + pixel * count);
+    }
   }
 
   // Channel c of the tile, in a block of so many columns.

@@ -25,16 +25,6 @@ inline TileMoments merge_parts(const TileMoments* parts, int64_t count) {
   return total;
 }
 
-// Runs body(c) for a tile's channels, on all threads where there are many: one thread takes about 50 ns each.
-template <class Body>
-void for_each_channel(const Matrix& m, int64_t tile, const Execution& execution, Body body) {
-  const auto range = [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c) body(c);
-  };
-  const int64_t channels = m.channels(tile);
-  channels < 256 ? range(0, channels) : execution.parallel_for(channels, range);
-}
-
 // Runs write(j, place, lanes) for every element of a block, a row after the other: where rows are a multiple
 // of 4 KiB apart, a load from the next row would wait for the store to this one, which looks like its
 // address.
@@ -67,10 +57,9 @@ struct MatrixKernels {
         },
         [&](int64_t tile, const TileMoments* parts) {
           if (p.training) {
-            const TileMoments total = merge_parts(parts, m.parts());
-            for_each_channel(m, tile, p.execution, [&](int64_t c) {
-              finish_channel<T>(p, m.first_channel(tile) + c, {total.count, total.mean[c], total.m2[c]});
-            });
+            TileMoments total = merge_parts(parts, m.parts());
+            finish_channels<T>(p, m.first_channel(tile), m.channels(tile), total.count, total.mean.data(),
+                               total.m2.data());
           }
           if (p.output != nullptr) numbers[tile] = make_numbers(m, tile, p, p.statistics);
         },
@@ -92,26 +81,23 @@ struct MatrixKernels {
     p.execution.parallel_for(m.tiles(), [&](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile) numbers[tile] = make_numbers(m, tile, p, statistics);
     });
-    run_units<std::vector<GradSums>>(
+    run_units<TileGradSums>(
         m.tiles(), m.parts(), p.view.elements(), p.execution,
         [&](int64_t tile, int64_t part) {
-          std::vector<GradSums> sums(m.channels(tile));
-          if (!reduces) return sums;
+          if (!reduces) return TileGradSums(m.channels(tile));
           const Block block = m.block(tile, part);
           ColumnGradSums<T, path> columns(block.columns);
           columns.add(BackwardElements<T, path>(p), block, *numbers[tile]);
-          for (size_t c = 0; c < sums.size(); ++c) {
-            sums[c] = columns.channel(m.channel(tile, static_cast<int64_t>(c), block.columns));
-          }
-          return sums;
+          return columns.channels(m, tile);
         },
-        [&](int64_t tile, const std::vector<GradSums>* parts) {
-          for_each_channel(m, tile, p.execution, [&](int64_t c) {
-            GradSums sums;
-            for (int64_t part = 0; part < m.parts(); ++part) sums.add(parts[part][c]);
-            const int64_t channel = m.first_channel(tile) + c;
-            numbers[tile]->set_factors(c, finish_grad_channel<T, path>(p, channel, m.bits(), sums));
-          });
+        [&](int64_t tile, const TileGradSums* parts) {
+          TileGradSums sums = parts[0];
+          for (int64_t part = 1; part < m.parts(); ++part) sums.add(parts[part]);
+          ColumnNumbers<T>& own = *numbers[tile];
+          finish_grad_channels<T, path>(p, m.first_channel(tile), m.channels(tile), m.bits(),
+                                        sums.grad.data(), sums.grad_centred.data(), own.slopes(),
+                                        own.constants());
+          own.spread_factors();
         },
         [&](int64_t tile, int64_t part) {
           const BackwardElements<T, path> elements(p);
