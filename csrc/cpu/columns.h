@@ -73,41 +73,24 @@ struct TileGradSums {
   }
 };
 
-// The two sums of backward of every column, gathered over a few rows, then kept in double.
+// The two sums of backward of the channels of a tile over a block of its rows.
 template <class T, Path path>
-class ColumnGradSums {
+TileGradSums grad_sums(const BackwardElements<T, path>& elements, const Matrix& m, int64_t tile,
+                       const Block& block, const ColumnNumbers<T>& numbers) {
   using A = Compute<T>;
-
- public:
-  explicit ColumnGradSums(int64_t columns) : sums_(columns), grad_(columns), grad_centred_(columns) {}
-
-  void add(const BackwardElements<T, path>& elements, const Block& block, const ColumnNumbers<T>& numbers) {
-    for_each_stretch<T>(block, [&](const Block& stretch) {
-      sums_.gather(
-          stretch, [n = typename ColumnNumbers<T>::Reader(numbers)](int64_t j, auto) { return n.affine(j); },
-          [&](const Affine<Vec<A>>& a, Place place, auto lanes, Wide<T>& sum, Wide<T>& sum_centred) {
-            elements.add(place, a, lanes, sum, sum_centred);
-          });
-      for (size_t j = 0; j < grad_.size(); ++j) {
-        grad_[j] += sums_.first()[j];
-        grad_centred_[j] += sums_.second()[j];
-      }
-    });
-  }
-
-  // Of the channels of a tile, in a block of so many columns.
-  TileGradSums channels(const Matrix& m, int64_t tile) const {
-    TileGradSums sums(m.channels(tile));
-    const auto columns = static_cast<int64_t>(grad_.size());
-    m.fold(tile, columns, grad_.data(), sums.grad.data());
-    m.fold(tile, columns, grad_centred_.data(), sums.grad_centred.data());
-    return sums;
-  }
-
- private:
-  ColumnSums<T> sums_;
-  std::vector<double> grad_, grad_centred_;
-};
+  TileGradSums result(m.channels(tile));
+  ColumnSums<T> sums(block.columns);
+  for_each_stretch<T>(block, [&](const Block& stretch) {
+    sums.gather(
+        stretch, [n = typename ColumnNumbers<T>::Reader(numbers)](int64_t j, auto) { return n.affine(j); },
+        [&](const Affine<Vec<A>>& a, Place place, auto lanes, Wide<T>& sum, Wide<T>& sum_centred) {
+          elements.add(place, a, lanes, sum, sum_centred);
+        });
+    m.fold(tile, block.columns, sums.first(), result.grad.data());
+    m.fold(tile, block.columns, sums.second(), result.grad_centred.data());
+  });
+  return result;
+}
 
 }  // namespace
 }  // namespace fused_bn::cpu

@@ -85,10 +85,7 @@ struct MatrixKernels {
         m.tiles(), m.parts(), p.view.elements(), p.execution,
         [&](int64_t tile, int64_t part) {
           if (!reduces) return TileGradSums(m.channels(tile));
-          const Block block = m.block(tile, part);
-          ColumnGradSums<T, path> columns(block.columns);
-          columns.add(BackwardElements<T, path>(p), block, *numbers[tile]);
-          return columns.channels(m, tile);
+          return grad_sums(BackwardElements<T, path>(p), m, tile, m.block(tile, part), *numbers[tile]);
         },
         [&](int64_t tile, const TileGradSums* parts) {
           TileGradSums sums = parts[0];
