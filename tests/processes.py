@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
 
+from benchmarks.lenet.processes import leave
+
 NEEDS_GLOO = [
     pytest.mark.needs_extension,
     pytest.mark.skipif(
@@ -95,4 +97,4 @@ def _serve(pipe: Connection, rank: int, size: int, store: str, patience: float) 
         except Exception as error:
             result = RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")
         pipe.send(result)
-    distributed.destroy_process_group()
+    leave()

@@ -82,7 +82,7 @@ def process(rank: int, folder: str, data: Data) -> None:
         epoch = trainer.train_epoch(limit=3)
         torch.save((found, epoch, trainer.model.state_dict()), f"{folder}/{rank}.pt")
     finally:
-        distributed.destroy_process_group()
+        processes.leave()
 
 
 def few(images: Mnist) -> Mnist:
