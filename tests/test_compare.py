@@ -166,7 +166,7 @@ def test_a_slowdown_is_confirmed_and_fails(
 ) -> None:
     code, found = compared(lambda cell, _: 1.2 if cell.id == PLANTED else 1.0)
     assert code == 1
-    assert len(found["cells"]) == 32
+    assert len(found["cells"]) == 36
     assert {each["id"] for each in found["cells"] if each["verdict"] == "slower"} == {PLANTED}
     [slow] = [each for each in found["cells"] if each["id"] == PLANTED]
     assert len(slow["passes"]) == 2
@@ -176,7 +176,7 @@ def test_a_slowdown_is_confirmed_and_fails(
     assert found["exit_code"] == 1
     assert found["environment"]["threads"] == 1
     printed = capsys.readouterr().out
-    assert "31 same, 1 slower" in printed
+    assert "35 same, 1 slower" in printed
     line = next(line for line in printed.splitlines() if line.strip().startswith(f"{PLANTED}  "))
     assert line.split()[-1] == "slower"
 
@@ -193,7 +193,7 @@ def test_what_new_processes_do_not_see_is_no_alarm(compared: Callable[..., Any])
 def test_a_fifth_less_is_faster(compared: Callable[..., Any]) -> None:
     code, found = compared(lambda *_: 1 / 1.2, "--only", "evaluation")
     assert code == 0
-    assert [each["verdict"] for each in found["cells"]] == ["faster"] * 8
+    assert [each["verdict"] for each in found["cells"]] == ["faster"] * 9
 
 
 def test_a_cell_without_data(compared: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:

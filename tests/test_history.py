@@ -42,7 +42,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert (run.commit, run.date, run.device) == ("a1", DATE, CPU_NAME)
     assert run.environment == environment(DATE)
     assert run.records == records
-    assert len(run.of(Speed)) == 256 + 4
+    assert len(run.of(Speed)) == 260 + 4
     assert [*run.of(Speed), *run.of(Accuracy), *run.of(Instructions)] == records
 
 

@@ -20,6 +20,7 @@ FAMILIES: dict[str, tuple[Shape, ...]] = {
     "mobilenet": ((32, 16, 112, 112), (32, 24, 56, 56), (32, 96, 14, 14)),  # thin layers
     "slow elsewhere": (
         (125000, 50),  # a tall matrix
+        (32, 4096),  # a wide one: few values of each of many channels
         (20, 6, 65536),  # few channels, long rows
         (8, 512, 7, 7),  # rows shorter than a vector is aligned to
         (16, 65, 33, 33),  # an odd number of channels, and of pixels
@@ -32,7 +33,7 @@ FAMILIES: dict[str, tuple[Shape, ...]] = {
 STEPS = "steps"
 """The family of whole training steps, whose mandatory traffic nobody counts."""
 
-QUICK = ((64, 6, 28, 28), (64, 16, 10, 10), (8, 512, 7, 7), (32, 96, 14, 14))
+QUICK = ((64, 6, 28, 28), (64, 16, 10, 10), (8, 512, 7, 7), (32, 96, 14, 14), (32, 4096))
 """Small, and of both kinds of kernels: long rows and matrices."""
 
 
