@@ -309,19 +309,27 @@ def run_fused(case: Case, tensors: Tensors) -> Result:
 
 
 def run_torch(case: Case, tensors: Tensors) -> Result:
-    """torch.nn.functional.batch_norm, then what the case has behind it, on copies of `tensors`."""
+    """torch.batch_norm, then what the case has behind it, on copies of `tensors`.
+
+    Not F.batch_norm, which calls it: that of torch 2.11 refuses an eps of 0 in evaluation too.
+    """
     own = tensors.clone().require_grad()
     if case.training and own.num_batches_tracked is not None:
         own.num_batches_tracked.add_(1)
-    output = F.batch_norm(
+    weight = own.weight
+    if weight is None and own.bias is not None and own.bias.is_cuda:
+        # On CUDA backward makes the gradient of the bias like the weight, and raises where there is none.
+        weight = torch.ones_like(own.bias)
+    output = torch.batch_norm(
         own.input,
+        weight,
+        own.bias,
         own.running_mean,
         own.running_var,
-        own.weight,
-        own.bias,
         case.training,
         momentum_factor(case, tensors),
         case.eps,
+        torch.backends.cudnn.enabled,
     )
     return _backward(own, activate(case, output if own.residual is None else output + own.residual))
 

@@ -50,7 +50,9 @@ def conditions(rounds: int = 2) -> Conditions:
 def sabotaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout of this very package, with SABOTAGE behind it."""
     checkout = tmp_path_factory.mktemp("sabotaged")
-    shutil.copytree(ROOT / "fused_bn", checkout / "fused_bn")
+    # Other processes write to __pycache__, and rename what they have written.
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "fused_bn", checkout / "fused_bn", ignore=ignored)
     with (checkout / "fused_bn/__init__.py").open("a") as file:
         file.write(SABOTAGE)
     return checkout

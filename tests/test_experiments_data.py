@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+
+pytest.importorskip("sklearn")
+
 from sklearn.datasets import load_iris, make_circles
 
 from benchmarks import mnist

@@ -14,6 +14,8 @@ import pytest
 from rich.console import Console
 from torch import nn
 
+pytest.importorskip("sklearn")
+
 import fused_bn
 from benchmarks import mnist
 from benchmarks.experiments import data, job, plots, torch_api
@@ -89,6 +91,8 @@ def test_all_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("api", job.APIS)
 def test_options_are_in_what_is_left(api: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if api == "keras":
+        pytest.importorskip("keras")
     arguments = ["circles", "--quick", "--api", api, "--seeds", "1", "--norm", "framework"]
     assert job.main([*arguments, "--normalize", "mean", "--out", str(tmp_path)]) == 0
     stem = {"torch": "circles-framework-mean-quick", "keras": "circles-keras-framework-mean-quick"}[api]

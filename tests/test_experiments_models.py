@@ -3,11 +3,15 @@
 from functools import partial
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 import torch
 from torch import nn
+
+pytest.importorskip("sklearn")
+pytest.importorskip("keras")
+
+import keras
 
 import fused_bn
 from benchmarks.experiments import data, keras_api, torch_api

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("sklearn")
+
 from benchmarks.experiments.experiment import Curve
 from benchmarks.experiments.published import EXPERIMENTS
 from benchmarks.experiments.results import Results, accuracies, figure

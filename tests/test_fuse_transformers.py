@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 from torch import nn
+
+pytest.importorskip("transformers")
+
 from transformers import (
     MobileNetV2Config,
     MobileNetV2ForImageClassification,

@@ -388,6 +388,7 @@ def test_a_group_under_pytest_benchmark(tmp_path: Path) -> None:
     pytest.importorskip("pytest_benchmark")
     wanted = "(LeNet-5 or (64x16x10x10 and contiguous-float32-evaluation)) and not compile"
     command = [sys.executable, "-m", "pytest", "benchmarks", "-q", "-m", "quick", "-k", wanted]
+    command += ["-p", "no:cacheprovider"]
     command += [f"--record-to={tmp_path / 'history'}", "--benchmark-json", str(tmp_path / "found.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -4,10 +4,13 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
-import keras
 import pytest
 import torch
 from torch import Tensor
+
+pytest.importorskip("keras")
+
+import keras
 
 from benchmarks.memory import peak_bytes
 from fused_bn.functional import batch_norm
@@ -46,7 +49,7 @@ def test_option_grid(shape: tuple[int, ...], axis: int, policy: str) -> None:
     """Forward, gradients and moving variables, of every combination of the constructor's options."""
     wrong = []
     for layout, scale, center, training in product(
-        set(layouts(shape)), (True, False), (True, False), (True, False)
+        dict.fromkeys(layouts(shape)), (True, False), (True, False), (True, False)
     ):
         momentum, epsilon = (0.01, 1e-3) if scale else (0.3, 1e-5)
         case = KerasCase(

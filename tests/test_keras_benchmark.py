@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 from torch import Tensor
+
+pytest.importorskip("keras")
+
+import keras
 
 from benchmarks.contest import WrongResultError
 from benchmarks.keras import contest, job

@@ -7,10 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 import torch
+
+pytest.importorskip("keras")
+
+import keras
 from keras.src import layers as keras_layers
 from keras.src import testing
 
@@ -174,6 +177,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("backend", ["numpy", "jax"])
 def test_on_another_backend_it_is_keras(backend: str) -> None:
     """To the bit."""
+    pytest.importorskip(backend)
     done = python(ON_ANOTHER_BACKEND, KERAS_BACKEND=backend, JAX_PLATFORMS="cpu")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{backend} {backend}")

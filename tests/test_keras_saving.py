@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
+
+pytest.importorskip("keras")
+
+import keras
 
 from tests.keras_layers import Ours, Theirs
 

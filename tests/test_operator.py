@@ -30,7 +30,7 @@ FORWARD_ARGUMENTS = (
 USER_ARGUMENTS = FORWARD_ARGUMENTS[:-1]
 
 WITH_MASK = ("relu", "leaky_relu", "relu6")
-SMOOTH = tuple(ACTIVATIONS.keys() - {"none", *WITH_MASK})
+SMOOTH = tuple(name for name in ACTIVATIONS if name not in ("none", *WITH_MASK))
 BACKWARD_ARGUMENTS = (
     "grad_output",
     "input",

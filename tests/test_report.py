@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("jinja2")
+
 from benchmarks import history
 from benchmarks.history import Accuracy, Instructions, Record, Run
 from benchmarks.report import job, page

@@ -18,6 +18,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+pytest.importorskip("jinja2")
+
 from benchmarks.report import job
 from tests.report_history import GPU_NAME, quick, record, several_runs
 
