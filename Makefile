@@ -4,7 +4,7 @@
 #   PYTHON=/path/to/python VENV=   that interpreter as it is, with the torch it has: nothing is installed
 #   BASE=revision                  of `make compare`: what the working tree is compared with
 #   ARGS="..."                     passed on to what the target runs
-#   OUT=folder STAGES="..."        of `make gpu`: where it writes to, and a part of what it does
+#   OUT=folder CALLS="..."         of `make gpu`: where it writes to, and a part of what it does
 #
 # setup.py lists the variables that steer the build (FORCE_CUDA, FUSED_BN_CPU_ONLY, ...).
 
@@ -15,7 +15,7 @@ EPOCHS ?=
 BASE ?=
 ARGS ?=
 OUT ?= results/gpu
-STAGES ?=
+CALLS ?=
 
 # The interpreter that everything runs in, what must be there before it can, and how to demand a package
 # of it: its own .venv has all of them.
@@ -94,9 +94,9 @@ compare: build/extension ## this working tree's speed beside another revision's 
 	$(run) -m benchmarks.compare $(or $(BASE),--against-main) $(ARGS)
 
 .PHONY: gpu
-gpu: $(ready) ## builds, tests and measures on this machine's GPU in 8 minutes (OUT=folder, STAGES="build table")
+gpu: $(ready) ## builds, then measures and tests on this machine's GPU in 6 minutes (OUT=folder, CALLS="first")
 	@$(require) setuptools ninja pytest hypothesis numpy matplotlib rich tqdm
-	$(run) -m benchmarks.gpu --out "$(OUT)" $(STAGES) $(ARGS)
+	$(run) -m benchmarks.gpu $(CALLS) --build --out "$(OUT)" $(ARGS)
 
 .PHONY: build
 build: build/extension ## the extension, in place

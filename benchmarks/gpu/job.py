@@ -1,37 +1,49 @@
-"""What the stages' processes share: their arguments, the device, the time left, readings and failures."""
+"""What the parts' processes share: their arguments, the device, the time left, and the lines they write."""
 
 import argparse
 import contextlib
 import json
-import os
 import subprocess
+import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from benchmarks.gpu.stages import EXIT_SKIPPED
+from benchmarks.gpu.parts import EXIT_AGAIN, EXIT_SKIPPED, append, lines_of
+from benchmarks.timing import synchronize
 
-MARGIN_SECONDS = 3.0
-"""Before the limit at which a stage is stopped: for its last readings and its end."""
+T = TypeVar("T")
+
+MARGIN_SECONDS = 2.0
+"""Before the limit at which a part is ended: no case is begun in it."""
 
 
 class SkippedError(Exception):
-    """This machine lacks what the stage needs; that is no failure."""
+    """This machine lacks what the part needs; that is no failure."""
 
 
 class Job:
-    """One stage at work. `readings` is written by `save`, as often as there is something to lose."""
+    """One part at work. Without a file its lines are only printed."""
 
-    def __init__(self, readings: Path | None, seconds: float, smoke: bool) -> None:
-        self.smoke = smoke
-        self.readings: dict[str, Any] = {}
-        self.failures: list[str] = []
-        self._file = readings
+    def __init__(
+        self,
+        part: str,
+        file: Path | None = None,
+        since: int = 0,
+        seconds: float = 600,
+        smoke: bool = False,
+        build: bool = False,
+    ) -> None:
+        self.part, self.smoke, self.build = part, smoke, build
+        self.failed = False
+        self._file = file
         self._deadline = time.monotonic() + seconds - MARGIN_SECONDS
+        lines = lines_of(file, part, since) if file else []
+        self._begun = {line["begun"] for line in lines if "begun" in line}
 
     @property
     def device(self) -> torch.device:
@@ -40,58 +52,85 @@ class Job:
             return torch.device("cuda", torch.cuda.current_device())
         if self.smoke:
             return torch.device("cpu")
-        raise RuntimeError("torch sees no CUDA device; --smoke tries the stages out on the CPU")
+        raise RuntimeError("torch sees no CUDA device; --smoke tries everything out on the CPU")
 
     @property
     def left(self) -> float:
-        """Seconds until the stage should have ended."""
+        """Seconds until the part should have ended."""
         return self._deadline - time.monotonic()
+
+    def write(self, **fields: Any) -> None:
+        print(json.dumps(fields), flush=True)
+        if self._file is not None:
+            append(self._file, self.part, **fields)
 
     def fail(self, text: str) -> None:
         """Notes a failure and goes on."""
-        self.failures.append(text)
-        print(f"FAILED: {text}", flush=True)
+        self.failed = True
+        self.write(failed=text)
 
-    def save(self) -> None:
-        if self._file is None:
-            return
-        content = {**self.readings, "failures": self.failures}
-        new = self._file.with_suffix(".new")
-        new.write_text(json.dumps(content))
-        os.replace(new, self._file)
+    def each(self, cases: Mapping[str, T], work: Callable[[T], dict[str, Any]]) -> None:
+        """Writes what `work` returns of every case that no earlier process of this part has begun."""
+        for name, case in cases.items():
+            if name in self._begun:
+                continue
+            if self.left < 0:
+                self.fail(f"no time left from {name} on")
+                return
+            self.write(begun=name)
+            start = time.monotonic()
+            try:
+                result = work(case)
+            except Exception as error:  # a case's failure must not cost the others
+                traceback.print_exc()
+                self.fail(f"{name}: {told(error)}")
+                self._leave_a_lost_device()
+            else:
+                self.write(case=name, **result, took=round(time.monotonic() - start, 2))
+
+    def _leave_a_lost_device(self) -> None:
+        try:
+            synchronize(self.device)
+        except Exception:
+            sys.exit(EXIT_AGAIN)
+
+
+def told(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def main(work: Callable[[Job], None], argv: Sequence[str] | None = None) -> int:
-    """A stage's `main`: runs `work` and returns 0, 1 where something failed, or EXIT_SKIPPED."""
-    parser = argparse.ArgumentParser(description="One stage of `python -m benchmarks.gpu`, alone.")
-    parser.add_argument("--readings", type=Path, help="file for the readings, as JSON")
+    """A part's `main`: runs `work` and returns 0, 1 where something failed, or EXIT_SKIPPED."""
+    parser = argparse.ArgumentParser(description="One part of `python -m benchmarks.gpu`, alone.")
+    parser.add_argument("--part", default=Path(sys.argv[0]).stem, help="its name in the lines it writes")
+    parser.add_argument("--file", type=Path, help="file for the lines")
+    parser.add_argument("--since", type=int, default=0, help="byte from which on its lines are of this run")
     parser.add_argument("--seconds", type=float, default=600, help="for all of it")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, also on the CPU")
-    args = parser.parse_args(argv)
-    job = Job(args.readings, args.seconds, args.smoke)
+    parser.add_argument("--build", action="store_true", help="of the part build: compiles anew")
+    job = Job(**vars(parser.parse_args(argv)))
     try:
         work(job)
     except SkippedError as reason:
-        job.readings["skipped"] = str(reason)
-        print(f"skipped: {reason}", flush=True)
-        job.save()
+        job.write(skipped=str(reason))
         return EXIT_SKIPPED
-    except Exception as error:  # whatever it is, what was read before is to be kept
+    except Exception as error:  # whatever it is, the file is to say so
         traceback.print_exc()
-        job.fail(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-    job.save()
-    return int(bool(job.failures))
+        job.fail(told(error))
+    return int(job.failed)
 
 
 def require_kernels(job: Job) -> torch.device:
     """The device, with its environment noted; raises where fused_bn would compute with torch's own calls."""
     from benchmarks.environment import environment
+    from benchmarks.history import current_commit
     from fused_bn._extension import devices_with_kernels
 
     device = job.device
     if device.type not in devices_with_kernels:
-        raise RuntimeError(f"the extension is not built with kernels for {device.type}: run the stage build")
-    job.readings["environment"] = {**environment(device), **_hardware(device), "revision": _revision()}
+        raise RuntimeError(f"the extension is not built with kernels for {device.type}")
+    job.write(environment={**environment(device), **_hardware(device), "revision": current_commit()})
     return device
 
 
@@ -99,25 +138,15 @@ def _hardware(device: torch.device) -> dict[str, Any]:
     if device.type != "cuda":
         return {}
     properties = torch.cuda.get_device_properties(device)
+    driver = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    version = ""
+    with contextlib.suppress(OSError):
+        version = subprocess.run(driver, capture_output=True, text=True, check=False).stdout.strip()
     return {
         "capability": f"{properties.major}.{properties.minor}",
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": version,
         "cudnn": torch.backends.cudnn.version(),
         "multiprocessors": properties.multi_processor_count,
         "l2_bytes": properties.L2_cache_size,
         "memory_bytes": properties.total_memory,
     }
-
-
-def _revision() -> str | None:
-    """The commit, with a + where tracked files differ from it; None outside a checkout."""
-    head = _output("git", "rev-parse", "--short=12", "HEAD")
-    return head and head + "+" * bool(_output("git", "status", "--porcelain", "--untracked-files=no"))
-
-
-def _output(*command: str) -> str | None:
-    """What `command` prints, its first line; None where it cannot run."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-        return next(iter(found.stdout.splitlines()), None)
-    return None

@@ -1,142 +1,173 @@
-"""What competes in the table: each row's forward and backward on one case's tensors, and whether they agree.
+"""What competes: each row's forward and backward on one case's tensors, and whether they agree.
 
 Forward is the bare computation, without the counter of batches. Backward runs on what one forward saved.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.contest import WrongResultError
-from benchmarks.gpu.calls import EPS, MOMENTUM, Tensors
+from benchmarks.contest import HALF, WrongResultError
+from tests.cases import MEMORY_FORMATS, Case, Tensors, call_fused
 
+Function = Callable[[Case, Tensors], Tensor]
 Call = Callable[[], tuple[Tensor, ...]]
-"""The results of one call, the output or the three gradients first; the rest only has to stay alive."""
+"""The results of one call: the output, or the gradients of input, weight, bias and residual."""
 
-DIRECTIONS = ("forward", "backward")
-RESULTS = {"forward": ("output",), "backward": ("grad_input", "grad_weight", "grad_bias")}
 WITHIN_ROUNDING = 1e-3
 """So near zero, ReLU may or may not let a value and its gradient through: no gradient flows there."""
+ROUNDED_BEFORE_ADDITION = 2.0**-5
+"""The same where eager rounds values up to 8 to a half type before it adds the residual."""
 
 
-class Row(ABC):
-    """One competitor; `call` gives what is to be timed."""
-
-    def call(self, direction: str, tensors: Tensors) -> Call:
-        return self.forward(tensors) if direction == "forward" else self.backward(tensors)
-
-    @abstractmethod
-    def forward(self, tensors: Tensors) -> Call: ...
-
-    @abstractmethod
-    def backward(self, tensors: Tensors) -> Call: ...
+def directions(case: Case) -> tuple[str, ...]:
+    """What is timed; the forward of evaluation has no backward worth its time."""
+    return ("forward", "backward") if case.training else ("forward",)
 
 
-class Ours(Row):
-    """The operators of fused_bn."""
-
-    def forward(self, tensors: Tensors) -> Call:
-        return lambda: tensors.forward(counts=False)
-
-    def backward(self, tensors: Tensors) -> Call:
-        _, statistics = tensors.forward(counts=False)
-        return lambda: tensors.backward(statistics)
+def tensors_moved(case: Case, direction: str) -> int:
+    """That must be read or written: x and y, or x, dy and dx; with a residual one more."""
+    return (2 if direction == "forward" else 3) + case.residual
 
 
-def norm_and_relu(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """What nn.BatchNorm2d and nn.ReLU compute in training."""
-    return F.relu(F.batch_norm(x, mean, var, weight, bias, True, MOMENTUM, EPS))
+def tensors_on(device: torch.device, case: Case, seed: int) -> Tensors:
+    """Random tensors, made on the device; each channel has a mean and a spread of its own."""
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def vector(low: float, high: float) -> Tensor:
+        values = torch.rand(case.channels, generator=generator, device=device, dtype=case.parameter_dtype)
+        return low + (high - low) * values
+
+    def normal() -> Tensor:
+        format = MEMORY_FORMATS[case.layout]
+        return torch.empty(case.shape, dtype=case.dtype, device=device, memory_format=format).normal_(
+            generator=generator
+        )
+
+    view = (-1, *[1] * (len(case.shape) - 2))
+    tensors = Tensors(
+        input=normal().mul_(vector(1, 2).view(view)).add_(vector(-1, 1).view(view)),
+        weight=vector(0.5, 1.5),
+        bias=vector(-1, 1),
+        running_mean=vector(-1, 1),
+        running_var=vector(1, 4),
+        num_batches_tracked=None,
+        grad_output=normal(),
+        residual=normal() if case.residual else None,
+    )
+    if case.training:
+        without_doubtful_gradients(case, tensors)
+        tensors.require_grad()
+    return tensors
 
 
-class Torch(Row):
-    """PyTorch's own function under autograd, eager or compiled, with cuDNN where it is taken, or never."""
-
-    def __init__(self, function: Callable[..., Tensor] = norm_and_relu, cudnn: bool = True) -> None:
-        self.function = function
-        self.cudnn = cudnn
-
-    def forward(self, tensors: Tensors) -> Call:
-        inputs = _leaves(tensors)
-        return lambda: (self._output(inputs),)
-
-    def backward(self, tensors: Tensors) -> Call:
-        inputs = _leaves(tensors)
-        output = self._output(inputs)
-        wanted = (inputs["x"], inputs["weight"], inputs["bias"])
-        gradient = tensors.grad_output
-        return lambda: torch.autograd.grad(output, wanted, gradient, retain_graph=True)
-
-    def _output(self, inputs: dict[str, Tensor]) -> Tensor:
-        with torch.backends.cudnn.flags(enabled=self.cudnn):
-            return self.function(**inputs)
+def without_doubtful_gradients(case: Case, t: Tensors) -> None:
+    """Zero where ReLU's input is within rounding of zero, so that all rows have the same gradients."""
+    z = F.batch_norm(t.input, None, None, t.weight, t.bias, training=True, eps=case.eps)
+    if t.residual is not None:
+        z = z + t.residual
+    t.grad_output.masked_fill_(
+        z.abs_() < (ROUNDED_BEFORE_ADDITION if _twice_rounded(case) else WITHIN_ROUNDING), 0
+    )
 
 
-def _leaves(tensors: Tensors) -> dict[str, Tensor]:
-    """Arguments of `norm_and_relu`; the buffers are copies, because autograd saves them, too."""
-    return {
-        "x": tensors.input.detach().requires_grad_(),
-        "mean": tensors.running_mean.clone(),
-        "var": tensors.running_var.clone(),
-        "weight": tensors.weight.detach().requires_grad_(),
-        "bias": tensors.bias.detach().requires_grad_(),
-    }
+def _twice_rounded(case: Case) -> bool:
+    return case.residual and case.dtype in HALF
 
 
-class Copy(Row):
-    """A copy of the input, whatever the direction: the yardstick."""
+def norm_and_relu(
+    x: Tensor,
+    residual: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+) -> Tensor:
+    """What nn.BatchNorm2d, an addition where there is one, and nn.ReLU compute."""
+    y = F.batch_norm(x, mean, var, weight, bias, training)
+    return F.relu(y if residual is None else y + residual)
 
-    def forward(self, tensors: Tensors) -> Call:
-        target = torch.empty_like(tensors.input)
-        return lambda: (target.copy_(tensors.input),)
 
-    backward = forward
+def by(function: Callable[..., Tensor]) -> Function:
+    """A row from a function with the arguments of `norm_and_relu`."""
+    return lambda case, t: function(
+        t.input, t.residual, t.running_mean, t.running_var, t.weight, t.bias, case.training
+    )
 
 
-def compiled() -> Torch:
+def native(case: Case, tensors: Tensors) -> Tensor:
+    """PyTorch's own kernels, where it would take cuDNN's."""
+    with torch.backends.cudnn.flags(enabled=False):
+        return eager(case, tensors)
+
+
+eager = by(norm_and_relu)
+ours: Function = call_fused
+
+
+def compiled(backend: str) -> Function:
     """torch.compile's row, for one shape; backward may run again on what its forward saved."""
     torch.compiler.reset()  # or the shapes of many cases would be compiled as one dynamic shape
     from torch._functorch import config
 
     config.donated_buffer = False
-    return Torch(torch.compile(norm_and_relu, dynamic=False))
+    return by(torch.compile(norm_and_relu, dynamic=False, backend=backend))
 
 
-def eager_backend(tensors: Tensors) -> str:
+def call(function: Function, case: Case, tensors: Tensors, direction: str) -> Call:
+    """What is timed of a row. Its buffers are copies: autograd saves them, and others would change them."""
+    own = replace(
+        tensors, **{name: getattr(tensors, name).clone() for name in ("running_mean", "running_var")}
+    )
+    if not case.training:
+        return torch.no_grad()(lambda: (function(case, own),))
+    if direction == "forward":
+        return lambda: (function(case, own),)
+    output = function(case, own)
+    wanted = [t for t in (own.input, own.weight, own.bias, own.residual) if t is not None]
+    return lambda: torch.autograd.grad(output, wanted, own.grad_output, retain_graph=True)
+
+
+def copy_of(tensors: Tensors) -> Call:
+    """A copy of the input, whatever the direction: the yardstick."""
+    source = tensors.input.detach()
+    target = torch.empty_like(source)
+    return lambda: (target.copy_(source),)
+
+
+def eager_backend(case: Case, t: Tensors) -> str:
     """Whose kernels PyTorch takes for these tensors: Native, Cudnn, ..."""
-    t = tensors
     chosen = torch._C._select_batch_norm_backend(
-        t.input, t.weight, t.bias, t.running_mean, t.running_var, True, EPS
+        t.input, t.weight, t.bias, t.running_mean, t.running_var, case.training, case.eps
     )
     return str(chosen).rpartition(".")[2]
 
 
-def without_doubtful_gradients(tensors: Tensors) -> None:
-    """Zero where ReLU's input is within rounding of zero, so that all rows have the same gradients."""
-    z = F.batch_norm(tensors.input, None, None, tensors.weight, tensors.bias, training=True, eps=EPS)
-    tensors.grad_output.masked_fill_(z.abs_() < WITHIN_ROUNDING, 0)
-
-
 def compare(
-    row: str, direction: str, tensors: Tensors, actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]
+    row: str, direction: str, case: Case, actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]
 ) -> None:
     """Raises WrongResultError where a result differs by more than rounding.
 
-    By 1e-4 of its usual size, which is what rounding leaves of a sum of 1e6 terms. A half type may round two
-    such values to neighbours, one part in 2^7 or less apart; torch.compile rounds at other places than
-    eager, so that its results may be two such apart.
+    A half type may round two such values to neighbours, one part in 2^7 or less apart; torch.compile and
+    eager round to the input's dtype at different places, so that their results may be two such apart.
     """
-    half = tensors.input.dtype == torch.bfloat16
-    relative = 2.0**-7 if half else 1e-4
-    absolute = 2.0**-6 if half and row == "compile" else 1e-4
-    terms = tensors.input.numel() // tensors.input.shape[1]
-    for name, one, other in zip(RESULTS[direction], actual, expected, strict=False):
+    half = case.dtype in HALF
+    absolute = 1e-4
+    if half and row == "compile":
+        absolute = 2.0**-6
+    if _twice_rounded(case):
+        absolute = ROUNDED_BEFORE_ADDITION
+    terms = expected[0].numel() // case.channels
+    for number, (one, other) in enumerate(zip(actual, expected, strict=True)):
         usual_size = 1.0 if one.dim() > 1 else terms**0.5
         try:
             torch.testing.assert_close(
-                one.detach(), other.detach(), rtol=relative, atol=absolute * usual_size
+                one.detach(), other.detach(), rtol=2.0**-7 if half else 1e-4, atol=absolute * usual_size
             )
         except AssertionError as error:
-            raise WrongResultError(f"{row}, {direction}: {name} is not eager's: {error}") from None
+            text = str(error).replace("\n", " ")
+            raise WrongResultError(f"{row}, {direction}: result {number} is not eager's: {text}") from None

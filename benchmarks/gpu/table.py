@@ -1,161 +1,203 @@
-"""Stage table: our kernels beside a copy, eager PyTorch and torch.compile, forward and backward apart.
+"""Part table: our kernels beside a copy and PyTorch's, forward and backward apart.
 
-By replays of CUDA graphs, each of which runs through so many input sets that none is found in L2; for
-LeNet's layers also by plain calls of the modules, where the host counts. Results are compared first.
+By replays of CUDA graphs, each of which runs through so many input sets that none is found in L2. Results
+are compared with eager's first. A line a case: medians between the least and the most, in microseconds.
 """
 
 import gc
 import math
 import random
+import statistics
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import contest, timing
+from benchmarks import timing
 from benchmarks.gpu import rows
-from benchmarks.gpu.bandwidth import bandwidths
-from benchmarks.gpu.calls import Case, Tensors, plans
 from benchmarks.gpu.captured import Captured, own_stream
-from benchmarks.gpu.job import Job, main, require_kernels
-from benchmarks.gpu.rows import DIRECTIONS, RESULTS, Call, Row
-from benchmarks.gpu.tables import in_short
+from benchmarks.gpu.job import Job, main, require_kernels, told
+from benchmarks.gpu.planned import last_plan, predicted
+from benchmarks.gpu.rows import Call, Function
+from tests.cases import Case
 
-ROUNDS, SMOKE_ROUNDS = 15, 2
+ROUNDS, SMOKE_ROUNDS = 7, 2
 SLOT_SECONDS, SMOKE_SLOT_SECONDS = 0.01, 0.001
 TIMES_L2 = 4
 FEWEST_SETS, MOST_SETS = 2, 512
-
-LENET = [Case(shape, layout) for shape in ((64, 6, 28, 28), (64, 16, 10, 10)) for layout in contest.LAYOUTS]
-CASES = [
-    *(
-        Case((256, *shape), "channels_last", "bfloat16")
-        for shape in ((64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))
-    ),
-    *(Case((32, *shape)) for shape in ((64, 112, 112), (256, 56, 56), (512, 28, 28), (2048, 7, 7))),
-    *LENET,
-]
-SMOKE_CASES = [Case((4, 6, 9, 7)), Case((4, 8, 5, 5), "channels_last", "bfloat16")]
+SETS = 96
+"""At most, of the table, as in the readings of the first kernels."""
 
 
-def sets_beyond_l2(tensor_bytes: int, l2_bytes: int) -> int:
+def case(
+    shape: tuple[int, ...], layout: str, dtype: str = "float32", residual: bool = False, training: bool = True
+) -> Case:
+    name = {"cf": "contiguous", "cl": "channels_last"}[layout]
+    parameters = torch.float64 if dtype == "float64" else torch.float32
+    return Case(shape, name, getattr(torch, dtype), parameters, residual=residual, training=training)
+
+
+LENET = ((64, 6, 28, 28), (64, 16, 10, 10))
+CASES = (
+    *(case(shape, layout) for layout in ("cf", "cl") for shape in LENET),
+    case((256, 256, 56, 56), "cl", "bfloat16"),
+    case((256, 1024, 14, 14), "cl", "bfloat16"),
+    case((32, 256, 56, 56), "cf"),
+    case((256, 64, 112, 112), "cl", "bfloat16"),
+    case((256, 512, 28, 28), "cl", "bfloat16"),
+    case((256, 2048, 7, 7), "cl", "bfloat16"),
+    case((32, 64, 112, 112), "cf"),
+    case((32, 512, 28, 28), "cf"),
+    case((32, 2048, 7, 7), "cf"),
+    case((256, 256, 56, 56), "cl", "bfloat16", residual=True),
+    case((256, 1024, 14, 14), "cl", "bfloat16", residual=True),
+    case((32, 256, 56, 56), "cf", residual=True),
+    case((256, 256, 56, 56), "cl", "bfloat16", training=False),
+    case((32, 256, 56, 56), "cf", training=False),
+    case((256, 256, 56, 56), "cl", "float16"),
+    case((256, 1024, 14, 14), "cf", "float16"),
+    case((64, 24, 112, 112), "cl", "bfloat16"),
+    case((64, 40, 56, 56), "cl", "bfloat16"),
+    case((64, 1280, 7, 7), "cl", "bfloat16"),
+    case((16, 64, 32, 32), "cf"),
+    case((8, 3, 224, 224), "cf"),
+    case((32, 65, 33, 31), "cf"),
+    case((128, 128, 28, 28), "cl"),
+    case((4, 512, 64, 64), "cl", "bfloat16"),
+    case((2, 32, 512, 512), "cf"),
+    case((4096, 1024, 1, 1), "cl", "bfloat16"),
+)
+"""The thirty of the first readings, over which means are taken."""
+MORE_CASES = (
+    case((256, 256, 56, 56), "cf", "bfloat16"),
+    case((128, 512, 28, 28), "cf", "bfloat16"),
+    case((32, 256, 56, 56), "cl"),
+    case((256, 2048, 7, 7), "cl", "bfloat16", residual=True),
+    case((32, 2048, 7, 7), "cf", residual=True),
+    *(case(shape, layout, training=False) for layout in ("cf", "cl") for shape in LENET),
+)
+SMOKE_CASES = (
+    case((4, 6, 9, 7), "cf"),
+    case((4, 8, 5, 5), "cl", "bfloat16", residual=True),
+    case((4, 8, 5, 5), "cl", training=False),
+)
+
+
+def sets_beyond_l2(tensor_bytes: int, l2_bytes: int, most: int = MOST_SETS) -> int:
     """How many sets of a tensor read and a tensor written exceed L2 TIMES_L2 times; two at least."""
     wanted = math.ceil(TIMES_L2 * l2_bytes / (2 * tensor_bytes))
-    return min(max(wanted, FEWEST_SETS), MOST_SETS)
+    return min(max(wanted, FEWEST_SETS), most)
 
 
-class Table:
-    """The stage at work on one device."""
+class Bench:
+    """One case's tensors, in sets enough for cold caches."""
 
-    def __init__(self, job: Job, device: torch.device) -> None:
-        self.job = job
-        self.device = device
-        self.order = random.Random(0)
-        self.rounds = SMOKE_ROUNDS if job.smoke else ROUNDS
-        self.slot_seconds = SMOKE_SLOT_SECONDS if job.smoke else SLOT_SECONDS
-        self.l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+    def __init__(self, case: Case, device: torch.device, smoke: bool) -> None:
+        self.case, self.device, self.smoke = case, device, smoke
+        self.tensor_bytes = math.prod(case.shape) * case.dtype.itemsize
+        l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+        count = sets_beyond_l2(self.tensor_bytes, l2_bytes, SETS)
+        self.sets = [rows.tensors_on(device, case, seed) for seed in range(count)]
 
-    def measure(self, case: Case) -> dict[str, Any]:
-        """Everything that is read of one case; its memory is free again afterwards."""
-        tensor_bytes = math.prod(case.shape) * getattr(torch, case.dtype).itemsize
-        count = sets_beyond_l2(tensor_bytes, self.l2_bytes)
-        sets = [Tensors(case, self.device, seed) for seed in range(count)]
-        for tensors in sets:
-            rows.without_doubtful_gradients(tensors)
-        backend = rows.eager_backend(sets[0])
-        reading: dict[str, Any] = {
-            "case": str(case),
-            "shape": case.shape,
-            "layout": case.layout,
-            "dtype": case.dtype,
-            "tensor_bytes": tensor_bytes,
-            "sets": count,
-            "eager_backend": backend,
-            "plans": plans(case, self.device),
-            "wrong": [],
-            "seconds": {},
+    def described(self) -> dict[str, Any]:
+        kind = "residual" if self.case.residual else "plain" if self.case.training else "evaluation"
+        return {
+            "shape": self.case.shape,
+            "dtype": str(self.case.dtype).removeprefix("torch."),
+            "layout": "cl" if self.case.layout == "channels_last" else "cf",
+            "kind": kind,
+            "sets": len(self.sets),
+            "tensor_bytes": self.tensor_bytes,
         }
-        competitors = self._competitors(backend)
-        for direction in DIRECTIONS:
-            with own_stream(self.device):
-                reading["seconds"][direction] = self._direction(
-                    direction, competitors, sets, reading["wrong"]
-                )
-        return reading
-
-    def _competitors(self, backend: str) -> dict[str, Row]:
-        competitors: dict[str, Row] = {"copy": rows.Copy(), "eager": rows.Torch()}
-        if backend != "Native":
-            competitors["native"] = rows.Torch(cudnn=False)
-        if not self.job.smoke:
-            competitors["compile"] = rows.compiled()
-        return {**competitors, "ours": rows.Ours()}
-
-    def _direction(
-        self, direction: str, competitors: dict[str, Row], sets: list[Tensors], wrong: list[str]
-    ) -> dict[str, list[float]]:
-        """Seconds a call by row; rows that cannot run or are wrong are noted and left out."""
-        expected = [rows.Torch().call(direction, tensors)() for tensors in (sets[0], sets[-1])]
-        slots = {}
-        for name, row in competitors.items():
-            try:
-                captured = Captured(_all(row, direction, sets), self.device, warm_up=2)
-                if name != "copy":
-                    self._check(name, direction, captured, sets, expected)
-            except Exception as error:  # a row's failure must not cost the others
-                wrong.append(f"{name}, {direction}: {error}")
-            else:
-                slots[name] = captured.replay
-        del expected
-        times = timing.interleaved(slots, self.rounds, self.device, self.order, self.slot_seconds)
-        return {name: [value / len(sets) for value in values] for name, values in times.items()}
-
-    def _check(
-        self,
-        name: str,
-        direction: str,
-        captured: "Captured[list[tuple[Tensor, ...]]]",
-        sets: list[Tensors],
-        expected: list[tuple[Tensor, ...]],
-    ) -> None:
-        """What a replay leaves in the first and the last set, over NaN, against eager's."""
-        count = len(RESULTS[direction])
-        for position in (0, -1):
-            for result in captured.result[position][:count]:
-                result.detach().fill_(math.nan)
-        captured.replay()
-        timing.synchronize(self.device)
-        for position, right in zip((0, -1), expected, strict=True):
-            rows.compare(name, direction, sets[position], captured.result[position][:count], right)
 
 
-def _all(row: Row, direction: str, sets: list[Tensors]) -> "_Calls":
-    return _Calls([row.call(direction, tensors) for tensors in sets])
+class Race:
+    """One direction of a bench: rows that are captured, compared with eager's results, and timed in turns.
+
+    To be made and used within `own_stream`.
+    """
+
+    def __init__(self, bench: Bench, direction: str) -> None:
+        self.bench, self.direction = bench, direction
+        self.slots: dict[str, Captured[list[tuple[Tensor, ...]]]] = {}
+        self.expected = [call() for call in self.calls(rows.eager, (0, -1))]
+        self._capture("copy", [rows.copy_of(tensors) for tensors in bench.sets])
+
+    def calls(self, function: Function, positions: Sequence[int] | None = None) -> list[Call]:
+        sets = self.bench.sets if positions is None else [self.bench.sets[i] for i in positions]
+        return [rows.call(function, self.bench.case, tensors, self.direction) for tensors in sets]
+
+    def add(self, name: str, calls: list[Call]) -> None:
+        """Raises what a call raises, and WrongResultError where what a replay leaves is not eager's."""
+        captured = self._capture(name, calls)
+        try:
+            for i in (0, -1):
+                for result in captured.result[i]:
+                    result.detach().fill_(math.nan)
+            captured.replay()
+            timing.synchronize(self.bench.device)
+            for i in (0, -1):
+                rows.compare(name, self.direction, self.bench.case, captured.result[i], self.expected[i])
+        except Exception:
+            del self.slots[name]
+            raise
+
+    def _capture(self, name: str, calls: list[Call]) -> "Captured[list[tuple[Tensor, ...]]]":
+        """One call on each set in turn; all results stay, so that each set has memory of its own."""
+        self.slots[name] = Captured(lambda: [call() for call in calls], self.bench.device, warm_up=2)
+        return self.slots[name]
+
+    def microseconds(self, rounds: int = ROUNDS) -> dict[str, list[float]]:
+        """A call's least, median and most, by row."""
+        smoke = self.bench.smoke
+        times = timing.interleaved(
+            {name: captured.replay for name, captured in self.slots.items()},
+            SMOKE_ROUNDS if smoke else rounds,
+            self.bench.device,
+            random.Random(0),
+            SMOKE_SLOT_SECONDS if smoke else SLOT_SECONDS,
+        )
+        return {name: summary(values, len(self.bench.sets)) for name, values in times.items()}
+
+    def floor(self, times: Mapping[str, list[float]]) -> float:
+        """What the tensors that must move would take at the speed of the copy, which moves two."""
+        return round(times["copy"][1] * rows.tensors_moved(self.bench.case, self.direction) / 2, 3)
 
 
-class _Calls:
-    """One call on each set in turn; all results stay, so that each set has memory of its own to write to."""
-
-    def __init__(self, calls: list[Call]) -> None:
-        self.calls = calls
-
-    def __call__(self) -> list[tuple[Tensor, ...]]:
-        return [call() for call in self.calls]
+def summary(seconds: Sequence[float], sets: int = 1) -> list[float]:
+    """Least, median and most, in microseconds a set."""
+    return [round(1e6 * of(seconds) / sets, 3) for of in (min, statistics.median, max)]
 
 
-def host_included(case: Case, job: Job, device: torch.device) -> dict[str, dict[str, list[float]]]:
-    """Seconds a call of the modules, from the host's call to the device's end, by direction and row."""
-    competition = contest.Contest(
-        contest.Case(case.shape, case.layout, case.dtype), device, compile=not job.smoke
-    )
-    competition.check()
-    rounds, slot = (SMOKE_ROUNDS, SMOKE_SLOT_SECONDS) if job.smoke else (ROUNDS, SLOT_SECONDS)
-    order = random.Random(0)
-    return {
-        direction: timing.interleaved(competition.slots(direction), rounds, device, order, slot)
-        for direction in contest.DIRECTIONS
-    }
+def measure(
+    case: Case, competitors: Mapping[str, Function], device: torch.device, job: Job
+) -> dict[str, Any]:
+    """Everything that is read of one case; its memory is free again afterwards."""
+    bench = Bench(case, device, job.smoke)
+    found: dict[str, Any] = {**bench.described(), "eager_backend": rows.eager_backend(case, bench.sets[0])}
+    found.update(us={}, floor={}, plan={}, predicted={}, mean=case in CASES)
+    for direction in rows.directions(case):
+        with own_stream(device):
+            race = Race(bench, direction)
+            for name, function in competitors.items():
+                if name == "native" and found["eager_backend"] == "Native":
+                    continue
+                try:
+                    race.add(name, race.calls(function))
+                except Exception as error:  # a row's failure must not cost the others
+                    job.fail(f"{case}, {name}: {told(error)}")
+                if name == "ours":
+                    found["plan"][direction] = last_plan()
+            found["us"][direction] = times = race.microseconds()
+            found["floor"][direction] = race.floor(times)
+        found["predicted"][direction] = predicted(case, device, direction)
+    return found
+
+
+def named(cases: Iterable[Case]) -> dict[str, Case]:
+    return {str(case): case for case in cases}
 
 
 def free(device: torch.device) -> None:
@@ -167,39 +209,13 @@ def free(device: torch.device) -> None:
 
 def work(job: Job) -> None:
     device = require_kernels(job)
-    job.readings.update(bandwidth=bandwidths(device, job.smoke), cases=[], host={})
-    free(device)
-    print({kind: f"{value:.0f} GB/s" for kind, value in job.readings["bandwidth"].items()}, flush=True)
-    table = Table(job, device)
-    longest = 0.0
-    for case in SMOKE_CASES if job.smoke else CASES:
-        before = job.left
-        if before < longest:
-            job.fail(f"no time left for {case}")
-            continue
-        try:
-            reading = table.measure(case)
-            _tell(reading, job)
-            if case in LENET:
-                job.readings["host"][str(case)] = host_included(case, job, device)
-        except Exception as error:  # a case's failure must not cost the others
-            job.fail(f"{case}: {error}")
+    competitors = {"eager": rows.eager, "native": rows.native, "ours": rows.ours}
+
+    def line(case: Case) -> dict[str, Any]:
         free(device)
-        longest = max(longest, before - job.left)
-        job.save()
+        return measure(case, competitors, device, job)
 
-
-def _tell(reading: dict[str, Any], job: Job) -> None:
-    """Keeps a case's reading and prints a line a direction."""
-    job.readings["cases"].append(reading)
-    for direction, seconds in reading["seconds"].items():
-        medians = {row: sorted(values)[len(values) // 2] for row, values in seconds.items()}
-        times = ", ".join(f"{row} {1e6 * value:.1f}" for row, value in medians.items())
-        print(
-            f"{reading['case']}, {direction}: {times} us; {in_short(reading['plans'][direction])}", flush=True
-        )
-    for text in reading["wrong"]:
-        job.fail(f"{reading['case']}, {text}")
+    job.each(named(SMOKE_CASES if job.smoke else CASES + MORE_CASES), line)
 
 
 if __name__ == "__main__":

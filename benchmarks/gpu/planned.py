@@ -1,0 +1,53 @@
+"""The plans of calls: forced, read back, and what the planner predicts of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+import fused_bn
+from fused_bn._extension import extension
+from fused_bn._plan import device_names
+from tests.cases import Case
+
+PLAN_LAYOUTS = {"contiguous": "channels_first", "channels_last": "channels_last"}
+
+
+@contextmanager
+def forced(text: str) -> Iterator[None]:
+    """Every launch has this plan, or raises ValueError where it does not fit. Nothing on the CPU."""
+    if extension is None or not hasattr(extension, "cuda_force_plan"):
+        yield
+        return
+    extension.cuda_force_plan(text)
+    try:
+        yield
+    finally:
+        extension.cuda_force_plan("")
+
+
+def last_plan() -> str:
+    """The plan of the last launch; empty on the CPU."""
+    return getattr(extension, "cuda_last_plan", str)()
+
+
+def predicted(case: Case, device: torch.device, direction: str, text: str = "") -> float | None:
+    """Microseconds of the planner's plan, or of a forced one; None where it fails, which costs no reading."""
+    way = direction if case.training else "evaluation"
+    layout, residual = PLAN_LAYOUTS[case.layout], case.residual
+    try:
+        plan = fused_bn.plan(case.shape, case.dtype, layout, model_of(device), way, residual, forced=text)
+    except Exception as error:
+        print(f"no prediction: {error}", flush=True)
+        return None
+    return round(plan.predicted_time, 2)
+
+
+def model_of(device: torch.device) -> str | dict[str, float | str]:
+    """The planner's model of the device, by name or by what is nearest to its architecture."""
+    if device.type != "cuda":
+        return "h200"
+    name = torch.cuda.get_device_name(device).lower()
+    major, minor = torch.cuda.get_device_capability(device)
+    nearest: dict[str, float | str] = {"architecture": 10 * major + minor}
+    return next((known for known in device_names() if known in name), nearest)
