@@ -125,7 +125,7 @@ def obstacle_to_cuda(torch: str, torch_cuda: str | None, toolkit: Toolkit | None
             f"{major(toolkit.version)}"
         )
     if not has_kernels:
-        return "this source tree holds no CUDA kernels (csrc/cuda/*.cu)"
+        return "this source tree holds no CUDA kernels (no .cu file below csrc/cuda)"
     return ""
 
 
@@ -189,7 +189,7 @@ def main() -> None:
 
     toolkit = find_toolkit(os.environ, torch.version.cuda)
     obstacle = obstacle_to_cuda(
-        torch.__version__, torch.version.cuda, toolkit, any(ROOT.glob("csrc/cuda/*.cu"))
+        torch.__version__, torch.version.cuda, toolkit, any(ROOT.glob("csrc/cuda/**/*.cu"))
     )
     without_cuda = reason_without_cuda(os.environ, obstacle)
     with_cuda = not without_cuda

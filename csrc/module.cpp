@@ -8,9 +8,10 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cuda/plan_bindings.h"
+#include "cuda/planner/bindings.h"
 #if FUSED_BN_HAS_CUDA
-#include "cuda/launch.h"
+#include "cuda/host/launch.h"
+#include "cuda/host/plans.h"
 #endif
 
 namespace py = pybind11;
@@ -71,5 +72,10 @@ PYBIND11_MODULE(_C, module) {
   fused_bn::cuda::bind_planner(module);
 #if FUSED_BN_HAS_CUDA
   module.def("cuda_launches", &fused_bn::cuda::launches, "Kernels launched since the process began.");
+  module.def(
+      "cuda_force_plan", &fused_bn::cuda::force_plan, py::arg("text"),
+      "Forces what the text says of every launch's plan, as cuda_last_plan() gives it; '' lifts that.");
+  module.def("cuda_last_plan", &fused_bn::cuda::last_plan,
+             "The plan of the last launch; empty before the first.");
 #endif
 }

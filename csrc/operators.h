@@ -3,10 +3,11 @@
 // A Device has
 //   Guard            makes a device the current one while it lives
 //   forward          gives output and mask; writes the statistics where they are the batch's or the running
-//                    ones, and else reads them. Of Result::moments it gives nothing, and running_var is not
-//                    the variance but the sum of squared deviations.
+//                    ones, and else reads them
+//   moments          writes mean and sum of squared deviations, [2 * C] in float64
 //   merge            writes statistics and count from the moments of several processes
 //   backward         gives grad_input and grad_residual; writes the parameters' gradients
+//   backward_sums    writes the sums of g and of g * xhat, [2 * C] in float64, and the parameters' gradients
 #pragma once
 
 #include <ATen/ATen.h>
@@ -17,8 +18,6 @@
 
 namespace fused_bn {
 
-enum class Result { output, moments };
-
 template <class Device>
 struct Operators {
   using Guard = typename Device::Guard;
@@ -27,27 +26,22 @@ struct Operators {
     check(a);
     const Guard guard(a.input.device());
     const Tensor statistics = empty_statistics(a.input);
-    const auto [output, mask] = Device::forward(a, statistics, Result::output);
+    const auto [output, mask] = Device::forward(a, statistics);
     return {output, statistics, mask};
   }
 
   static std::tuple<Tensor, Tensor> elementwise(const ElementwiseArguments& a) {
     check(a);
     const Guard guard(a.input.device());
-    return Device::forward(a.as_forward(), a.statistics.contiguous(), Result::output);
+    return Device::forward(a.as_forward(), a.statistics.contiguous());
   }
 
-  // As running statistics in which this batch has all the weight, and the old ones, which are finite, none.
   static Tensor moments(const Tensor& input) {
     check_moments(input);
     const Guard guard(input.device());
     const int64_t C = input.size(1), count = C == 0 ? 0 : input.numel() / C;
     const Tensor result = at::full({2 * C + 1}, count, input.options().dtype(at::kDouble));
-    if (count == 0) return result;
-    const OptionalTensor absent, mean = result.narrow(0, 0, C), m2 = result.narrow(0, C, C);
-    Device::forward(
-        {input, absent, absent, absent, mean, m2, absent, true, /*momentum=*/1.0, /*eps=*/1.0, "none", 0.0},
-        empty_statistics(input), Result::moments);
+    if (count > 0) Device::moments(input, result);
     return result;
   }
 
@@ -69,21 +63,17 @@ struct Operators {
     return {grad_input, grad_residual, gradients.weight, gradients.bias};
   }
 
-  // The sums are the parameters' gradients, in float64.
   static std::tuple<Tensor, Tensor, Tensor> backward_sums(const BackwardSumsArguments& a) {
     check(a.as_backward());
     const Guard guard(a.input.device());
-    const int64_t C = a.input.size(1);
-    const Tensor sums = at::empty({2 * C}, a.input.options().dtype(at::kDouble));
-    if (a.input.numel() == 0) sums.zero_();
-    const Tensor of_g = sums.narrow(0, 0, C), of_g_xhat = sums.narrow(0, C, C);
-    Device::backward(a.as_backward(), Gradients(of_g_xhat, of_g), {});
-    const auto gradient = [&](const OptionalTensor& parameter, const Tensor& sum, bool wanted) {
-      const auto type = present(parameter) ? parameter->scalar_type() : a.statistics.scalar_type();
-      return wanted ? sum.to(type, /*non_blocking=*/false, /*copy=*/true)
-                    : at::empty({0}, sum.options().dtype(type));
-    };
-    return {sums, gradient(a.weight, of_g_xhat, a.output_mask[0]), gradient(a.bias, of_g, a.output_mask[1])};
+    const Gradients gradients(a.as_backward());
+    const Tensor sums = at::empty({2 * a.input.size(1)}, a.input.options().dtype(at::kDouble));
+    if (a.input.numel() == 0) {
+      sums.zero_();
+    } else {
+      Device::backward_sums(a.as_backward(), gradients, sums);
+    }
+    return {sums, gradients.weight, gradients.bias};
   }
 
   static std::tuple<Tensor, Tensor> backward_elementwise(const BackwardElementwiseArguments& a) {

@@ -37,7 +37,7 @@ struct BackwardSumsArguments : BackwardTensors {
   HalfMask output_mask;
 
   BackwardArguments as_backward() const {
-    return {*this, true, activation, activation_param, {false, false, true, true}};
+    return {*this, true, activation, activation_param, {false, false, output_mask[0], output_mask[1]}};
   }
 };
 

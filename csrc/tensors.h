@@ -59,7 +59,6 @@ Params forward_params(const ForwardArguments& a, const Tensor& input, const Tens
   p.running_mean = channel_vector(a.running_mean);
   p.running_var = channel_vector(a.running_var);
   p.statistics = statistics.defined() ? statistics.data_ptr() : nullptr;
-  p.training = a.training;
   p.eps = a.eps;
   p.activation = activation_from_name(a.activation);
   p.activation_param = a.activation_param;
@@ -84,7 +83,7 @@ Params merge_params(const MergeArguments& a, const Tensor& moments, const Tensor
 
 template <class Params>
 Params backward_params(const BackwardArguments& a, const DenseBackward& dense, const Tensor& grad_input,
-                       const Tensor& grad_residual, const Gradients& gradients, const Totals& totals) {
+                       const Tensor& grad_residual, const Gradients& gradients) {
   Params p{};
   p.grad_output = dense.grad_output.const_data_ptr();
   p.input = dense.input.const_data_ptr();
@@ -95,10 +94,6 @@ Params backward_params(const BackwardArguments& a, const DenseBackward& dense, c
   p.statistics = dense.statistics.const_data_ptr();
   p.grad_input = a.output_mask[0] ? grad_input.data_ptr() : nullptr;
   p.grad_residual = a.output_mask[1] ? grad_residual.data_ptr() : nullptr;
-  if (totals.sums.defined()) {
-    p.total = totals.sums.template const_data_ptr<double>();
-    p.total_count = totals.count.template const_data_ptr<double>();
-  }
   if (a.output_mask[2]) p.grad_weight = channel_vector(gradients.weight);
   if (a.output_mask[3]) p.grad_bias = channel_vector(gradients.bias);
   p.training = a.training;

@@ -1,4 +1,4 @@
-from typing import TypedDict
+from typing import Any, TypedDict
 
 class BuildInfo(TypedDict):
     compiler: str
@@ -13,46 +13,54 @@ class BuildInfo(TypedDict):
 
 def build_info() -> BuildInfo: ...
 def cuda_launches() -> int: ...
+def cuda_force_plan(text: str) -> None: ...
+def cuda_last_plan() -> str: ...
 def active_cpu_capability() -> str: ...
 
-class LaunchPlan:
-    """csrc/cuda/plan.h's Plan, its geometry and traffic included."""
+class Launch:
+    """csrc/cuda/planner/plan.h's Launch: a kernel's tiling (csrc/cuda/tiling.h) and grid."""
 
     N: int
     C: int
     S: int
     elements: int
-    slabs: int
-    steps: int
+    channels_last: bool
+    vector: int
+    mixed: bool
+    walk: str
+    fold: int
     rows: int
-    row_length: int
     row_vectors: int
-    slab_columns: int
-    slab_channels: int
-    slab_vectors: int
-    lanes: int
+    tile_vectors: int
+    tile_channels: int
+    tiles: int
+    channel_length: int
     threads: int
     group: int
     groups: int
-    register_steps: int
-    shared_steps: int
+    interleaved: bool
+    units: int
+    pass_units: int
+    pass_rows: int
+    passes: int
+    iterations: int
     grid: int
     shared_bytes: int
-    shared_parts: list[tuple[str, int]]
-    workspace_bytes: int
-    words: int
-    mask_bytes: int
+
+class LaunchPlan:
+    """csrc/cuda/planner/plan.h's Plan."""
+
+    resident: bool
+    exchange: str
+    slots: int
+    first: Launch | None
+    apply: Launch | None
     launches: int
-    rounds: int
+    blocks_per_multiprocessor: int
+    partials_bytes: int
     read: int
     written: int
-    retained: int
-    retained_at_once: int
     l2_hits: int
-    channels_last: bool
-    whole: bool
-    mapping: str
-    exchange: str
     floor_time: float
     predicted_time: float
 
@@ -65,21 +73,11 @@ def plan(
     direction: str,
     residual: bool,
     alignment: int,
-    device: str | dict[str, float | str],
-    exchange: str | None = None,
+    device: str | dict[str, Any],
+    part: str = "both",
     activation: str = "relu",
+    forced: str = "",
 ) -> LaunchPlan: ...
 def plan_devices() -> list[str]: ...
-def plan_device_fields(name: str) -> dict[str, float]: ...
-def plan_register_steps(dtype: str, direction: str, mapping: str, activation: str = "relu") -> int: ...
+def plan_device_fields(name: str) -> dict[str, Any]: ...
 def plan_has_mask(activation: str) -> bool: ...
-def plan_mask_bytes_set_aside(N: int, C: int, S: int, layout: str) -> int: ...  # noqa: N803
-def plan_element_visits(plan: LaunchPlan) -> bytes: ...
-def plan_mask_visits(plan: LaunchPlan) -> bytes: ...
-def plan_mask_bits(plan: LaunchPlan) -> bytes: ...
-def plan_partial_and_unaligned(plan: LaunchPlan) -> tuple[int, int]: ...
-def plan_misattributed(plan: LaunchPlan) -> int: ...
-def plan_block_values(plan: LaunchPlan) -> tuple[list[int], list[list[int]]]: ...
-def plan_last_vector(plan: LaunchPlan) -> tuple[int, int]: ...
-def plan_shared_bytes_with(plan: LaunchPlan, more_steps: int, dtype: str, direction: str) -> int: ...
-def plan_quotient(divisor: int, dividends: list[int]) -> list[int]: ...

@@ -25,6 +25,9 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--residual", action="store_true", help="a tensor is added before the activation")
     parser.add_argument("--activation", default="relu", help=", ".join(ACTIVATIONS))
     parser.add_argument("--alignment", type=int, default=16, help="of the tensors' addresses, in bytes")
+    parser.add_argument(
+        "--forced", default="", help="parts of the plan, such as 'streamed' or 'exchange=words'"
+    )
 
 
 def print_plans(arguments: argparse.Namespace) -> int:
@@ -40,6 +43,7 @@ def print_plans(arguments: argparse.Namespace) -> int:
                 arguments.residual,
                 arguments.alignment,
                 arguments.activation,
+                arguments.forced,
             )
             for direction in directions
         ]

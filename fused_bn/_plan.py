@@ -31,12 +31,11 @@ OTHER_NAMES = {
 LAYOUTS = ("channels_first", "channels_last")
 DIRECTIONS = ("forward", "backward", "evaluation")
 MOST = 2**50
-"""Elements: see csrc/cuda/plan.h."""
+"""Elements: see csrc/cuda/planner/plan.cpp."""
 EXCHANGES = {
     "none": "blocks on their own",
     "cluster": "clusters of blocks",
-    "barrier": "cooperative launch",
-    "two_kernels": "two kernels",
+    "words": "words in global memory",
 }
 
 
@@ -44,61 +43,57 @@ EXCHANGES = {
 class LaunchPlan:
     """The launch of one direction. Times are in microseconds and predicted, not measured.
 
-    mapping: rows, vectors run along the rows of one channel; or columns, a thread keeps its eight columns of
-        a matrix whose columns each belong to one channel.
-    whole: all accesses are of 16 aligned bytes. Otherwise nothing is retained.
-    slabs, slab_channels, steps: channels whose statistics are computed together, and how many steps of a
-        block their values take.
-    group, groups, grid: blocks that share a slab; groups that run side by side, taking slabs in turn; blocks.
-    rounds: slabs that the busiest group takes.
-    exchange: how a group's blocks share sums: none, cluster, barrier, two_kernels.
-    register_steps, shared_steps, streamed_steps: of a block's steps, those kept in registers and in shared
-        memory, and the most that are left, which are read twice.
-    shared_bytes: dynamic shared memory of a block.
-    workspace_bytes, words: global memory for the sums, and counters beside it.
+    kernel: resident, which reads every element once and keeps it in shared memory; streamed, a reduce pass
+        and an apply pass; or apply, the second alone: evaluation.
+    exchange: how the blocks that share a tile exchange sums in the resident kernel: none, cluster, words.
+    forced: the text that asks for this plan.
+    grid, apply_grid: blocks of the first launch, and of the apply pass that follows it.
+    walk: along_rows, the threads of a block take the vectors of one channel in turn; or down_columns, each
+        keeps a column of a matrix whose columns belong to one channel each.
+    vector: elements that a thread moves at once, 16 bytes of them or one.
+    mixed: the elements of a vector may belong to several channels.
+    tiles, tile_channels, tile_vectors: channels whose statistics are computed together, in a row of so many
+        vectors.
+    group, groups, iterations: blocks that share a tile; groups side by side; tiles that each takes in turn.
+    passes, slots: vectors of the busiest thread, and how many it has room for in the resident kernel.
+    shared_bytes, blocks_per_multiprocessor: shared memory of a block, and how many share a multiprocessor.
+    partials_bytes: global memory for the sums of the reduce pass.
     mask_bytes: saved by forward for backward, where there is a residual and its activation needs no more.
-    read, written: bytes to and from device memory or L2.
-    retained, retained_at_once: bytes that the second pass finds on chip, in all and at one time.
-    l2_hits: bytes of the second read that L2 is expected to serve.
-    floor_time: every tensor read or written once, at the bandwidth of a copy.
+    read, written: bytes to and from device memory or L2; l2_hits: of a second read, what L2 should serve.
+    floor_time: a copy of as many bytes as the tensors have, each read or written once.
+
+    Of two launches all but apply_grid describes the first.
     """
 
     device: str
     direction: str
-    mapping: str
-    whole: bool
+    kernel: str
     exchange: str
+    forced: str
     launches: int
     grid: int
+    apply_grid: int
     threads: int
+    walk: str
+    vector: int
+    mixed: bool
+    tiles: int
+    tile_channels: int
+    tile_vectors: int
     group: int
     groups: int
-    rounds: int
-    slabs: int
-    slab_channels: int
-    slab_vectors: int
-    lanes: int
-    steps: int
-    register_steps: int
-    shared_steps: int
-    streamed_steps: int
+    iterations: int
+    passes: int
+    slots: int
     shared_bytes: int
-    workspace_bytes: int
-    words: int
+    blocks_per_multiprocessor: int
+    partials_bytes: int
     mask_bytes: int
     read: int
     written: int
-    retained: int
-    retained_at_once: int
     l2_hits: int
     floor_time: float
     predicted_time: float
-
-    @property
-    def variant(self) -> str:
-        """The kernel and how its blocks work together, in a few words."""
-        vectors = "whole vectors" if self.whole else "partial vectors"
-        return f"{self.direction}, {self.mapping}, {vectors}, {EXCHANGES[self.exchange]}"
 
 
 def plan(
@@ -110,6 +105,7 @@ def plan(
     residual: bool = False,
     alignment: int = 16,
     activation: str = "relu",
+    forced: str = "",
 ) -> LaunchPlan:
     """How the CUDA kernels would be launched for a tensor of this shape.
 
@@ -122,10 +118,12 @@ def plan(
         direction: "forward" and "backward" in training, or "evaluation".
         residual: whether a tensor is added before the activation.
         alignment: in bytes, the largest power of two up to 16 that divides all the tensors' addresses.
-        activation: what follows; of some, kernels keep less on chip, and read a residual in backward too.
+        activation: what follows; of some, backward reads the residual too.
+        forced: parts of the plan, as FUSED_BN_CUDA_PLAN takes them: "resident exchange=words group=132
+            groups=4 tile=64 slots=12" or "streamed group=264 tile=64", any of it left out.
 
     Raises:
-        ValueError: names the argument and its value.
+        ValueError: names the argument and its value, or why no plan is as forced.
         RuntimeError: the extension is not built.
     """
     if extension is None:
@@ -136,28 +134,37 @@ def plan(
     if any(size < 1 or size > MOST for size in sizes) or prod(sizes) > MOST:
         raise ValueError(f"shape must hold at least 1 and at most 2**50 elements, but got {sizes}")
     spatial = prod(sizes[2:])
+    evaluates = _one_of("direction", direction, DIRECTIONS) == "evaluation"
     made = extension.plan(
         sizes[0],
         sizes[1],
         spatial,
         _one_of("layout", layout, LAYOUTS) if spatial > 1 else "channels_last",
         _dtype_name(dtype),
-        _one_of("direction", direction, DIRECTIONS),
+        "forward" if evaluates else direction,
         bool(residual),
         _small("alignment", alignment),
         device if isinstance(device, str) else dict(device),
+        part="apply" if evaluates else "both",
         activation=_one_of("activation", activation, tuple(ACTIVATIONS)),
+        forced=forced,
     )
-    saves_mask = residual and direction != "evaluation" and extension.plan_has_mask(activation)
-    longest = -(-made.steps // made.group)
+    first = made.first or made.apply
+    assert first is not None
+    saves_mask = residual and not evaluates and extension.plan_has_mask(activation)
     known: dict[str, Any] = {
         "device": device if isinstance(device, str) else str(device.get("name", "a device of its own")),
         "direction": direction,
-        "streamed_steps": max(0, longest - made.register_steps - made.shared_steps),
-        "mask_bytes": made.mask_bytes if saves_mask else 0,
+        "kernel": "apply" if evaluates else "resident" if made.resident else "streamed",
+        "forced": repr(made),
+        "apply_grid": made.apply.grid if made.first and made.apply else 0,
+        "mask_bytes": -(-first.elements // 8) if saves_mask else 0,
     }
-    names = [field.name for field in fields(LaunchPlan)]
-    return LaunchPlan(**{name: known[name] if name in known else getattr(made, name) for name in names})
+
+    def value(name: str) -> Any:
+        return known[name] if name in known else getattr(made if hasattr(made, name) else first, name)
+
+    return LaunchPlan(**{field.name: value(field.name) for field in fields(LaunchPlan)})
 
 
 def device_names() -> list[str]:
@@ -209,25 +216,29 @@ def _time(microseconds: float) -> str:
     return f"{microseconds:.1f} us" if microseconds < 10_000 else f"{microseconds / 1000:.1f} ms"
 
 
+def _grid(plan: LaunchPlan) -> str:
+    return (
+        f"{plan.grid}{f' and {plan.apply_grid}' if plan.apply_grid else ''} blocks of {plan.threads} threads"
+    )
+
+
 LINES: tuple[tuple[str, Callable[[LaunchPlan], str]], ...] = (
     ("direction", lambda p: p.direction),
-    ("kernel", lambda p: f"{p.mapping}, {'whole' if p.whole else 'partial'} vectors"),
-    ("exchange", lambda p: EXCHANGES[p.exchange]),
+    ("kernel", lambda p: p.kernel),
+    ("exchange", lambda p: EXCHANGES[p.exchange] if p.kernel == "resident" else "-"),
     ("launches", lambda p: str(p.launches)),
-    ("grid", lambda p: f"{p.grid} blocks of {p.threads} threads"),
-    ("groups", lambda p: f"{p.groups} side by side, of {p.group} blocks"),
-    ("slabs", lambda p: f"{p.slabs} of {p.slab_channels} channels, in {p.rounds} rounds"),
-    ("steps of a slab", lambda p: str(p.steps)),
-    ("  in registers", lambda p: f"up to {min(p.register_steps, -(-p.steps // p.group))} a block"),
-    ("  in shared memory", lambda p: f"up to {p.shared_steps} a block"),
-    ("  streamed twice", lambda p: f"up to {p.streamed_steps} a block"),
-    ("shared memory", lambda p: f"{_bytes(p.shared_bytes)} a block"),
-    ("workspace", lambda p: f"{_bytes(p.workspace_bytes)}, {p.words} words"),
+    ("grid", _grid),
+    ("blocks a tile", lambda p: str(p.group)),
+    ("tiles", lambda p: f"{p.tiles} of {p.tile_channels} channels, {p.iterations} a group"),
+    ("vectors", lambda p: f"{p.vector} elements, {p.walk.replace('_', ' ')}, {p.passes} a thread"),
+    ("shared memory", lambda p: f"{_bytes(p.shared_bytes)} a block, for {p.slots} vectors a thread"),
+    ("blocks at once", lambda p: f"{p.blocks_per_multiprocessor} a multiprocessor"),
+    ("partial sums", lambda p: _bytes(p.partials_bytes)),
     ("mask", lambda p: _bytes(p.mask_bytes)),
     ("read", lambda p: _bytes(p.read)),
     ("  from L2", lambda p: _bytes(p.l2_hits)),
     ("written", lambda p: _bytes(p.written)),
-    ("retained", lambda p: f"{_bytes(p.retained)}, {_bytes(p.retained_at_once)} at once"),
     ("floor", lambda p: _time(p.floor_time)),
     ("predicted", lambda p: _time(p.predicted_time)),
+    ("as text", lambda p: p.forced),
 )

@@ -159,16 +159,18 @@ def test_cuda_sources_are_picked_up_as_they_come(tmp_path: Path) -> None:
         "module.cpp",
         "cpu/a.cpp",
         "cpu/a.h",
-        "cuda/plan.cpp",
-        "cuda/batch_norm_cuda.cu",
-        "cuda/k.cuh",
+        "cuda/planner/plan.cpp",
+        "cuda/host/scratch_cuda.cpp",
+        "cuda/host/launch.cu",
+        "cuda/kernels/k.cuh",
     ):
         path = tmp_path / "csrc" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    host = ["csrc/cpu/a.cpp", "csrc/cuda/plan.cpp", "csrc/module.cpp"]
+    host = ["csrc/cpu/a.cpp", "csrc/cuda/planner/plan.cpp", "csrc/module.cpp"]
+    cuda = ["csrc/cuda/host/launch.cu", "csrc/cuda/host/scratch_cuda.cpp"]
     assert build.sources(tmp_path, with_cuda=False) == host
-    assert build.sources(tmp_path, with_cuda=True) == sorted([*host, "csrc/cuda/batch_norm_cuda.cu"])
+    assert build.sources(tmp_path, with_cuda=True) == sorted([*host, *cuda])
 
 
 def test_max_jobs_is_what_ninja_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +202,9 @@ def small_tree(directory: Path) -> Path:
     """The package with one source file, which does not compile."""
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, directory)
-    shutil.copytree(ROOT / "fused_bn", directory / "fused_bn", ignore=shutil.ignore_patterns("*.so"))
+    shutil.copytree(
+        ROOT / "fused_bn", directory / "fused_bn", ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
     (directory / "csrc").mkdir()
     (directory / "csrc" / "module.cpp").write_text("#error this cannot be compiled\n")
     return directory

@@ -27,10 +27,10 @@ struct View {
   int64_t elements() const { return N * C * S; }
 };
 
-// Bytes set aside for a mask of one bit an element, in which every row that a kernel knows begins a new byte:
-// enough for all of them, and for rows of a multiple of 8 elements exactly a bit each. How the bits lie is
-// the device's own. Int counts elements; of a symbolic one S is not compared, which would bind an exported
-// program to one side: long_rows is 1 where S >= kShortRow, else 0.
+// Bytes set aside for the CPU's mask of one bit an element, in which every row that a kernel knows begins a
+// new byte: enough for all of them, and for rows of a multiple of 8 elements exactly a bit each. (CUDA's has
+// no rows: the bits follow the elements.) Int counts elements; of a symbolic one S is not compared, which
+// would bind an exported program to one side: long_rows is 1 where S >= kShortRow, else 0.
 template <class Int>
 Int mask_bytes(const Int& N, const Int& C, const Int& S, const Int& long_rows, Layout layout) {
   const auto bytes = [](const Int& bits) { return (bits + 7) / 8; };

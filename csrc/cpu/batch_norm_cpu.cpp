@@ -65,31 +65,50 @@ Tensor empty_scratch(const BackwardArguments& a, const Tensor& x, const Totals& 
   return half && costly && both ? empty_output(x, x.suggest_memory_format()) : Tensor();
 }
 
+ForwardParams params_of(const ForwardArguments& a, const Tensor& x, const Tensor& residual,
+                        const Tensor& output, const Tensor& statistics, const Tensor& mask) {
+  auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
+  p.view = view_of(x);
+  p.dtype = dtype_of(x);
+  p.training = a.training;
+  p.execution = execution();
+  return p;
+}
+
 struct Cpu {
   struct Guard {
     explicit Guard(at::Device) {}
   };
 
-  static std::tuple<Tensor, Tensor> forward(const ForwardArguments& a, const Tensor& statistics,
-                                            Result result) {
+  static std::tuple<Tensor, Tensor> forward(const ForwardArguments& a, const Tensor& statistics) {
     const auto format = a.input.suggest_memory_format();
     const Tensor x = a.input.contiguous(format);
     const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
-    Tensor output = result == Result::moments ? Tensor() : empty_output(x, format);
+    Tensor output = empty_output(x, format);
     Tensor mask = empty_mask(a);
     // Where rows end within a byte, or there are more than are written.
     if (mask.numel() > 0 && 8 * mask.numel() != x.numel()) mask.zero_();
     const Kernels& kernels = active_kernels();  // first: it may refuse, and what is refused is not counted
     const double factor = count_batch(a);
     if (x.numel() == 0) return {output, mask};
-    auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
-    p.view = view_of(x);
-    p.dtype = dtype_of(x);
-    p.divisor = result == Result::moments ? 1 : static_cast<double>(p.view.values_per_channel() - 1);
+    auto p = params_of(a, x, residual, output, statistics, mask);
+    p.divisor = static_cast<double>(p.view.values_per_channel() - 1);
     p.momentum = factor;
-    p.execution = execution();
     kernels.forward(p);
     return {output, mask};
+  }
+
+  // As running statistics in which this batch has all the weight, and the old ones, which are finite, none;
+  // and of which the second is not the variance but the sum of squared deviations.
+  static void moments(const Tensor& input, const Tensor& result) {
+    const int64_t C = input.size(1);
+    const OptionalTensor absent, mean = result.narrow(0, 0, C), m2 = result.narrow(0, C, C);
+    const Tensor x = input.contiguous(input.suggest_memory_format()), statistics = empty_statistics(input);
+    auto p = params_of(
+        {input, absent, absent, absent, mean, m2, absent, true, /*momentum=*/1.0, /*eps=*/1.0, "none", 0.0},
+        x, {}, {}, statistics, {});
+    p.divisor = p.momentum = 1;
+    active_kernels().forward(p);
   }
 
   static void merge(const MergeArguments& a, const Tensor& moments, const Tensor& statistics,
@@ -108,7 +127,11 @@ struct Cpu {
     Tensor grad_input = a.output_mask[0] ? empty_output(x, format) : at::empty({0}, x.options());
     Tensor grad_residual = a.output_mask[1] ? empty_output(x, format) : at::empty({0}, x.options());
     if (x.numel() == 0) return {grad_input, grad_residual};
-    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients, totals);
+    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
+    if (totals.sums.defined()) {
+      p.total = totals.sums.const_data_ptr<double>();
+      p.total_count = totals.count.const_data_ptr<double>();
+    }
     p.view = view_of(x);
     p.dtype = dtype_of(x);
     const Tensor scratch = empty_scratch(a, x, totals);
@@ -116,6 +139,17 @@ struct Cpu {
     p.execution = execution();
     active_kernels().backward(p);
     return {grad_input, grad_residual};
+  }
+
+  // They are the parameters' gradients, in float64.
+  static void backward_sums(const BackwardArguments& a, const Gradients& gradients, const Tensor& sums) {
+    const int64_t C = a.input.size(1);
+    const Tensor of_g = sums.narrow(0, 0, C), of_g_xhat = sums.narrow(0, C, C);
+    BackwardArguments both = a;
+    both.output_mask = {false, false, true, true};
+    backward(both, Gradients(of_g_xhat, of_g), {});
+    if (a.output_mask[2]) gradients.weight.copy_(of_g_xhat);
+    if (a.output_mask[3]) gradients.bias.copy_(of_g);
   }
 };
 

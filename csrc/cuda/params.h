@@ -3,96 +3,147 @@
 
 #include "common/activation.h"
 #include "common/dtype.h"
-#include "cuda/geometry.h"
+#include "cuda/tiling.h"
 
 namespace fused_bn::cuda {
 
-// How the blocks that own a slab together exchange their partial sums.
+// How the blocks that share a tile exchange what they have summed up, in the resident kernel.
 enum class Exchange : int32_t {
-  none,         // one block owns it
-  cluster,      // over distributed shared memory, sm_90 and later
-  barrier,      // over global memory; the launch is cooperative, so that all blocks run at once
-  two_kernels,  // over global memory, the second kernel reads what the first one wrote
+  none,     // one block has the tile to itself
+  cluster,  // each block pushes its partial sums into the shared memory of the others; sm_90 and later
+  words,    // through global memory; the launch is cooperative, so that all blocks run at once
 };
 
-// The parts of a kernel that a launch runs: both, but for two_kernels.
-enum class Phase : int32_t { gather = 1, emit = 2, both = 3 };
-
-// Memory that a launch works in.
-struct Workspace {
-  // [2, groups, group, 2, slab_channels] of the compute type: two rounds, so that a block that is ahead does
-  // not overwrite what another still reads; [slabs, group, 3, slab_channels] with two_kernels.
-  void* partials;
-  // The first counts finished blocks, then one for each group, kWordStride apart. Zero before the first
-  // launch; a launch leaves them as the next one needs them.
-  uint32_t* words;
+// An aligned 16-byte word, read and written in one access: values, and the epoch that they belong to.
+struct alignas(16) Word {
+  float values[3];
+  uint32_t epoch;
 };
-constexpr int kWordStride = 32;  // a cache line apart
+
+// What survives a launch, of one stream or of one captured launch: zero before its first use.
+struct Scratch {
+  uint32_t* epoch;  // [2]: the epoch of the next exchange; how many groups have read it, 0 between launches
+  uint32_t*
+      arrivals;  // [kMostGroups]: blocks of a tile that have finished the reduce pass, 0 between launches
+  Word* words;   // [kMostWords]
+};
+constexpr int kMostWords = 1 << 17;  // 2 MB: 792 blocks, the most that an H200 holds, with 64 channels each
+constexpr int kMostGroups = 4096;
+
+// The words of an exchange between `group` blocks, by `groups` groups: two sets, which take turns, so that a
+// block that is ahead overwrites nothing that another one still reads. A set holds a word of each channel for
+// each block, and one of each channel for the result.
+constexpr int64_t words_of(int64_t groups, int64_t group, int64_t tile_channels) {
+  return 2 * groups * (group + 1) * tile_channels;
+}
+
+// What one block has summed up of a channel. Forward: deviations from a pivot; backward: g and g * (x -
+// mean).
+template <class A>
+struct alignas(16) Partial {
+  A pivot;  // backward: the sum of g
+  A mean;   // of the deviations from the pivot; backward: the sum of g * (x - mean)
+  A rms;    // of the deviations from their mean; backward: unused
+  A unused;
+};
+
+// Threads of a block; fewer registers than a thread can have let several blocks share a multiprocessor.
+constexpr int kThreads = 256;
+constexpr int kMergeThreads = 1024;
+// Blocks of the resident kernel and of the reduce pass that a multiprocessor's 64 K registers hold: the
+// planner counts on them, and the kernels' launch bounds demand them.
+constexpr int blocks_by_registers(bool backward, bool mixed, Curve curve) {
+  const int blocks = backward && mixed ? 3 : 4;
+  return curve == Curve::other ? blocks - 1 : blocks;
+}
 
 // Where the parts of a block's dynamic shared memory begin, in bytes.
 struct SharedLayout {
-  int kept;      // [shared_steps, tensors, packs, threads] packs of 16 bytes
-  int matrix;    // [lanes or warps, slab_columns] of the compute type: what threads sum up
-  int parts;     // [parts, columns] of the compute type, of such sums
-  int totals;    // [2, slab_channels] double
-  int partials;  // [2, 2, slab_channels] of the compute type: read by the other blocks of a cluster
-  int numbers;   // [5, slab_channels] of the compute type: what each channel's elements are computed with
-  int counts;    // [group] of the compute type: values of a channel in each block
-  int channels;  // [slab_columns] uint16_t: the channel of each column, counted within the slab
+  int slots;       // resident: [slots, tensors, threads] vectors of 16 bytes
+  int sums;        // resident, reduce: [copies, 2, columns] of the compute type: what threads sum up
+  int numbers;     // [kNumbers, tile_channels] of the compute type: what each channel's elements are computed
+                   // with
+  int parameters;  // resident, reduce: [tile_channels] of kParameters doubles: what a channel is finished
+                   // with
+  int partials;    // cluster: [tile_channels, group] Partial<float>
+  int barrier;     // cluster: 8 bytes; words: the epoch
   int bytes;
+};
+constexpr int kNumbers = 5;
+constexpr int kParameters = 5;
 
-  static SharedLayout of(const Geometry& g, int tensors, int element_bytes, int compute_bytes) {
-    const int even = (g.slab_channels + 1) / 2 * 2;  // keeps doubles aligned
-    const int columns = g.slab_vectors * kVector;    // a narrow slab's last vector included
-    const int most = columns > g.threads ? columns : g.threads;
-    SharedLayout at{};
-    at.matrix = g.shared_steps * tensors * kVector * element_bytes * g.threads;
-    at.parts = at.matrix + compute_bytes * g.threads * (g.mapping == Mapping::rows ? 1 : kVector);
-    at.totals = at.parts + compute_bytes * most;
-    at.partials = at.totals + 8 * 2 * even;
-    at.numbers = at.partials + compute_bytes * 4 * even;
-    at.counts = at.numbers + compute_bytes * 5 * even;
-    at.channels = at.counts + compute_bytes * g.group;
-    at.bytes = at.channels + 2 * g.slab_columns;
-    return at;
-  }
+enum class Kernel : int32_t { resident, reduce, apply };
+
+// Columns whose sums a block keeps apart, and how many copies of them its threads leave behind: one a warp,
+// or where a row has as many vectors as a warp has threads, one a row.
+FUSED_BN_HOST_DEVICE inline int sum_columns(const Tiling& t) {
+  return t.walk == Walk::along_rows ? 1 : t.tile_vectors * (t.mixed ? t.vector : 1);
+}
+FUSED_BN_HOST_DEVICE inline int sum_copies(const Tiling& t) {
+  if (t.walk == Walk::along_rows || t.tile_vectors < 32) return t.threads / 32;
+  return t.threads / t.tile_vectors;
+}
+
+inline SharedLayout shared_layout(const Tiling& t, Kernel kernel, int slots, int tensors, int compute_bytes,
+                                  Exchange exchange) {
+  const auto aligned = [](int bytes) { return (bytes + 15) / 16 * 16; };
+  SharedLayout at{};
+  at.sums = kernel == Kernel::resident ? 16 * slots * tensors * t.threads : 0;
+  at.numbers =
+      at.sums + (kernel == Kernel::apply ? 0 : aligned(compute_bytes * 2 * sum_copies(t) * sum_columns(t)));
+  at.parameters = at.numbers + aligned(compute_bytes * kNumbers * t.tile_channels);
+  at.partials = at.parameters + (kernel == Kernel::apply ? 0 : aligned(8 * kParameters * t.tile_channels));
+  at.barrier = at.partials + (exchange == Exchange::cluster ? 16 * t.tile_channels * t.group : 0);
+  at.bytes = at.barrier + (exchange == Exchange::none ? 0 : 16);
+  return at;
+}
+
+// Where the statistics come from.
+enum class Source : int32_t {
+  batch,    // computed and written, running statistics are updated
+  running,  // made of the running statistics, and written
+  given,    // read
 };
 
-// Flags are of 32 bits, because a constant of 32 bits is an operand, and a narrower one takes a register.
+// Flags have 32 bits, because a constant of 32 bits is an operand of an instruction, and a narrower one takes
+// a register.
 using Flag = int32_t;
 
 struct ForwardParams {
-  Geometry geometry;
+  Tiling tiling;
   SharedLayout layout;
-  Exchange exchange;
-  Phase phase;
+  Exchange exchange;  // resident
+  int32_t slots;      // resident: vectors of a tensor that a thread keeps
   const void* input;
   const void* residual;  // null where there is none
-  void* output;          // null where only the moments are wanted
-  uint8_t* mask;         // of the elements whose gradient passes; null without residual or without need
+  void* output;
+  uint8_t* mask;  // a bit an element, in the order of memory; null where none is wanted
   ChannelVector weight;
   ChannelVector bias;
-  ChannelVector running_mean;  // read in evaluation, updated in training
+  ChannelVector running_mean;
   ChannelVector running_var;
-  int64_t* num_batches_tracked;  // counted in training where not null
-  void* statistics;              // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float
-  const void* known;             // such statistics, taken for the running ones; null where there are none
-  Flag training;
-  Flag cumulative;  // momentum is 1 / num_batches_tracked
+  int64_t*
+      num_batches_tracked;  // counted in training where not null, by the resident kernel or the reduce pass
+  void* statistics;         // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float
+  double* moments;          // reduce pass: [2, C], mean and sum of squared deviations in the place of all
+                            // statistics; null where these are wanted
+  Source source;
+  Flag cumulative;  // momentum is 1 / num_batches_tracked, which has been counted before the launch
   double momentum;
   double eps;
   double inverse_count;  // 1 / (N * S)
   double unbiased;       // what the variance is multiplied by in running_var: N * S / (N * S - 1)
   Activation activation;
   double activation_param;
-  Workspace workspace;
+  void* partials;  // reduce pass: [C, group] Partial of the compute type
+  Scratch scratch;
 };
 
 struct BackwardParams {
-  Geometry geometry;
+  Tiling tiling;
   SharedLayout layout;
   Exchange exchange;
-  Phase phase;
+  int32_t slots;
   const void* grad_output;
   const void* input;
   const void* residual;  // null where there was none, or where the mask tells all that it would
@@ -100,17 +151,19 @@ struct BackwardParams {
   ChannelVector weight;
   ChannelVector bias;
   const void* statistics;
-  void* grad_input;     // null where it is not wanted
+  void* grad_input;     // null where it is not wanted; the resident kernel is not asked then
   void* grad_residual;  // null where it is not wanted
   ChannelVector grad_weight;
   ChannelVector grad_bias;
-  const double* total;        // [2, C], sums of g and g * xhat over several processes: taken for the own
-  const double* total_count;  // of values of a channel in all of them; null where `total` is
-  Flag training;
+  double* sums;  // [2, C]: of g and of g * xhat; the reduce pass writes them, the apply pass reads them
+  const double*
+      total_count;       // apply pass: of values of a channel in all processes; null where they are its own
+  Flag training;         // the resident kernel knows no other
   double inverse_count;  // 1 / (N * S)
   Activation activation;
   double activation_param;
-  Workspace workspace;
+  void* partials;
+  Scratch scratch;
 };
 
 // From the moments of several processes to the statistics of them all.
@@ -128,20 +181,5 @@ struct MergeParams {
   double momentum;
   double eps;
 };
-constexpr int kMergeThreads = 1024;
-
-// Steps that a block keeps in registers, where every vector is whole: as many as ptxas fits into 128
-// registers a thread for sm_75 to sm_120 without a spill. None in double precision, whose sums leave no room,
-// and none beside the arithmetic of a curve other than ReLU's.
-constexpr int register_steps(DType dtype, bool backward, Mapping mapping, Curve curve) {
-  const bool half = dtype == DType::bf16 || dtype == DType::f16;
-  if (dtype == DType::f64 || curve == Curve::other) return 0;
-  if (mapping == Mapping::rows) return backward ? (half ? 8 : 4) : (half ? 16 : 6);
-  if (backward) return dtype == DType::bf16 ? 2 : 1;
-  return half ? 8 : 3;
-}
-
-// Of a block. 128 registers each fill a multiprocessor, and 255 each in double precision.
-constexpr int threads_of(DType dtype) { return dtype == DType::f64 ? 256 : 512; }
 
 }  // namespace fused_bn::cuda

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "executor.h"
 #include "fiber.h"
 #include "guarded.h"
 
@@ -32,9 +33,11 @@ enum class Wait : uint8_t {
   nothing,
   sync_block,
   any_in_block,
-  shuffle_xor,
-  sync_cluster,
-  wait_flip,
+  shuffle,
+  wait_cluster,
+  wait_barrier,
+  pause,
+  wait_for_primary,
   the_end
 };
 
@@ -47,16 +50,18 @@ struct Copy {
 struct Fiber {
   Context context;
   char* stack = nullptr;
-  std::vector<Copy> copies;
-  size_t copied = 0;
 
   Block* block = nullptr;
   int thread = 0;
   Wait wait = Wait::nothing;
-  const uint64_t* generation = nullptr;  // of a barrier,
-  uint64_t seen = 0;                     // and what it was on arrival
-  const uint32_t* word = nullptr;        // of wait_flip
-  uint32_t before = 0;
+  const uint64_t* counter = nullptr;  // whose change it waits for,
+  uint64_t seen = 0;                  // from this
+
+  std::vector<Copy> copies;
+  size_t copied = 0;
+  bool arrived = false;           // at the cluster's barrier, for which it has not waited
+  uint64_t cluster_barriers = 0;  // that it has passed
+  uint64_t words_seen = 0;        // stored before it last looked
 
   bool can_run() const;
 };
@@ -68,19 +73,59 @@ struct Barrier {
   int arrived = 0;
   char announced[2] = {};
 
-  char* sync() { return &announced[generation & 1]; }
+  void arrive(int expected) {
+    if (++arrived < expected) return;
+    arrived = 0;
+    ++generation;
+  }
 };
 
 struct Warp {
   Barrier barrier;
+  const char* what = "";
   int distance = 0, bytes = 0;
   uint64_t values[2][32] = {};
 };
 
+// A block's mbarrier, in its first phase or complete.
+struct PushBarrier {
+  const void* place = nullptr;  // null until it is initialised
+  uint64_t complete = 0;
+  int64_t expected = 0;           // bytes
+  uint64_t cluster_barriers = 0;  // that do not tell others that it is initialised
+  char announced = 0;
+};
+
+// On its way from one block to another.
+struct Push {
+  Bytes16 value;
+  void* to;
+  Block* receiver;
+  Write write;
+};
+
+// Its memory is never moved by a fiber, as ThreadSanitizer would take that for a race.
 struct Cluster {
+  static constexpr size_t kMostPushes = 4096;
+
   Barrier barrier;
   int threads = 0;
   std::vector<Block*> blocks;
+  std::vector<Push> pushes;
+
+  // Lets one of them arrive. Returns what is wrong with it, or nothing.
+  std::string deliver(size_t i);
+};
+
+struct Grid {
+  const Launch& launch;
+  const Kernel& kernel;
+  Grid* primary;  // whose dependent it is
+  bool has_dependent;
+  std::vector<int64_t> first_blocks;  // of clusters, in the order in which these start
+  uint64_t quiet;                     // blocks that have yet to call launch_dependents
+  uint64_t left;                      // blocks that have yet to end
+  char announced = 0;                 // by threads that end
 };
 
 // What the worker that runs a block shares with it.
@@ -97,34 +142,48 @@ struct Scheduler {
 class Block {
  public:
   // fibers[0 .. threads) are the block's until it has ended.
-  Block(Scheduler& scheduler, int64_t index, int threads, Fiber* const* fibers, GuardedMemory& shared,
+  Block(Scheduler& scheduler, Grid& grid, int64_t index, Fiber* const* fibers, GuardedMemory& shared,
         Cluster& cluster);
 
   // Lets every fiber run that can; true where one did. Stops at a fault.
   bool round(const bool* failed);
   bool ended() const { return ended_ == threads_; }
-  // After a round in which nobody ran: whether only threads of this block can help, so that none will.
-  bool stuck() const;
   std::string describe() const;
   // What is wrong with a block that has ended, or nothing.
-  std::string epilogue() const;
+  std::string epilogue();
 
+  // After launch_dependents() a block may stand still for some turns, so that dependents overtake it.
+  bool stands_still() { return still_ > 0 && still_-- > 0; }
+
+  Grid& grid() const { return grid_; }
   int64_t index() const { return index_; }
-  GuardedMemory& shared() const { return shared_; }
+  const GuardedMemory& shared() const { return shared_; }
 
   // Called by its fibers.
   bool barrier(Wait kind, bool condition);
-  uint64_t shuffle(uint64_t value, int bytes, int distance);
-  void cluster_barrier();
-  const void* cluster_address(const void* shared, int bytes, int rank);
+  const uint64_t* exchange(const char* what, uint64_t value, int bytes, int distance);
+  void init_barrier(const uint64_t* barrier, uint32_t bytes);
+  void arrive_cluster();
+  void wait_cluster();
+  void push(const Bytes16& value, void* to, const uint64_t* barrier, int rank, Write write);
+  void wait_barrier(const uint64_t* barrier);
+  void launch_dependents();
+  void wait_for_primary();
   void begin_thread();
   void end_thread();
 
  private:
-  void wait(Wait kind, const uint64_t* generation);
+  friend struct Cluster;
+
+  void meet(Barrier& barrier, int threads, Wait kind);
   int count(Wait kind) const;
+  // The same place in the shared memory of another block.
+  char* there(const void* shared, const Block& other) const {
+    return other.shared_.data() + (static_cast<const char*>(shared) - shared_.data());
+  }
 
   Scheduler& scheduler_;
+  Grid& grid_;
   int64_t index_;
   int threads_;
   Fiber* const* fibers_;
@@ -135,15 +194,23 @@ class Block {
   Wait barrier_kind_ = Wait::nothing;
   bool any_[2] = {};
   std::vector<Warp> warps_;
-  int64_t read_by_others_at_ = -1;  // generation of the cluster's barrier
-  char begun_ = 0;                  // announced to its fibers
+  PushBarrier push_barrier_;
+  bool launched_dependents_ = false;
+  bool waited_for_primary_ = false;
+  int still_ = 0;
+  char begun_ = 0;  // announced to its fibers
 };
 
 // Changes to the scheduler, for good, with what is wrong with the current fiber.
 [[noreturn]] void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
-// Lets others run, until the current fiber can again.
+// Lets others run.
 void suspend();
+// Lets others run, and goes on once *counter is no longer `seen`.
+void wait(Wait kind, const uint64_t* counter, uint64_t seen);
+
+// Words of all launches.
+extern uint64_t words_stored;
 
 // Of the worker that runs here; null outside launch().
 extern thread_local Scheduler* scheduler;

@@ -77,7 +77,7 @@ def included_files(source: Path, include: Sequence[Path]) -> list[Path]:
 def run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise CompileError(f"{' '.join(command)}\n{done.stderr}")
+        raise CompileError(f"{' '.join(command)}\n{done.stderr[:4000]}")
 
 
 def made(target: Path, command: Sequence[str]) -> Path:

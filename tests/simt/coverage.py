@@ -2,91 +2,88 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Any
 
 from fused_bn._activations import ACTIVATIONS
 from tests.simt.harness import Configuration
 
 DIRECTIONS = ("forward", "backward")
+RESIDENT = ("none", "cluster", "words")
 
 
-def steps_of_blocks(configuration: Configuration) -> list[int]:
-    g = configuration.geometry
-    each, more = divmod(g.steps, g.group)
-    return [each + (block < more) for block in range(g.group)]
+def kinds(configuration: Configuration) -> Iterator[tuple[str, Any]]:
+    """Its kernels, with the exchange of the resident one, and their tilings."""
+    evaluation = "" if configuration.case.training else "evaluation, "
+    for kernel, tiling in configuration.kernels.items():
+        name = configuration.exchange if kernel == "resident" else kernel
+        yield f"{evaluation}{configuration.direction}, {name}", tiling
 
 
-def level(kept: int, most: int) -> str:
-    return "no" if kept == 0 else "all" if kept == most else "some"
+def elements(tiling: Any) -> str:
+    walk = "rows" if tiling.walk.name == "along_rows" else "columns"
+    what = "elements" if tiling.vector == 1 else "mixed vectors" if tiling.mixed else "vectors"
+    return f"{walk} of {what}"
 
 
-def retention(configuration: Configuration) -> Iterator[str]:
-    """How many of a block's steps are kept in registers and in shared memory, and whether others are left.
+def groups(name: str, t: Any) -> Iterator[str]:
+    iterations = -(-t.tiles // t.groups)
+    yield f"{name}, {'several iterations' if iterations > 1 else 'one iteration'}"
+    if t.tiles % t.groups:
+        yield f"{name}, a group has fewer iterations"
+    if t.groups > 1:
+        yield f"{name}, several groups"
+    if t.group > 1:
+        units = {t.block_units(block) for block in range(t.group)}
+        yield f"{name}, blocks with {'unequal' if len(units) > 1 else 'equal'} shares"
 
-    "all" registers are those that the kernel has.
-    """
-    c, g = configuration, configuration.geometry
-    if not c.case.training or not g.whole or c.exchange == "two_kernels":
+
+def columns(name: str, t: Any) -> Iterator[str]:
+    """What is particular to tiles whose threads go down columns."""
+    if t.walk.name == "along_rows":
         return
-    for steps in set(steps_of_blocks(c)):
-        registers = min(steps, g.register_steps)
-        shared = min(steps - registers, g.shared_steps)
-        words = (
-            f"{level(registers, c.most_registers)} registers",
-            "shared memory" if shared else "no shared memory",
-            "streams" if steps > registers + shared else "keeps all",
-        )
-        yield ", ".join((c.direction, c.plan.mapping, *words))
+    last = t.row_vectors % t.tile_vectors
+    if t.tiles > 1:
+        yield f"{name}, {'a narrower last tile' if last else 'equal tiles'}"
+    if t.fold > 1:
+        yield f"{name}, rows side by side"
+    if t.pass_units * t.tile_vectors < t.threads:
+        yield f"{name}, idle threads"
+    power_of_two = t.tile_vectors & (t.tile_vectors - 1) == 0
+    where = "a row for each" if t.tile_vectors >= 32 else "shuffles" if power_of_two else "odd shuffles"
+    yield f"{name}, sums by {where}"
 
 
-def teams(configuration: Configuration) -> Iterator[str]:
-    c, g = configuration, configuration.geometry
-    where = f"{c.direction}, {c.exchange}"
-    rounds = -(-g.slabs // g.groups)
-    yield f"{where}, {'several rounds' if rounds > 1 else 'one round'}"
-    if g.slabs % g.groups:
-        yield f"{where}, a group has fewer rounds"
-    if g.groups > 1:
-        yield f"{where}, several groups"
-    if g.group > 1:
-        yield f"{where}, blocks with and without a step" if g.group > g.steps else f"{where}, several blocks"
-    if g.group > 1 and g.steps > g.group and g.steps % g.group:
-        yield f"{where}, blocks with more steps than others"
-
-
-def tails(configuration: Configuration) -> Iterator[str]:
-    c, g, plan = configuration, configuration.geometry, configuration.plan
-    where = f"{c.direction}, {plan.mapping}"
-    yield f"{where}, {'some lanes have one step less' if g.last_lanes else 'full steps'}"
-    if plan.mapping == "rows":
-        if g.S % 8:
-            yield f"{where}, short last vector of a row"
-        return
-    where += ", channels_last" if plan.channels_last else ", channels_first"
-    if plan.channels_last and g.slab_columns > g.slab_channels:
-        yield f"{where}, several pixels a matrix row"
-    if g.elements % g.row_length:
-        yield f"{where}, short last matrix row"
-    if g.row_length % 8:
-        yield f"{where}, matrix rows that begin unaligned"
-    if g.slabs > 1:
-        yield f"{where}, {'a narrower last slab' if g.row_length % g.slab_columns else 'equal slabs'}"
-    if g.lanes * g.slab_vectors < g.threads:
-        yield f"{where}, idle threads"
-    power_of_two = g.slab_vectors & (g.slab_vectors - 1) == 0
-    yield f"{where}, sums {'by shuffles' if power_of_two and g.slab_vectors < 32 else 'without shuffles'}"
+def teams(name: str, t: Any) -> Iterator[str]:
+    """How many lanes merge a channel, and whether they take several batches of partial results."""
+    size = min(32, 1 << (t.threads // t.tile_channels).bit_length() - 1)
+    yield f"{name}, {'a warp' if size == 32 else 'a lane' if size == 1 else 'some lanes'} a channel"
+    if t.group > 4 * size:
+        yield f"{name}, several batches"
 
 
 def exercised(configuration: Configuration) -> set[str]:
     c = configuration
-    alignment = "whole" if c.plan.whole else "partial"
-    combination = f"{c.direction}, {c.plan.mapping}, {alignment} vectors, {c.exchange}"
-    residual = "residual" if c.case.residual else "no residual"
-    activation = f"{c.direction}, {c.plan.mapping}, {c.case.activation}, {residual}"
-    return {c.instance, combination, activation, *retention(c), *teams(c), *tails(c)}
+    found = set(c.instances)
+    for name, tiling in kinds(c):
+        found |= {f"{name}, {elements(tiling)}", *groups(name, tiling)}
+        if any(tiling.block_units(b) % tiling.pass_units for b in range(tiling.group)):
+            found.add(f"{name}, a last pass that is not full")
+        summing = name.rpartition(" ")[2] != "apply"
+        if summing:
+            found |= {*teams(name, tiling), *columns(name, tiling)}
+        if summing and c.plan.resident and c.plan.slots > c.plan.first.passes:
+            found.add(f"{name}, slots that stay empty")
+        residual = "residual" if c.case.residual else "no residual"
+        found.add(f"{name}, {elements(tiling)}, {c.case.activation}, {residual}")
+    return found
 
 
-MAPPINGS = ("rows", "columns")
-EXCHANGES = ("none", "cluster", "barrier", "two_kernels")
+EVERY_KIND = tuple(
+    f"{walk} of {what}"
+    for walk, what in product(("rows", "columns"), ("elements", "vectors", "mixed vectors"))
+    if (walk, what) != ("rows", "mixed vectors")
+)
+VECTORS = tuple(kind for kind in EVERY_KIND if "vectors" in kind)
 
 
 def each(*parts: Sequence[str]) -> Iterator[str]:
@@ -95,28 +92,21 @@ def each(*parts: Sequence[str]) -> Iterator[str]:
 
 def demanded() -> Iterator[str]:
     """Everything that the properties of a launch can be combined to."""
-    yield from each(DIRECTIONS, MAPPINGS, ("whole vectors", "partial vectors"), EXCHANGES)
-    yield from each(["evaluation"], MAPPINGS, ("whole vectors", "partial vectors"), ["none"])
+    yield from each(DIRECTIONS, RESIDENT, VECTORS)
+    yield from each(DIRECTIONS, ("reduce", "apply"), EVERY_KIND)
+    yield from each(["evaluation"], DIRECTIONS, ["apply"], EVERY_KIND)
 
-    yield from each(("evaluation", *DIRECTIONS), MAPPINGS, list(ACTIVATIONS), ("residual", "no residual"))
+    residual = ("residual", "no residual")
+    yield from each(DIRECTIONS, ["apply"], EVERY_KIND, list(ACTIVATIONS), residual)
+    yield from each(["evaluation"], DIRECTIONS, ["apply"], EVERY_KIND, list(ACTIVATIONS), residual)
 
-    registers = ("no registers", "some registers", "all registers")
-    shared = ("shared memory", "no shared memory")
-    yield from each(DIRECTIONS, MAPPINGS, registers, shared, ("streams", "keeps all"))
-
-    rounds = ("one round", "several rounds", "several groups", "a group has fewer rounds")
-    yield from each(DIRECTIONS, EXCHANGES, rounds)
-    blocks = ("several blocks", "blocks with and without a step", "blocks with more steps than others")
-    yield from each(DIRECTIONS, EXCHANGES[1:], blocks)
-
-    directions = (*DIRECTIONS, "evaluation")
-    yield from each(directions, MAPPINGS, ("full steps", "some lanes have one step less"))
-    yield from each(directions, ["rows, short last vector of a row"])
-    columns = (
-        "matrix rows that begin unaligned",
-        *("a narrower last slab", "equal slabs"),
-        *("idle threads", "sums by shuffles", "sums without shuffles"),
-    )
-    yield from each(directions, ["columns, channels_first", "columns, channels_last"], columns)
-    pixels = ("several pixels a matrix row", "short last matrix row")
-    yield from each(directions, ["columns, channels_last"], pixels)
+    yield from each(DIRECTIONS, ["words"], ("one iteration", "several iterations", "several groups"))
+    yield from each(DIRECTIONS, ["words"], ["a group has fewer iterations"])
+    summing = (*RESIDENT, "reduce")
+    yield from each(DIRECTIONS, summing[1:], ("blocks with equal shares", "blocks with unequal shares"))
+    yield from each(DIRECTIONS, (*summing, "apply"), ["a last pass that is not full"])
+    yield from each(DIRECTIONS, RESIDENT, ["slots that stay empty"])
+    yield from each(DIRECTIONS, summing, ("a narrower last tile", "equal tiles", "rows side by side", "idle threads"))
+    yield from each(DIRECTIONS, summing, [f"sums by {how}" for how in ("a row for each", "shuffles", "odd shuffles")])
+    yield from each(DIRECTIONS, summing, ("a warp a channel", "a lane a channel", "some lanes a channel"))
+    yield from each(DIRECTIONS, summing[1:], ["several batches"])

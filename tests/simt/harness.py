@@ -1,7 +1,8 @@
 """Runs the CUDA kernels' own source on the CPU: a case, by launch plans, and how good the results are."""
 
+import copy
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from math import prod
 from types import ModuleType
@@ -28,25 +29,45 @@ from tests.simt.memory import Memory, in_memory_order, is_written
 
 ELEMENTS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 
-SMALL_DEVICE = (
-    *(("architecture", 90), ("multiprocessors", 6), ("max_cluster", 4)),
-    ("shared_per_block", 65536),
-)
+def device(multiprocessors: int, shared: int, max_cluster: int) -> tuple[tuple[str, Any], ...]:
+    """One of sm_90 with so many multiprocessors, so many bytes of shared memory a block, and clusters."""
+    fields = {
+        "architecture": 90,
+        "multiprocessors": multiprocessors,
+        "shared_per_block": shared,
+        "shared_per_multiprocessor": max(131072, shared + 1024),
+        "max_cluster": max_cluster,
+        "active_clusters": tuple(max(1, multiprocessors // size) for size in (1, 2, 4, 8, 16)),
+    }
+    return tuple(fields.items())
+
+
+SMALL_DEVICE = device(6, 98304, 16)
 """So little shared memory and so few multiprocessors that small tensors fill them."""
 
 CURVES = {"none": "leaky_relu", "relu": "relu", "leaky_relu": "leaky_relu"}
 """By activation, what kernels are compiled for; "other" for all others."""
 
-GEOMETRY = (
-    *("N", "C", "S", "elements", "channels_last", "whole", "slabs", "rows", "row_length", "slab_columns"),
-    *("slab_channels", "slab_vectors", "lanes", "threads", "group", "groups", "register_steps"),
-    "shared_steps",
+TILING = (
+    *("N", "C", "S", "elements", "channels_last", "vector", "mixed", "fold", "rows", "row_vectors"),
+    *("tile_vectors", "tile_channels", "tiles", "channel_length", "threads", "group", "groups", "interleaved"),
 )
 
 
 @functools.cache
-def kernels(elements: tuple[str, ...] = tuple(build.ELEMENTS)) -> ModuleType:
-    return build.load_module(build.build_kernels(elements=elements))
+def kernels_or_error() -> ModuleType | build.CompileError:
+    try:
+        return build.load_module(build.build_kernels())
+    except build.CompileError as error:
+        return error
+
+
+def kernels() -> ModuleType:
+    """The module of all element types. Compiled once, even if in vain."""
+    found = kernels_or_error()
+    if isinstance(found, build.CompileError):
+        raise found
+    return found
 
 
 def view_of(case: Case) -> tuple[int, int, int, str]:
@@ -59,101 +80,137 @@ def view_of(case: Case) -> tuple[int, int, int, str]:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel is launched: by a plan, and what a test changes of it."""
+    """How a direction is launched: by which plan, and in which order threads run."""
 
     device: str | tuple[tuple[str, Any], ...] = "h200"
-    exchange: str | None = None
+    forced: str = ""
     alignment: int = 16
-    register_steps: int | None = None  # at most so many, of those that the plan keeps
-    shared_steps: int | None = None
-    group: int | None = None  # blocks, whatever the planner would say
-    groups: int | None = None
+    groups: int | None = None  # at most so many of an exchange by words, whatever the planner would say
     seed: int = 0
     workers: int = 0
 
-    def plan(self, case: Case, direction: str) -> Any:
+    def plan(self, case: Case, direction: str, part: str = "both") -> Any:
         assert extension is not None
         device = self.device if isinstance(self.device, str) else dict(self.device)
-        exchange = self.exchange if self.group is None else "none"
-        arguments = (ELEMENTS[case.dtype], direction, case.residual, self.alignment, device)
-        exchange = None if direction == "evaluation" else exchange
-        return extension.plan(*view_of(case), *arguments, exchange, case.activation)
+        forced = self.forced
+        if not case.training:
+            part = "apply" if direction == "forward" else part
+            forced = "streamed"  # the resident kernel knows training alone
+        arguments = (ELEMENTS[case.dtype], direction, case.residual, self.alignment, device, part)
+        return extension.plan(*view_of(case), *arguments, case.activation, forced)
 
     def __str__(self) -> str:
         """A part of a test's id."""
-        named = {
-            "group": self.group,
-            "groups": self.groups,
-            "V": self.register_steps,
-            "PS": self.shared_steps,
-        }
-        words = [f"{name}={value}" for name, value in named.items() if value is not None]
+        words = [self.forced.replace(" ", "-") or "any plan"]
+        if isinstance(self.device, str):
+            words.append(self.device)
         if self.alignment != 16:
             words.append(f"aligned to {self.alignment}")
-        return "-".join([self.exchange or "any exchange", *words])
-
-
-def at_most(value: int, limit: int | None) -> int:
-    return value if limit is None else min(value, limit)
+        if self.groups is not None:
+            words.append(f"groups={self.groups}")
+        return "-".join(words)
 
 
 class Configuration:
-    """What one kernel is launched with, for a case and a direction."""
+    """What the kernels of one direction are launched with."""
 
-    def __init__(self, module: ModuleType, case: Case, launch: Launch, direction: str) -> None:
-        self.case, self.launch, self.direction = case, launch, direction
-        self.plan = plan = launch.plan(case, direction)
+    def __init__(
+        self, module: ModuleType, case: Case, launch: Launch, direction: str, part: str = "both"
+    ) -> None:
+        self.module, self.case, self.launch, self.direction = module, case, launch, direction
+        self.plan = plan = launch.plan(case, direction, part)
         self.dtype = getattr(module.DType, ELEMENTS[case.dtype])
-        self.geometry = g = module.Geometry()
-        for name in GEOMETRY:
-            setattr(g, name, getattr(plan, name))
-        g.mapping = getattr(module.Mapping, plan.mapping)
-        g.row_vectors = module.Division(plan.row_vectors)
-        g.cut_steps()
-        backward = direction == "backward"
-        activation = getattr(module.Activation, case.activation)
-        self.most_registers = most = module.register_steps(self.dtype, backward, g.mapping, activation)
-        assert g.steps == plan.steps, "the extension was built from other sources"
-        assert g.register_steps in (0, most), "the extension was built from other sources"
-        self.exchange = plan.exchange
-        alone = launch.exchange in (None, "none") and direction != "evaluation"
-        if launch.group is not None and (launch.group == 1 or not alone):
-            self.exchange = "none" if direction == "evaluation" else launch.exchange
-            g.group, g.groups = launch.group, launch.groups or g.groups
-        keeps = self.exchange != "two_kernels"
-        g.register_steps = at_most(g.register_steps, launch.register_steps) if keeps else 0
-        g.shared_steps = at_most(g.shared_steps, launch.shared_steps) if keeps else 0
-        self.grid = g.group * g.groups
-        self.module, self.tensors_read = module, 2 if backward else 1
-        self.shared_bytes = module.shared_bytes(g, self.dtype, self.tensors_read)
+        self.exchange = plan.exchange if plan.resident else "none"
+        # The reduce pass, or the resident kernel; and the apply pass.
+        self.kernels: dict[str, Any] = {}
+        if plan.first is not None:
+            self.kernels["resident" if plan.resident else "reduce"] = self._tiling(plan.first)
+        if plan.apply is not None:
+            self.kernels["apply"] = self._tiling(plan.apply)
+        self.layouts = {
+            kernel: module.shared_layout(
+                tiling,
+                getattr(module.Kernel, kernel),
+                self.dtype,
+                getattr(module.Exchange, self.exchange),
+                plan.slots,
+                2 if direction == "backward" or case.residual else 1,
+            )
+            for kernel, tiling in self.kernels.items()
+        }
+        for planned, layout in zip(filter(None, (plan.first, plan.apply)), self.layouts.values(), strict=True):
+            assert planned.shared_bytes == layout.bytes, "the extension was built from other sources"
 
-    def gather_nothing(self) -> None:
-        """As the launch layer does it for a kernel that is given what it would gather."""
-        self.exchange = "none"
-        self.geometry.register_steps = self.geometry.shared_steps = 0
-        self.shared_bytes = self.module.shared_bytes(self.geometry, self.dtype, self.tensors_read)
-
-    @property
-    def workspace_bytes(self) -> int:
-        g, compute = self.geometry, 8 if self.case.dtype is torch.float64 else 4
-        values = {"barrier": 2 * 2 * g.groups, "two_kernels": 3 * g.slabs}.get(self.exchange, 0)
-        return int(values * g.group * g.slab_channels * compute)
+    def _tiling(self, planned: Any) -> Any:
+        tiling = self.module.Tiling()
+        for name in TILING:
+            setattr(tiling, name, int(getattr(planned, name)))
+        tiling.walk = getattr(self.module.Walk, planned.walk)
+        if self.exchange == "words" and self.launch.groups is not None:
+            tiling.groups = min(tiling.groups, self.launch.groups)
+        tiling.derive()
+        assert tiling.passes() == planned.passes, "the extension was built from other sources"
+        return tiling
 
     @property
     def words(self) -> int:
-        return int(1 + self.geometry.groups) if self.exchange == "barrier" else 1
+        if self.exchange != "words":
+            return 0
+        t = self.kernels["resident"]
+        return int(2 * t.groups * (t.group + 1) * t.tile_channels)
 
     @property
-    def instance(self) -> str:
-        """Of the kernel that must run."""
-        words = (
-            "backward" if self.direction == "backward" else "forward",
-            ELEMENTS[self.case.dtype],
-            self.plan.mapping,
-            "whole" if self.plan.whole else "partial",
-            CURVES.get(self.case.activation, "other"),
-        )
+    def arrivals(self) -> int:
+        t = self.kernels.get("reduce")
+        return 0 if t is None or t.group == 1 else int(t.tiles)
+
+    @property
+    def epochs(self) -> int:
+        """Of which the launch uses up so many."""
+        if self.exchange != "words":
+            return 0
+        t = self.kernels["resident"]
+        return int(-(-t.tiles // t.groups))
+
+    @property
+    def instances(self) -> list[str]:
+        """Of the kernels that must run."""
+        return [self._instance(kernel, tiling) for kernel, tiling in self.kernels.items()]
+
+    def _instance(self, kernel: str, tiling: Any) -> str:
+        vectors = "elements" if tiling.vector == 1 else "mixed vectors" if tiling.mixed else "vectors"
+        words = [kernel, self.direction, ELEMENTS[self.case.dtype], vectors]
+        if (kernel, self.direction) != ("reduce", "forward"):
+            words.append("other" if tiling.vector == 1 else CURVES.get(self.case.activation, "other"))
         return " ".join(words)
+
+
+class Scratch:
+    """What launches share and leave as the next one needs it: for any of some configurations."""
+
+    def __init__(self, module: ModuleType, configurations: Iterable[Configuration]) -> None:
+        self.memory = Memory(module, 16)
+        self.scratch = module.Scratch()
+        found = list(configurations)
+        sizes = {
+            "epoch": 2,
+            "arrivals": max(c.arrivals for c in found),
+            "words": 4 * max(c.words for c in found),
+        }
+        self.tensors = {}
+        for name, size in sizes.items():
+            address, self.tensors[name] = self.memory.empty(max(1, size), torch.int32)
+            self.tensors[name].zero_()
+            setattr(self.scratch, name, address)
+
+    @property
+    def epoch(self) -> int:
+        return int(self.tensors["epoch"][0])
+
+    def check(self) -> None:
+        self.memory.check()
+        counters = (self.tensors["epoch"][1:], self.tensors["arrivals"])
+        assert not any(map(torch.any, counters)), "the counters are not as the next launch needs them"
 
 
 class Run:
@@ -167,36 +224,30 @@ class Run:
         backward: Launch | None = None,
         module: ModuleType | None = None,
         without: Collection[str] = (),
-        backward_gathers: bool = True,
+        parts: tuple[str, str] = ("both", "both"),
+        scratch: Scratch | None = None,
     ) -> None:
         self.case, self.tensors, self.without = case, tensors, without
         self.module = module or kernels()
         self.memory = Memory(self.module, forward.alignment)
-        direction = "forward" if case.training else "evaluation"
         self.configurations = (
-            Configuration(self.module, case, forward, direction),
-            Configuration(self.module, case, backward or forward, "backward"),
+            Configuration(self.module, case, forward, "forward", parts[0]),
+            Configuration(self.module, case, backward or forward, "backward", parts[1]),
         )
-        if not backward_gathers:
-            self.configurations[1].gather_nothing()
+        self.scratch = scratch or Scratch(self.module, self.configurations)
         self._forward_params()
         self._backward_params()
 
-    def _common(self, params: Any, configuration: Configuration) -> Tensor:
-        """Sets what forward and backward have in common; returns the words of their workspace."""
+    def _common(self, params: Any, configuration: Configuration) -> None:
+        """Sets what forward and backward have in common."""
         n, _, s, _ = view_of(self.case)
-        params.geometry = configuration.geometry
-        params.exchange = getattr(self.module.Exchange, configuration.exchange)
-        params.training = int(self.case.training)
         params.inverse_count = 1.0 / (n * s)
         params.activation = getattr(self.module.Activation, self.case.activation)
         params.activation_param = self.case.activation_param or 0.0
-        space = self.module.Workspace()
-        space.partials = self.memory.workspace(configuration.workspace_bytes)
-        space.words, words = self.memory.empty(32 * configuration.words, torch.int32)
-        words.zero_()
-        params.workspace = space
-        return words
+        params.exchange = getattr(self.module.Exchange, configuration.exchange)
+        params.slots = configuration.plan.slots
+        params.partials, _ = self.memory.aligned(configuration.plan.partials_bytes)
+        params.scratch = self.scratch.scratch
 
     def _vector(self, tensor: Tensor | None, *, filled: bool = True) -> tuple[Any, Tensor | None]:
         """A per-channel vector with the tensor's values, or without any."""
@@ -216,25 +267,30 @@ class Run:
         p.output, self.output = memory.like(tensors.input)
         self.mask: Tensor | None = None
         if case.residual and case.activation in KINKS:
-            p.mask, self.mask = memory.empty(self.configurations[0].plan.mask_bytes, torch.uint8)
+            p.mask, self.mask = memory.aligned((tensors.input.numel() + 7) // 8)
         p.weight, _ = self._vector(tensors.weight)
         p.bias, _ = self._vector(tensors.bias)
         p.running_mean, self.running_mean = self._vector(tensors.running_mean)
         p.running_var, self.running_var = self._vector(tensors.running_var)
-        p.num_batches_tracked, self.tracked = memory.copy(tensors.num_batches_tracked)
+        if case.training:
+            p.num_batches_tracked, self.tracked = memory.copy(tensors.num_batches_tracked)
+        else:
+            self.tracked = tensors.num_batches_tracked
         compute = torch.float64 if case.dtype is torch.float64 else torch.float32
         p.statistics, self.statistics = memory.empty(3 * case.channels, compute)
+        p.source = self.module.Source.batch if case.training else self.module.Source.running
         p.cumulative, p.momentum = int(case.momentum is None), case.momentum or 0.0
         p.eps = case.eps
         count = tensors.input.numel() // case.channels
         p.unbiased = count / max(count - 1, 1)
-        self.forward_words = self._common(p, self.configurations[0])
+        self._common(p, self.configurations[0])
 
     def _backward_params(self) -> None:
         case, memory, tensors, p = self.case, self.memory, self.tensors, self.p
         self.b = b = self.module.BackwardParams()
         b.grad_output, _ = memory.copy(tensors.grad_output)
         b.input, b.statistics, b.mask, b.weight, b.bias = p.input, p.statistics, p.mask, p.weight, p.bias
+        b.training = int(case.training)
         if case.activation not in KINKS and case.activation != "none":
             b.residual = p.residual
         b.grad_input, self.grad_input = memory.like(tensors.input)
@@ -243,30 +299,33 @@ class Run:
             b.grad_residual, self.grad_residual = memory.like(tensors.input)
         b.grad_weight, self.grad_weight = self._vector(tensors.weight, filled=False)
         b.grad_bias, self.grad_bias = self._vector(tensors.bias, filled=False)
-        self.backward_words = self._common(b, self.configurations[1])
+        if not self.configurations[1].plan.resident:
+            b.sums, self.sums = memory.empty(2 * case.channels, torch.float64)
+        self._common(b, self.configurations[1])
         for name in self.without:
             setattr(b, name, self.module.ChannelVector() if name in ("grad_weight", "grad_bias") else 0)
 
     def launch_forward(self) -> None:
         """Whatever of it the params ask for."""
-        self._launch("run_forward", self.p, self.configurations[0], self.forward_words)
+        if self.case.training and self.case.momentum is None and self.tracked is not None:
+            self.tracked += 1
+        self._launch("run_forward", self.p, self.configurations[0])
 
     def launch_backward(self) -> None:
-        self._launch("run_backward", self.b, self.configurations[1], self.backward_words)
+        self._launch("run_backward", self.b, self.configurations[1])
 
-    def _launch(self, name: str, params: Any, configuration: Configuration, words: Tensor) -> None:
-        ran = getattr(self.module, name)(
-            params,
-            configuration.dtype,
-            grid=configuration.grid,
-            shared_bytes=configuration.shared_bytes,
-            seed=configuration.launch.seed,
-            workers=configuration.launch.workers,
-        )
-        launches = 2 if configuration.exchange == "two_kernels" else 1
-        assert ran == [configuration.instance] * launches, "one launch a direction, but for two kernels"
+    def _launch(self, name: str, params: Any, configuration: Configuration) -> None:
+        passes = []
+        for kernel, tiling in configuration.kernels.items():
+            own = copy.copy(params)
+            own.tiling, own.layout = tiling, configuration.layouts[kernel]
+            passes.append((getattr(self.module.Kernel, kernel), own))
+        launch, epoch = configuration.launch, self.scratch.epoch
+        ran = getattr(self.module, name)(configuration.dtype, passes, seed=launch.seed, workers=launch.workers)
+        assert ran == configuration.instances
         self.memory.check()
-        assert not (words & 0x7FFFFFFF).any(), "the counters are not as the next launch needs them"
+        self.scratch.check()
+        assert (self.scratch.epoch - epoch) % 2**32 == configuration.epochs, "the epochs of its words"
 
     def forward(self) -> None:
         self.launch_forward()
@@ -288,11 +347,10 @@ class Run:
         """Whether the mask lets each element's gradient through, in the order of memory."""
         if self.mask is None:
             return None
-        assert extension is not None
-        bits = torch.frombuffer(
-            bytearray(extension.plan_mask_bits(self.configurations[0].plan)), dtype=torch.int64
-        )
-        return (self.mask[bits // 8] >> (bits % 8) & 1).bool()
+        bits = (self.mask[:, None] >> torch.arange(8) & 1).bool().flatten()
+        elements = self.tensors.input.numel()
+        assert not bits[elements:].any(), "the mask's padding is not 0"
+        return bits[:elements]
 
     def outcome(self) -> "Outcome":
         buffers = (self.running_mean, self.running_var, self.tracked)

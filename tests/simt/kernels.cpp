@@ -10,8 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "cuda/dispatch.h"
-#include "cuda/merge.cuh"
+#include "cuda/kernels/merge.cuh"
 #include "guarded.h"
 
 namespace py = pybind11;
@@ -49,15 +48,11 @@ class Struct {
   py::class_<T> bound_;
 };
 
-std::string launch_one(const ForwardParams& params, DType dtype, const simt::Launch& launch) {
-  const auto forward = simt::kernels[static_cast<int>(dtype)].forward;
-  if (forward == nullptr) throw std::invalid_argument("simt_kernels was built without this element type");
-  return forward(params, launch);
+simt::Prepared prepare(DType dtype, Kernel kernel, const ForwardParams& params) {
+  return simt::kernels[static_cast<int>(dtype)].forward(kernel, params);
 }
-std::string launch_one(const BackwardParams& params, DType dtype, const simt::Launch& launch) {
-  const auto backward = simt::kernels[static_cast<int>(dtype)].backward;
-  if (backward == nullptr) throw std::invalid_argument("simt_kernels was built without this element type");
-  return backward(params, launch);
+simt::Prepared prepare(DType dtype, Kernel kernel, const BackwardParams& params) {
+  return simt::kernels[static_cast<int>(dtype)].backward(kernel, params);
 }
 
 std::set<std::string> instances() {
@@ -68,31 +63,45 @@ std::set<std::string> instances() {
   return names;
 }
 
-SharedLayout shared_layout(const Geometry& geometry, DType dtype, int tensors) {
-  const int element = dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-  return SharedLayout::of(geometry, tensors, element, dtype == DType::f64 ? 8 : 4);
+SharedLayout layout_of(const Tiling& tiling, Kernel kernel, DType dtype, Exchange exchange, int slots, int tensors) {
+  return shared_layout(tiling, kernel, slots, tensors, dtype == DType::f64 ? 8 : 4, exchange);
 }
 
-// By the launch layer's own loop over the phases.
 template <class Params>
-std::vector<std::string> run(Params params, DType dtype, int64_t grid, int64_t shared_bytes, uint64_t seed,
-                             int workers) {
-  params.layout = shared_layout(params.geometry, dtype, std::is_same_v<Params, ForwardParams> ? 1 : 2);
+simt::Launch launch_of(Kernel kernel, const Params& params, uint64_t seed, int workers) {
+  const Tiling& t = params.tiling;
   simt::Launch launch;
-  launch.grid = grid;
-  launch.threads = params.geometry.threads;
-  launch.cluster = params.exchange == Exchange::cluster ? params.geometry.group : 1;
-  launch.cooperative = params.exchange == Exchange::barrier;
-  launch.shared_bytes = shared_bytes;
+  launch.grid = int64_t{t.groups} * t.group;
+  launch.threads = t.threads;
+  launch.cluster = kernel == Kernel::resident && params.exchange == Exchange::cluster ? t.group : 1;
+  launch.cooperative = kernel == Kernel::resident && params.exchange == Exchange::words;
+  launch.shared_bytes = params.layout.bytes;
   launch.seed = seed;
   launch.workers = workers;
-  std::vector<std::string> launched;
-  for_each_phase(params.exchange, [&](Phase phase) {
-    params.phase = phase;
-    launched.push_back(launch_one(params, dtype, launch));
-    return 0;
-  });
-  return launched;
+  return launch;
+}
+
+// One kernel, or one and another behind it by programmatic dependent launch.
+template <class Params>
+std::vector<std::string> run(DType dtype, const std::vector<std::pair<Kernel, Params>>& passes, uint64_t seed,
+                             int workers) {
+  if (simt::kernels[static_cast<int>(dtype)].instances == nullptr) {
+    throw std::invalid_argument("simt_kernels was built without this element type");
+  }
+  std::vector<simt::Prepared> kernels;
+  std::vector<simt::Launch> launches;
+  std::vector<std::string> names;
+  for (const auto& [kernel, params] : passes) {
+    kernels.push_back(prepare(dtype, kernel, params));
+    launches.push_back(launch_of(kernel, params, seed, workers));
+    names.push_back(kernels.back().name);
+  }
+  if (passes.size() == 1) {
+    simt::launch(launches.at(0), kernels[0].run);
+  } else {
+    simt::launch(launches.at(0), kernels[0].run, launches.at(1), kernels[1].run);
+  }
+  return names;
 }
 
 void run_merge(const MergeParams& params, uint64_t seed) {
@@ -107,11 +116,10 @@ void run_merge(const MergeParams& params, uint64_t seed) {
 
 template <class Params>
 void bind_run(py::module_& module, const char* name) {
-  module.def(name, run<Params>, py::arg("params"), py::arg("dtype"), py::kw_only(), py::arg("grid"),
-             py::arg("shared_bytes"), py::arg("seed") = 0, py::arg("workers") = 0,
-             py::call_guard<py::gil_scoped_release>(),
-             "Sets layout and phase of `params`, and returns the name of the instance of each launch. "
-             "RuntimeError for whatever a GPU would do wrong.");
+  module.def(name, run<Params>, py::arg("dtype"), py::arg("passes"), py::kw_only(), py::arg("seed") = 0,
+             py::arg("workers") = 0, py::call_guard<py::gil_scoped_release>(),
+             "Runs a kernel, or one and another behind it by programmatic dependent launch, with params each; "
+             "returns the names of the instances. RuntimeError for whatever a GPU would do wrong.");
 }
 
 void bind_enums(py::module_& module) {
@@ -132,51 +140,52 @@ void bind_enums(py::module_& module) {
       .value("gelu_tanh", Activation::gelu_tanh)
       .value("tanh", Activation::tanh)
       .value("sigmoid", Activation::sigmoid);
-  py::enum_<Mapping>(module, "Mapping", py::module_local())
-      .value("rows", Mapping::rows)
-      .value("columns", Mapping::columns);
+  py::enum_<Walk>(module, "Walk", py::module_local())
+      .value("along_rows", Walk::along_rows)
+      .value("down_columns", Walk::down_columns);
   py::enum_<Exchange>(module, "Exchange", py::module_local())
       .value("none", Exchange::none)
       .value("cluster", Exchange::cluster)
-      .value("barrier", Exchange::barrier)
-      .value("two_kernels", Exchange::two_kernels);
-  py::enum_<Phase>(module, "Phase", py::module_local())
-      .value("gather", Phase::gather)
-      .value("emit", Phase::emit)
-      .value("both", Phase::both);
+      .value("words", Exchange::words);
+  py::enum_<Kernel>(module, "Kernel", py::module_local())
+      .value("resident", Kernel::resident)
+      .value("reduce", Kernel::reduce)
+      .value("apply", Kernel::apply);
+  py::enum_<Source>(module, "Source", py::module_local())
+      .value("batch", Source::batch)
+      .value("running", Source::running)
+      .value("given", Source::given);
 }
 
-void bind_geometry(py::module_& module) {
-  py::class_<Division>(module, "Division", py::module_local())
-      .def(py::init(&Division::by), py::arg("divisor"))
-      .def_readonly("divisor", &Division::divisor)
-      .def("quotient", &Division::quotient);
-  Struct<Geometry>(module, "Geometry")
-      .field("N", &Geometry::N)
-      .field("C", &Geometry::C)
-      .field("S", &Geometry::S)
-      .field("elements", &Geometry::elements)
-      .field("mapping", &Geometry::mapping)
-      .field("channels_last", &Geometry::channels_last)
-      .field("whole", &Geometry::whole)
-      .field("slabs", &Geometry::slabs)
-      .field("steps", &Geometry::steps)
-      .field("last_lanes", &Geometry::last_lanes)
-      .field("rows", &Geometry::rows)
-      .field("row_length", &Geometry::row_length)
-      .field("row_vectors", &Geometry::row_vectors)
-      .field("slab_columns", &Geometry::slab_columns)
-      .field("slab_channels", &Geometry::slab_channels)
-      .field("slab_vectors", &Geometry::slab_vectors)
-      .field("lanes", &Geometry::lanes)
-      .field("threads", &Geometry::threads)
-      .field("group", &Geometry::group)
-      .field("groups", &Geometry::groups)
-      .field("register_steps", &Geometry::register_steps)
-      .field("shared_steps", &Geometry::shared_steps)
+void bind_tiling(py::module_& module) {
+  Struct<Tiling>(module, "Tiling")
+      .field("N", &Tiling::N)
+      .field("C", &Tiling::C)
+      .field("S", &Tiling::S)
+      .field("elements", &Tiling::elements)
+      .field("channels_last", &Tiling::channels_last)
+      .field("vector", &Tiling::vector)
+      .field("mixed", &Tiling::mixed)
+      .field("walk", &Tiling::walk)
+      .field("fold", &Tiling::fold)
+      .field("rows", &Tiling::rows)
+      .field("row_vectors", &Tiling::row_vectors)
+      .field("tile_vectors", &Tiling::tile_vectors)
+      .field("tile_channels", &Tiling::tile_channels)
+      .field("tiles", &Tiling::tiles)
+      .field("channel_length", &Tiling::channel_length)
+      .field("threads", &Tiling::threads)
+      .field("group", &Tiling::group)
+      .field("groups", &Tiling::groups)
+      .field("interleaved", &Tiling::interleaved)
       .bound()
-      .def("cut_steps", &Geometry::cut_steps)
-      .def("__copy__", [](const Geometry& self) { return self; });
+      .def("derive", &Tiling::derive)
+      .def("block_units", &Tiling::block_units)
+      .def("passes", &Tiling::passes)
+      .def_readonly("pass_units", &Tiling::pass_units);
+  Struct<SharedLayout>(module, "SharedLayout").field("bytes", &SharedLayout::bytes);
+  module.def("shared_layout", layout_of, py::arg("tiling"), py::arg("kernel"), py::arg("dtype"), py::arg("exchange"),
+             py::arg("slots"), py::arg("tensors"));
 }
 
 void bind_params(py::module_& module) {
@@ -184,12 +193,15 @@ void bind_params(py::module_& module) {
       .field("data", &ChannelVector::data)
       .field("dtype", &ChannelVector::dtype)
       .field("stride", &ChannelVector::stride);
-  Struct<Workspace>(module, "Workspace")
-      .field("partials", &Workspace::partials)
-      .field("words", &Workspace::words);
+  Struct<Scratch>(module, "Scratch")
+      .field("epoch", &Scratch::epoch)
+      .field("arrivals", &Scratch::arrivals)
+      .field("words", &Scratch::words);
   Struct<ForwardParams>(module, "ForwardParams")
-      .field("geometry", &ForwardParams::geometry)
+      .field("tiling", &ForwardParams::tiling)
+      .field("layout", &ForwardParams::layout)
       .field("exchange", &ForwardParams::exchange)
+      .field("slots", &ForwardParams::slots)
       .field("input", &ForwardParams::input)
       .field("residual", &ForwardParams::residual)
       .field("output", &ForwardParams::output)
@@ -200,8 +212,8 @@ void bind_params(py::module_& module) {
       .field("running_var", &ForwardParams::running_var)
       .field("num_batches_tracked", &ForwardParams::num_batches_tracked)
       .field("statistics", &ForwardParams::statistics)
-      .field("known", &ForwardParams::known)
-      .field("training", &ForwardParams::training)
+      .field("moments", &ForwardParams::moments)
+      .field("source", &ForwardParams::source)
       .field("cumulative", &ForwardParams::cumulative)
       .field("momentum", &ForwardParams::momentum)
       .field("eps", &ForwardParams::eps)
@@ -209,10 +221,15 @@ void bind_params(py::module_& module) {
       .field("unbiased", &ForwardParams::unbiased)
       .field("activation", &ForwardParams::activation)
       .field("activation_param", &ForwardParams::activation_param)
-      .field("workspace", &ForwardParams::workspace);
+      .field("partials", &ForwardParams::partials)
+      .field("scratch", &ForwardParams::scratch)
+      .bound()
+      .def("__copy__", [](const ForwardParams& self) { return self; });
   Struct<BackwardParams>(module, "BackwardParams")
-      .field("geometry", &BackwardParams::geometry)
+      .field("tiling", &BackwardParams::tiling)
+      .field("layout", &BackwardParams::layout)
       .field("exchange", &BackwardParams::exchange)
+      .field("slots", &BackwardParams::slots)
       .field("grad_output", &BackwardParams::grad_output)
       .field("input", &BackwardParams::input)
       .field("residual", &BackwardParams::residual)
@@ -224,13 +241,16 @@ void bind_params(py::module_& module) {
       .field("grad_residual", &BackwardParams::grad_residual)
       .field("grad_weight", &BackwardParams::grad_weight)
       .field("grad_bias", &BackwardParams::grad_bias)
-      .field("total", &BackwardParams::total)
+      .field("sums", &BackwardParams::sums)
       .field("total_count", &BackwardParams::total_count)
       .field("training", &BackwardParams::training)
       .field("inverse_count", &BackwardParams::inverse_count)
       .field("activation", &BackwardParams::activation)
       .field("activation_param", &BackwardParams::activation_param)
-      .field("workspace", &BackwardParams::workspace);
+      .field("partials", &BackwardParams::partials)
+      .field("scratch", &BackwardParams::scratch)
+      .bound()
+      .def("__copy__", [](const BackwardParams& self) { return self; });
   Struct<MergeParams>(module, "MergeParams")
       .field("C", &MergeParams::C)
       .field("processes", &MergeParams::processes)
@@ -270,7 +290,7 @@ void bind_guarded_buffer(py::module_& module) {
 PYBIND11_MODULE(simt_kernels, module) {
   module.doc() = "The CUDA kernels' own source, run on the CPU; see executor.h.";
   bind_enums(module);
-  bind_geometry(module);
+  bind_tiling(module);
   bind_params(module);
   bind_guarded_buffer(module);
   bind_run<ForwardParams>(module, "run_forward");
@@ -278,17 +298,4 @@ PYBIND11_MODULE(simt_kernels, module) {
   module.def("run_merge", run_merge, py::arg("params"), py::kw_only(), py::arg("seed") = 0,
              py::call_guard<py::gil_scoped_release>());
   module.def("instances", instances, "The names of all instances.");
-  module.def(
-      "register_steps",
-      [](DType dtype, bool backward, Mapping mapping, Activation activation) {
-        return register_steps(dtype, backward, mapping, fused_bn::curve_of(activation));
-      },
-      py::arg("dtype"), py::arg("backward"), py::arg("mapping"), py::arg("activation"));
-  module.def(
-      "shared_bytes",
-      [](const Geometry& geometry, DType dtype, int tensors) {
-        return shared_layout(geometry, dtype, tensors).bytes;
-      },
-      py::arg("geometry"), py::arg("dtype"), py::arg("tensors"),
-      "What a block needs: 1 tensor forward, 2 back.");
 }

@@ -9,14 +9,19 @@
 
 namespace simt {
 
-// Each file of kernels enters its own, so that the bindings need not know which ones there are. Functions
-// launch a kernel and return the name of the instance that ran.
+// A kernel on params that must outlive it, and the name of its instance: "resident forward f32 vectors relu".
+struct Prepared {
+  std::string name;
+  Kernel run;
+};
+
+// Each file of kernels enters its own, so that the bindings need not know which ones there are.
 struct Kernels {
   using Forward = fused_bn::cuda::ForwardParams;
   using Backward = fused_bn::cuda::BackwardParams;
 
-  std::string (*forward)(const Forward&, const Launch&) = nullptr;
-  std::string (*backward)(const Backward&, const Launch&) = nullptr;
+  Prepared (*forward)(fused_bn::cuda::Kernel, const Forward&) = nullptr;
+  Prepared (*backward)(fused_bn::cuda::Kernel, const Backward&) = nullptr;
   std::set<std::string> (*instances)() = nullptr;  // the names of all
 };
 inline Kernels kernels[4];  // by DType

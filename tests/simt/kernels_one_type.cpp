@@ -1,62 +1,75 @@
 // The kernels of SIMT_ELEMENT; in files of their own, so that they compile side by side.
 #include "kernels.h"
 
-#include "cuda/backward.cuh"
-#include "cuda/dispatch.h"
-#include "cuda/forward.cuh"
+#include <stdexcept>
+
+#include "cuda/kernels/dispatch.h"
+#include "cuda/kernels/resident.cuh"
+#include "cuda/kernels/streamed.cuh"
 
 namespace simt {
 namespace {
 
+using namespace fused_bn::cuda;
 using fused_bn::Activation;
 using fused_bn::Curve;
-using fused_bn::cuda::BackwardParams;
-using fused_bn::cuda::ForwardParams;
-using fused_bn::cuda::Mapping;
-using fused_bn::cuda::with_kernel_types;
+using Which = fused_bn::cuda::Kernel;
 
-template <class Types>
-void run(const ForwardParams& params, Types) {
-  fused_bn::cuda::forward_kernel<typename Types::Element, Types::mapping, Types::whole, Types::curve>(params);
-}
-template <class Types>
-void run(const BackwardParams& params, Types) {
-  fused_bn::cuda::backward_kernel<typename Types::Element, Types::mapping, Types::whole, Types::curve>(
-      params);
-}
-
-// "forward f32 rows whole relu"
-template <class Params, class Types>
-std::string name(Types) {
+template <int vector, bool mixed, Curve curve>
+std::string name(Which kernel, bool forward) {
   const char* const dtypes[] = {"f32", "f64", "bf16", "f16"};
-  std::string text = std::is_same_v<Params, ForwardParams> ? "forward " : "backward ";
-  text += dtypes[static_cast<int>(fused_bn::kDType<typename Types::Element>)];
-  text += Types::mapping == Mapping::rows ? " rows" : " columns";
-  text += Types::whole ? " whole" : " partial";
-  if (Types::curve == Curve::other) return text + " other";
-  return text + (Types::curve == Curve::relu ? " relu" : " leaky_relu");
+  const char* const kernels[] = {"resident ", "reduce ", "apply "};
+  std::string text = kernels[static_cast<int>(kernel)];
+  text += forward ? "forward " : "backward ";
+  text += dtypes[static_cast<int>(fused_bn::kDType<SIMT_ELEMENT>)];
+  text += vector == 1 ? " elements" : mixed ? " mixed vectors" : " vectors";
+  if (kernel == Which::reduce && forward) return text;
+  return text + (curve == Curve::relu ? " relu" : curve == Curve::leaky_relu ? " leaky_relu" : " other");
+}
+
+template <class T, int vector, bool mixed, Curve curve>
+Prepared of(KernelTypes<T, vector, mixed, curve> types, Which kernel, const ForwardParams& p) {
+  Prepared prepared{name<vector, mixed, curve>(kernel, true), {}};
+  if (kernel == Which::reduce) prepared.run = [&p] { reduce_forward<T, vector, mixed>(p); };
+  if (kernel == Which::apply) prepared.run = [&p] { apply_forward<T, vector, mixed, curve>(p); };
+  if constexpr (types.resident) {
+    if (kernel == Which::resident) prepared.run = [&p] { resident_forward<T, vector, mixed, curve>(p); };
+  }
+  return prepared;
+}
+template <class T, int vector, bool mixed, Curve curve>
+Prepared of(KernelTypes<T, vector, mixed, curve> types, Which kernel, const BackwardParams& p) {
+  Prepared prepared{name<vector, mixed, curve>(kernel, false), {}};
+  if (kernel == Which::reduce) prepared.run = [&p] { reduce_backward<T, vector, mixed, curve>(p); };
+  if (kernel == Which::apply) prepared.run = [&p] { apply_backward<T, vector, mixed, curve>(p); };
+  if constexpr (types.resident) {
+    if (kernel == Which::resident) prepared.run = [&p] { resident_backward<T, vector, mixed, curve>(p); };
+  }
+  return prepared;
 }
 
 template <class Params>
-std::string launch_one(const Params& params, const Launch& launch) {
-  const auto& geometry = params.geometry;
-  return with_kernel_types<SIMT_ELEMENT>(geometry.mapping, geometry.whole, params.activation,
-                                         [&](auto types) {
-                                           simt::launch(launch, [&params, types] { run(params, types); });
-                                           return name<Params>(types);
-                                         });
+Prepared prepare(Which kernel, const Params& p) {
+  Prepared prepared =
+      with_types<SIMT_ELEMENT>(p.tiling, p.activation, [&](auto types) { return of(types, kernel, p); });
+  if (!prepared.run) throw std::invalid_argument("there is no kernel " + prepared.name);
+  return prepared;
 }
 
 std::set<std::string> instances() {
   std::set<std::string> names;
-  for (const Mapping mapping : {Mapping::rows, Mapping::columns}) {
-    for (const bool whole : {false, true}) {
-      for (const Activation activation : {Activation::none, Activation::relu, Activation::silu}) {
-        const auto add = [&](auto types) {
-          names.insert(name<ForwardParams>(types));
-          names.insert(name<BackwardParams>(types));
-        };
-        with_kernel_types<SIMT_ELEMENT>(mapping, whole, activation, add);
+  for (const int kind : {0, 1, 2}) {
+    for (const Activation activation : {Activation::none, Activation::relu, Activation::silu}) {
+      for (const Which kernel : {Which::resident, Which::reduce, Which::apply}) {
+        ForwardParams forward{};
+        forward.tiling.vector = kind == 0 ? 1 : kWide<SIMT_ELEMENT>;
+        forward.tiling.mixed = kind == 2;
+        BackwardParams backward{};
+        backward.tiling = forward.tiling;
+        forward.activation = backward.activation = activation;
+        if (kernel == Which::resident && forward.tiling.vector == 1) continue;
+        names.insert(prepare(kernel, forward).name);
+        names.insert(prepare(kernel, backward).name);
       }
     }
   }
@@ -64,7 +77,7 @@ std::set<std::string> instances() {
 }
 
 [[maybe_unused]] const Kernels& entered = kernels[static_cast<int>(fused_bn::kDType<SIMT_ELEMENT>)] = {
-    launch_one<ForwardParams>, launch_one<BackwardParams>, instances};
+    prepare<ForwardParams>, prepare<BackwardParams>, instances};
 
 }  // namespace
 }  // namespace simt

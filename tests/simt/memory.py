@@ -49,11 +49,11 @@ class Memory:
         address, flat = self.empty(extent(tensor), tensor.dtype)
         return address, flat.as_strided(tensor.shape, tensor.stride())
 
-    def workspace(self, count: int) -> int:
-        """The address of what no caller ever sees, and which is always aligned."""
+    def aligned(self, count: int) -> tuple[int, Tensor]:
+        """So many bytes that are always aligned, since no caller makes them; also the address where 0 are."""
         buffer = self._module.GuardedBuffer(max(1, count), 16)
         self._buffers.append(buffer)
-        return int(buffer.address)
+        return buffer.address, torch.frombuffer(buffer, dtype=torch.uint8)
 
     def copy(self, tensor: Tensor | None) -> tuple[int, Tensor | None]:
         """The same in its own order in memory; address 0 for None."""

@@ -5,7 +5,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/primitives.cuh"
+#include "cuda/kernels/primitives.cuh"
 #include "executor.h"
 #include "guarded.h"
 
@@ -42,14 +42,24 @@ inline Launch cluster(int64_t grid, int size, int threads, int64_t shared_bytes 
   return launch;
 }
 
-// A barrier across blocks as the kernels build it: the highest bit flips once all have arrived.
-inline void group_barrier(uint32_t* word, int64_t group) {
-  sync_block();
-  if (thread_index() == 0) {
-    const uint32_t step = block_index() == 0 ? 0x80000000u - static_cast<uint32_t>(group - 1) : 1;
-    wait_flip(word, add_release(word, step));
+// What block `from` has stored, once it has.
+inline float await_word(const Word* words, int from, uint32_t epoch) {
+  for (;;) {
+    const Word word = load_word(words + from);
+    if (word.epoch == epoch) return word.values[0];
+    pause(words + from);
   }
-  sync_block();
+}
+
+inline uint64_t* barrier_at(int byte) { return reinterpret_cast<uint64_t*>(shared_memory() + byte); }
+
+// Every block of a cluster of two pushes `packs` packs to the other one, whose barrier expects `bytes`.
+inline void push_to_the_other(int packs, uint32_t bytes) {
+  if (thread_index() == 0) init_barrier(barrier_at(0), bytes);
+  arrive_cluster();
+  wait_cluster();
+  auto* const place = reinterpret_cast<Pack*>(shared_memory() + 16) + thread_index();
+  if (thread_index() < packs) push(Pack{{1, 2, 3, 4}}, place, barrier_at(0), 1 - block_index() % 2);
 }
 
 }  // namespace selftest

@@ -1,5 +1,6 @@
 // What must be caught.
 #include <cstring>
+#include <vector>
 
 #include "selftest.h"
 
@@ -31,7 +32,7 @@ void null_pointer() {
 
 void misaligned_pack() {
   const GuardedMemory global(GuardedMemory::Kind::global, 64, 16);
-  simt::launch(blocks(1, 1), [&] { load_pack<false>(global.data() + 8); });
+  simt::launch(blocks(1, 1), [&] { load_global<Pack>(global.data() + 8); });
 }
 
 void misaligned_copy() {
@@ -71,7 +72,8 @@ void barrier_and_shuffle() {
 void block_and_cluster_barrier() {
   simt::launch(cluster(2, 2, 32), [] {
     if (thread_index() < 31) {
-      sync_cluster();
+      arrive_cluster();
+      wait_cluster();
     } else {
       sync_block();
     }
@@ -108,40 +110,106 @@ void partial_warp() {
   simt::launch(blocks(1, 48), [] { shuffle_xor(1.0f, 1); });
 }
 
-void deadlock_without_cooperation() {
-  uint32_t word = 0;
-  Launch launch = blocks(2, 32);
-  launch.workers = 1;
-  simt::launch(launch, [&] { group_barrier(&word, 2); });
+void wait_without_cooperation() {
+  std::vector<Word> words(2);
+  simt::launch(blocks(2, 32), [&] {
+    store_word(&words[block_index()], {{1}, 1});
+    if (thread_index() == 0) await_word(words.data(), 1 - block_index(), 1);
+  });
 }
 
 void deadlock_across_blocks() {
-  uint32_t word = 0;
+  std::vector<Word> words(4);
   Launch launch = cooperative(3, 64);
   launch.workers = 3;
-  simt::launch(launch, [&] { group_barrier(&word, 4); });
+  simt::launch(launch, [&] {
+    store_word(&words[block_index()], {{1}, 1});
+    for (int i = 0; i < 4; ++i) await_word(words.data(), i, 1);
+  });
+}
+
+// Whoever polls is not what others wait for.
+void deadlock_of_two_epochs() {
+  std::vector<Word> words(2);
+  simt::launch(cooperative(2, 32), [&] {
+    if (block_index() == 0) await_word(words.data(), 1, 2);
+    if (thread_index() == 0) store_word(&words[block_index()], {{1}, 1});
+  });
 }
 
 void cluster_block_that_leaves() {
   simt::launch(cluster(2, 2, 32), [] {
-    if (block_index() == 0) sync_cluster();
+    if (block_index() == 1) return;
+    arrive_cluster();
+    wait_cluster();
   });
 }
 
-void cluster_read_without_a_barrier_behind() {
-  simt::launch(cluster(2, 2, 32, 16), [] {
-    sync_cluster();
-    if (block_index() == 1) load_from_cluster(shared_floats(), 0);
+void wait_cluster_left_out() { simt::launch(cluster(2, 2, 32), [] { arrive_cluster(); }); }
+
+void push_before_wait_cluster() {
+  simt::launch(cluster(2, 2, 32, 32), [] {
+    if (thread_index() == 0) init_barrier(barrier_at(0), 16);
+    arrive_cluster();
+    if (thread_index() == 0) push(Pack{}, shared_memory() + 16, barrier_at(0), 1 - block_index());
+    wait_cluster();
+    wait_barrier(barrier_at(0));
   });
 }
 
-// The reader comes first, so that only the missing barrier tells.
-void cluster_read_before_the_end() {
-  simt::launch(cluster(2, 2, 32, 16), [] {
-    sync_cluster();
-    if (block_index() == 0) load_from_cluster(shared_floats(), 1);
-    sync_block();
+void push_to_a_barrier_that_nobody_initialised() {
+  simt::launch(cluster(2, 2, 32, 32), [] {
+    arrive_cluster();
+    wait_cluster();
+    if (thread_index() == 0) push(Pack{}, shared_memory() + 16, barrier_at(0), 1 - block_index());
   });
+}
+
+void push_outside_shared_memory() {
+  simt::launch(cluster(2, 2, 32, 32), [] {
+    if (thread_index() == 0) init_barrier(barrier_at(0), 16);
+    arrive_cluster();
+    wait_cluster();
+    if (thread_index() == 0) push(Pack{}, shared_memory() + 32, barrier_at(0), 1 - block_index());
+  });
+}
+
+void wait_for_a_barrier_that_nobody_initialised() {
+  simt::launch(blocks(1, 32, 32), [] { wait_barrier(barrier_at(8)); });
+}
+
+void barrier_that_expects_too_much() {
+  simt::launch(cluster(2, 2, 32, 256), [] {
+    push_to_the_other(2, 48);
+    wait_barrier(barrier_at(0));
+  });
+}
+
+void barrier_that_expects_too_little() {
+  simt::launch(cluster(2, 2, 32, 256), [] {
+    push_to_the_other(3, 32);
+    wait_barrier(barrier_at(0));
+  });
+}
+
+void wait_barrier_left_out() {
+  simt::launch(cluster(2, 2, 32, 256), [] { push_to_the_other(0, 32); });
+}
+
+void push_to_a_block_that_has_ended() {
+  simt::launch(cluster(2, 2, 32, 256), [] {
+    if (thread_index() == 0) init_barrier(barrier_at(0), 0);
+    arrive_cluster();
+    wait_cluster();
+    if (block_index() == 1) return;
+    for (int i = 0; i < 3; ++i) sync_block();
+    push(Pack{}, shared_memory() + 16, barrier_at(0), 1);
+  });
+}
+
+void wait_for_primary_left_out() {
+  const auto nothing = [] {};
+  simt::launch(blocks(2, 32), nothing, blocks(2, 32), nothing);
 }
 
 void exception_in_a_kernel() {
@@ -191,11 +259,20 @@ const Cases kFaults = {
     {"missing_lane", missing_lane},
     {"lane_at_a_barrier", lane_at_a_barrier},
     {"partial_warp", partial_warp},
-    {"deadlock_without_cooperation", deadlock_without_cooperation},
+    {"wait_without_cooperation", wait_without_cooperation},
     {"deadlock_across_blocks", deadlock_across_blocks},
+    {"deadlock_of_two_epochs", deadlock_of_two_epochs},
     {"cluster_block_that_leaves", cluster_block_that_leaves},
-    {"cluster_read_without_a_barrier_behind", cluster_read_without_a_barrier_behind},
-    {"cluster_read_before_the_end", cluster_read_before_the_end},
+    {"wait_cluster_left_out", wait_cluster_left_out},
+    {"push_before_wait_cluster", push_before_wait_cluster},
+    {"push_to_a_barrier_that_nobody_initialised", push_to_a_barrier_that_nobody_initialised},
+    {"push_outside_shared_memory", push_outside_shared_memory},
+    {"wait_for_a_barrier_that_nobody_initialised", wait_for_a_barrier_that_nobody_initialised},
+    {"barrier_that_expects_too_much", barrier_that_expects_too_much},
+    {"barrier_that_expects_too_little", barrier_that_expects_too_little},
+    {"wait_barrier_left_out", wait_barrier_left_out},
+    {"push_to_a_block_that_has_ended", push_to_a_block_that_has_ended},
+    {"wait_for_primary_left_out", wait_for_primary_left_out},
     {"exception_in_a_kernel", exception_in_a_kernel},
     {"stack_overflow", stack_overflow},
     {"launch_after_a_fault", launch_after_a_fault},

@@ -22,57 +22,84 @@ void race_after_a_shuffle() {
   });
 }
 
-void shared_result_race() {
+void result_of_another_block() {
   double result = 0, sum = 0;
-  Launch launch = cooperative(2, 32);
-  simt::launch(launch, [&] {
+  simt::launch(cooperative(2, 32), [&] {
     if (thread_index() != 0) return;
-    if (block_index() == 0) store_shared_result(&result, 1.0);
-    if (block_index() == 1) sum = load_shared_result(&result);
+    if (block_index() == 0) result = 1;
+    if (block_index() == 1) sum = load_result(&result);
   });
 }
 
-// An addition that releases nothing, seen by one who acquires.
-void missing_release() {
+// The last block to count reads what thread 40 of the other one wrote, and no barrier stood before its count.
+void missing_barrier_before_the_count() {
   double result = 0, sum = 0;
-  uint32_t word = 0;
-  Launch launch = cooperative(2, 32);
-  simt::launch(launch, [&] {
+  uint32_t count = 0;
+  simt::launch(blocks(2, 64), [&] {
+    if (thread_index() == 40) result = 1;
+    if (thread_index() == 0 && count_around(&count, 1) == 1) sum = load_result(&result);
+  });
+}
+
+void word_that_brings_more_than_itself() {
+  double result = 0, sum = 0;
+  Word word{};
+  simt::launch(cooperative(2, 32), [&] {
     if (thread_index() != 0) return;
     if (block_index() == 0) {
-      store_shared_result(&result, 1.0);
-      __atomic_fetch_add(&word, 0x80000000u, __ATOMIC_RELAXED);
+      result = 1;
+      store_word(&word, {{1}, 1});
     } else {
-      wait_flip(&word, 0);
-      sum = load_shared_result(&result);
+      await_word(&word, 0, 1);
+      sum = load_result(&result);
     }
   });
 }
 
-// Thread 40 writes the partial sum, thread 0 releases it, and no barrier stands between.
-void missing_barrier_before_release() {
-  double result = 0, sum = 0;
-  uint32_t word = 0;
-  Launch launch = cooperative(2, 64);
-  simt::launch(launch, [&] {
-    if (block_index() == 0) {
-      if (thread_index() == 40) store_shared_result(&result, 1.0);
-      if (thread_index() == 0) add_release(&word, 0x80000000u);
-    } else if (thread_index() == 0) {
-      wait_flip(&word, 0);
-      sum = load_shared_result(&result);
-    }
+void cluster_barrier_that_orders_memory() {
+  float result = 0, sum = 0;
+  simt::launch(cluster(2, 2, 32), [&] {
+    if (thread_index() == 0 && block_index() == 0) result = 1;
+    arrive_cluster();
+    wait_cluster();
+    if (thread_index() == 0 && block_index() == 1) sum = result;
   });
 }
 
-void missing_cluster_barrier() {
-  std::vector<float> sums(2);
-  simt::launch(cluster(2, 2, 32, 16), [&] {
-    if (thread_index() == 0) shared_floats()[0] = 1;
-    const float other = load_from_cluster(shared_floats(), 1 - static_cast<int>(block_index()));
-    if (thread_index() == 0) sums[block_index()] = other;
-    sync_cluster();
+void push_that_is_read_without_a_wait() {
+  std::vector<float> out(2);
+  simt::launch(cluster(2, 2, 32, 64), [&] {
+    push_to_the_other(1, 16);
+    if (thread_index() == 5) wait_barrier(barrier_at(0));
+    if (thread_index() == 7) out[block_index()] = shared_floats()[4];
   });
+}
+
+void push_that_brings_more_than_itself() {
+  float result = 0, sum = 0;
+  simt::launch(cluster(2, 2, 32, 64), [&] {
+    if (thread_index() == 0 && block_index() == 0) result = 1;
+    push_to_the_other(1, 16);
+    wait_barrier(barrier_at(0));
+    if (thread_index() == 0 && block_index() == 1) sum = result;
+  });
+}
+
+void second_launch_reads_before_it_waits() {
+  float result = 0, sum = 0;
+  Launch first = blocks(1, 32);
+  first.seed = 1;
+  simt::launch(
+      first,
+      [&] {
+        launch_dependents();
+        if (thread_index() == 0) result = 1;
+      },
+      blocks(1, 32),
+      [&] {
+        if (thread_index() == 0) sum = result;
+        wait_for_primary();
+      });
 }
 
 void copy_read_by_another_thread() {
@@ -101,10 +128,13 @@ void race_across_plain_blocks() {
 const Cases kRaces = {
     {"race_in_a_block", race_in_a_block},
     {"race_after_a_shuffle", race_after_a_shuffle},
-    {"shared_result_race", shared_result_race},
-    {"missing_release", missing_release},
-    {"missing_barrier_before_release", missing_barrier_before_release},
-    {"missing_cluster_barrier", missing_cluster_barrier},
+    {"result_of_another_block", result_of_another_block},
+    {"missing_barrier_before_the_count", missing_barrier_before_the_count},
+    {"word_that_brings_more_than_itself", word_that_brings_more_than_itself},
+    {"cluster_barrier_that_orders_memory", cluster_barrier_that_orders_memory},
+    {"push_that_is_read_without_a_wait", push_that_is_read_without_a_wait},
+    {"push_that_brings_more_than_itself", push_that_brings_more_than_itself},
+    {"second_launch_reads_before_it_waits", second_launch_reads_before_it_waits},
     {"copy_read_by_another_thread", copy_read_by_another_thread},
     {"race_across_plain_blocks", race_across_plain_blocks},
 };

@@ -66,6 +66,19 @@ void warp_sums() {
   for (int i = 0; i < 64; ++i) expect(sums[i] == (i < 32 ? 496 : 1520) + 32, "the sum over the warp");
 }
 
+void warp_shifts_and_votes() {
+  std::vector<int> wrong(64);
+  run_seeds(blocks(1, 64), [&] {
+    const int t = thread_index();
+    const int below = shuffle_down(t, 5);
+    const uint32_t odd = ballot(t % 2 == 1);
+    if (below != (t % 32 < 27 ? t + 5 : t) || odd != 0xAAAAAAAAu || ballot(t < 40) != (t < 32 ? ~0u : 0xFFu)) {
+      ++wrong[t];
+    }
+  });
+  for (const int count : wrong) expect(count == 0, "lower lanes' values, one's own at the end, and all votes");
+}
+
 void shared_memory_starts_as_nan() {
   int numbers = 0;
   simt::launch(blocks(3, 1, 64), [&] {
@@ -96,24 +109,30 @@ void copies_arrive_when_waited_for() {
   expect(early == 0 && wrong == 0, "bytes at wait_copies and not before");
 }
 
-void barrier_across_blocks() {
+void exchange_by_words() {
   for (const int workers : {1, 2, 4}) {
-    const int64_t grid = 8;
-    std::vector<double> partials(2 * grid), wrong(grid);
-    uint32_t word = 0;
+    const int grid = 8;
+    std::vector<Word> words(2 * grid);
+    std::vector<int> wrong(grid);
+    uint32_t epoch = 1;
     Launch launch = cooperative(grid, 64);
     launch.workers = workers;
     run_seeds(launch, [&] {
+      const uint32_t first = load_epoch(&epoch);
       for (int round = 0; round < 20; ++round) {
-        double* const half = partials.data() + round % 2 * grid;
-        if (thread_index() == 40) store_shared_result(half + block_index(), 1.0 * round * block_index());
-        group_barrier(&word, grid);
-        double sum = 0;
-        for (int b = 0; b < grid; ++b) sum += load_shared_result(half + b);
-        if (thread_index() == 63 && sum != round * 28.0) wrong[block_index()] += 1;
+        Word* const half = words.data() + round % 2 * grid;
+        const uint32_t now = first + static_cast<uint32_t>(round);
+        if (thread_index() == 40) {
+          store_word(half + block_index(), {{1.0f * static_cast<float>(round * block_index())}, now});
+        }
+        float sum = 0;
+        for (int b = 0; b < grid; ++b) sum += await_word(half, b, now);
+        if (thread_index() == 63 && sum != static_cast<float>(round) * 28) ++wrong[block_index()];
+        sync_block();
       }
     });
-    for (const double count : wrong) expect(count == 0, "the same sum in every block");
+    for (const int count : wrong) expect(count == 0, "the same sum in every block");
+    epoch += 20;
   }
 }
 
@@ -128,15 +147,81 @@ void last_block_counts_around() {
 
 void cluster_sums() {
   std::vector<float> sums(12);
-  run_seeds(cluster(12, 4, 32, 16), [&] {
-    if (thread_index() == 0) shared_floats()[0] = static_cast<float>(block_index());
-    sync_cluster();
+  run_seeds(cluster(12, 4, 32, 96), [&] {
+    if (thread_index() == 5) init_barrier(barrier_at(64), 64);
+    arrive_cluster();
+    const int rank = block_index() % 4;
+    float* const place = shared_floats() + 4 * rank;
+    wait_cluster();
+    if (thread_index() < 4) {
+      push(Word{{static_cast<float>(block_index())}, 0}, place, barrier_at(64), thread_index());
+    }
+    sync_block();
+    wait_barrier(barrier_at(64));
     float sum = 0;
-    for (int rank = 0; rank < 4; ++rank) sum += load_from_cluster(shared_floats(), rank);
-    sync_cluster();
+    for (int i = 0; i < 4; ++i) sum += shared_floats()[4 * i];
     if (thread_index() == 31) sums[block_index()] = sum;
   });
   for (int b = 0; b < 12; ++b) expect(sums[b] == 4 * (b / 4 * 4) + 6, "the cluster's sum");
+}
+
+// Without interruptions not before somebody waits, else at any time and in any order.
+void pushes_arrive_when_they_like() {
+  std::map<int, int> seen;
+  Launch launch = cluster(2, 2, 32, 256);
+  launch.workers = 1;
+  for (launch.seed = 0; launch.seed < 50; ++launch.seed) {
+    int arrived = 0;
+    simt::launch(launch, [&] {
+      push_to_the_other(8, 128);
+      sync_block();
+      if (thread_index() == 0 && block_index() == 0) {
+        for (int i = 0; i < 8; ++i) arrived |= is_finite(shared_floats()[4 + 4 * i]) << i;
+      }
+      wait_barrier(barrier_at(0));
+      for (int i = 0; i < 8; ++i) {
+        const bool here = bits_as<uint32_t>(shared_floats()[4 + 4 * i]) == 1;
+        if (!here) arrived = -1;
+      }
+    });
+    expect(arrived >= 0, "all of it after wait_barrier");
+    expect(launch.seed > 0 || arrived == 0, "nothing before somebody waits");
+    ++seen[arrived];
+  }
+  expect(seen.size() > 8 && seen.count(0xFF) > 0, "any part of it at any time");
+}
+
+// Its blocks begin while the first launch still runs, and what they read then is not there yet.
+void second_launch_overlaps_the_first() {
+  int early = 0, late = 0;
+  for (const int workers : {1, 2}) {
+    for (uint64_t seed = 0; seed < 20; ++seed) {
+      std::vector<float> written(6), read(9);
+      Launch first = blocks(6, 64);
+      first.seed = seed;
+      first.workers = workers;
+      bool ended_early = false;
+      simt::launch(
+          first,
+          [&] {
+            launch_dependents();
+            sync_block();
+            if (thread_index() == 0) written[block_index()] = 1;
+          },
+          blocks(9, 32),
+          [&] {
+            if (thread_index() != 0) return wait_for_primary();
+            const float before = load_result(&written[block_index() % 6]);
+            if (before == 0 && workers == 1) ++early;
+            if (before == 1 && workers == 1) ++late;
+            wait_for_primary();
+            for (const float& each : written) ended_early |= load_result(&each) != 1;
+            read[block_index()] = before;
+          });
+      expect(!ended_early, "everything after wait_for_primary");
+    }
+  }
+  expect(early > 20 && late > 20, "blocks that begin before the first launch has ended");
 }
 
 void seed_changes_the_order() {
@@ -165,7 +250,7 @@ void seed_interrupts_at_memory() {
     simt::launch(launch, [&] {
       ++begun;
       for (int i = 0; i < 1000; ++i) {
-        load_pack<true>(&pack);
+        load_global<Pack>(&pack);
         if (begun == 1 + (i == 999)) overlapped = overlapped || i > 0;
       }
     });
@@ -201,13 +286,16 @@ void check_rounding(uint32_t infinity) {
     expect(std::isnan(value(bits)) && rounded(value(bits)) > infinity, "NaN to stay NaN");
   }
   for (const uint32_t bits : {0x7F800001u, 0xFF800001u, 0x7FFFFFFFu}) {
-    expect((rounded(bits_to_float(bits)) & 0x7FFFu) > infinity, "NaN of any payload to stay NaN");
+    expect((rounded(bits_as<float>(bits)) & 0x7FFFu) > infinity, "NaN of any payload to stay NaN");
   }
 }
 
 void rounding() {
   check_rounding<fused_bn::Float16>(0x7C00);
   check_rounding<fused_bn::BFloat16>(0x7F80);
+  const auto pair = narrow_pair<fused_bn::BFloat16, true>(-1, NAN);
+  expect(pair == 0x7FFF0000u && narrow_pair<fused_bn::Float16, false>(-1, 2) == 0x4000BC00u, "pairs");
+  expect(relu(-1.0f) == 0 && relu(3.0f) == 3 && std::isnan(relu(NAN)), "ReLU to pass NaN");
   const volatile float a = 1 + 0x1p-23f, b = 1 - 0x1p-23f;
   expect(fma(a, b, -1.0f) == -0x1p-46f, "fma with one rounding");
   expect(subtract(multiply(a, b), 1.0f) == 0, "a product that is rounded");
@@ -243,11 +331,14 @@ const Cases kWorks = {
     {"reversal_through_shared_memory", reversal_through_shared_memory},
     {"votes", votes},
     {"warp_sums", warp_sums},
+    {"warp_shifts_and_votes", warp_shifts_and_votes},
     {"shared_memory_starts_as_nan", shared_memory_starts_as_nan},
     {"copies_arrive_when_waited_for", copies_arrive_when_waited_for},
-    {"barrier_across_blocks", barrier_across_blocks},
+    {"exchange_by_words", exchange_by_words},
     {"last_block_counts_around", last_block_counts_around},
     {"cluster_sums", cluster_sums},
+    {"pushes_arrive_when_they_like", pushes_arrive_when_they_like},
+    {"second_launch_overlaps_the_first", second_launch_overlaps_the_first},
     {"seed_changes_the_order", seed_changes_the_order},
     {"seed_interrupts_at_memory", seed_interrupts_at_memory},
     {"rounding", rounding},

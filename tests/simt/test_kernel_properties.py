@@ -10,39 +10,35 @@ from hypothesis import strategies as st
 
 from fused_bn._activations import ACTIVATIONS
 from tests.cases import Case, make_tensors
-from tests.simt.grid import EXCHANGES, possible
-from tests.simt.harness import Launch, assert_right, run
+from tests.simt.grid import PLANS, forced, possible
+from tests.simt.harness import Launch, assert_right, device, run
 from tests.test_properties import cases
 
 pytestmark = pytest.mark.needs_extension
 
 
 def devices() -> st.SearchStrategy[Any]:
-    fields = st.fixed_dictionaries(
-        {
-            "architecture": st.just(90),
-            "multiprocessors": st.sampled_from((1, 2, 3, 5, 8)),
-            "shared_per_block": st.sampled_from((65536, 98304, 232448)),
-            "max_cluster": st.sampled_from((1, 2, 8)),
-        }
+    small = st.builds(
+        device,
+        st.sampled_from((1, 2, 3, 5, 8)),
+        st.sampled_from((65536, 98304, 232448)),
+        st.sampled_from((1, 2, 8)),
     )
-    return st.one_of(st.sampled_from(("t4", "a100", "h200")), fields.map(lambda d: tuple(d.items())))
+    return st.one_of(st.sampled_from(("t4", "a100", "h200")), small)
 
 
 @st.composite
 def launches(draw: st.DrawFn, case: Case) -> Launch:
+    plan = draw(st.sampled_from((None, *PLANS)))
+    group = None if plan in (None, "none") else draw(st.sampled_from((None, 2, 3, 5)))
     launch = Launch(
         device=draw(devices()),
-        exchange=draw(st.sampled_from((None, *EXCHANGES))),
+        forced=forced(plan, group=group),
         alignment=draw(st.sampled_from((16, 16, case.dtype.itemsize))),
-        register_steps=draw(st.sampled_from((None, None, 0, 1))),
-        shared_steps=draw(st.sampled_from((None, None, 0, 1))),
+        groups=draw(st.sampled_from((None, None, 1, 2))),
         seed=draw(st.integers(0, 2**20)),
     )
-    if draw(st.booleans()) and launch.exchange not in (None, "none"):
-        sizes = (2, 4) if launch.exchange == "cluster" else (1, 2, 3, 5)
-        return replace(launch, group=draw(st.sampled_from(sizes)), groups=draw(st.sampled_from((1, 2))))
-    return launch if possible(case, launch) else replace(launch, exchange=None)
+    return launch if possible(case, launch) else replace(launch, forced="")
 
 
 @st.composite
@@ -53,8 +49,8 @@ def trials(draw: st.DrawFn) -> tuple[Case, Launch, int]:
     case = replace(case, activation=activation, residual=draw(st.booleans()))
     launch = draw(launches(case))
     # So few threads that an example takes no longer than a fraction of a second.
-    assume(launch.plan(case, "backward").grid <= 16)
-    assume(launch.plan(case, "forward" if case.training else "evaluation").grid <= 64)
+    plans = [launch.plan(case, direction) for direction in ("forward", "backward")]
+    assume(all(part.grid <= 64 for plan in plans for part in (plan.first, plan.apply) if part is not None))
     return case, launch, draw(st.integers(0, 2**20))
 
 

@@ -1,7 +1,6 @@
 """The kernels in pieces, for statistics over several processes: the same code, told what others found."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from tests.cases import HAS_EXTENSION, Case, make_tensors, present, same_bits
 from tests.reference import DEMANDED_MEAN, precision, reference
-from tests.simt.grid import EXCHANGES, Trial, possible, small
+from tests.simt.grid import PLANS, Trial, possible_or_any, small
 from tests.simt.harness import ELEMENTS, Run, kernels
 from tests.simt.memory import Memory, is_written
 
@@ -37,11 +36,10 @@ def trials() -> list[Trial]:
     )
     found = []
     for i, (shape, layout) in enumerate(shapes):
-        for j, exchange in enumerate(EXCHANGES):
+        for j, plan in enumerate(PLANS):
             activation, residual = acts[(i + j) % len(acts)]
             case = Case(shape, layout, *dtypes[(i + 2 * j) % 4], activation=activation, residual=residual)
-            launch = small(exchange)
-            found.append(Trial(case, launch if possible(case, launch) else small()))
+            found.append(Trial(case, possible_or_any(case, small(plan))))
     return found
 
 
@@ -54,42 +52,26 @@ def test_known_statistics_give_the_output_that_they_came_from(trial: Trial) -> N
     tensors = make_tensors(trial.case)
     first = Run(trial.case, tensors, trial.launch)
     first.forward()
-    case = replace(trial.case, training=False, buffers=False)
-    bare = replace(tensors, running_mean=None, running_var=None, num_batches_tracked=None)
-    again = Run(case, bare, small())
-    again.p.known, _ = again.memory.copy(first.statistics)
+    again = Run(trial.case, tensors, small(), parts=("apply", "both"))
+    again.p.source = again.module.Source.given
+    again.statistics.copy_(first.statistics)
     again.forward()
     assert torch.equal(again.output, first.output)
     assert torch.equal(again.statistics, first.statistics)
     assert same_bits(again.passed(), first.passed())
 
 
-def vector(run: Run, values: Tensor) -> Any:
-    """Of a float64 tensor in the run's memory, without a copy."""
-    found = run.module.ChannelVector()
-    found.data, found.stride, found.dtype = values.data_ptr(), 1, run.module.DType.f64
-    return found
-
-
-def moments_of(run: Run) -> Tensor:
-    """What the forward kernel tells other processes: running statistics that are all of this batch."""
-    channels, n = run.case.channels, run.tensors.input.numel() // run.case.channels
-    _, moments = run.memory.empty(2 * channels, torch.float64)
-    moments.fill_(n)
-    run.p.running_mean, run.p.running_var = map(partial(vector, run), moments.split(channels))
-    run.p.num_batches_tracked, run.p.output = 0, 0
-    run.p.cumulative, run.p.momentum, run.p.unbiased, run.p.eps = 0, 1.0, float(n), 1.0
-    run.launch_forward()
-    assert not is_written(run.output)
-    return moments
-
-
 @pytest.mark.parametrize("trial", TRIALS, ids=str)
 def test_moments(trial: Trial) -> None:
-    case = replace(trial.case, residual=False, activation="none")
+    """What a process tells others: the mean and the sum of squared deviations, and nothing else is written."""
+    case = replace(trial.case, residual=False, activation="none", buffers=False)
     tensors = make_tensors(case)
     truth = reference(case, tensors)
-    mean, m2 = moments_of(Run(case, tensors, trial.launch)).split(case.channels)
+    run = Run(case, tensors, trial.launch, parts=("reduce", "both"))
+    run.p.moments, moments = run.memory.empty(2 * case.channels, torch.float64)
+    run.p.output = run.p.statistics = 0
+    run.launch_forward()
+    mean, m2 = moments.split(case.channels)
     n = tensors.input.numel() // case.channels
     deviation = truth.var.sqrt()
     # Of a standard deviation, as the statistics' own demand; the variance's error is twice invstd's.
@@ -101,29 +83,27 @@ def test_moments(trial: Trial) -> None:
 def test_backward_from_its_own_sums_is_the_whole_backward(trial: Trial) -> None:
     """Sums and the parameters' gradients first, then, given these sums, the others: the same bits."""
     case, tensors = trial.case, make_tensors(trial.case)
-    whole = Run(case, tensors, trial.launch)
+    launch = replace(trial.launch, forced="streamed")
+    whole = Run(case, tensors, launch)
     whole.forward()
     whole.backward()
 
-    def run(**how: Any) -> Run:
-        found = Run(case, tensors, trial.launch, **how)
+    def run(part: str, **how: Any) -> Run:
+        found = Run(case, tensors, launch, parts=("both", part), **how)
         found.statistics.copy_(whole.statistics)
         if found.mask is not None:
             found.mask.copy_(present(whole.mask))
         return found
 
-    first = run(without=("grad_input", "grad_residual"))
-    _, sums = first.memory.empty(2 * case.channels, torch.float64)
-    first.b.grad_bias, first.b.grad_weight = map(partial(vector, first), sums.split(case.channels))
+    first = run("reduce", without=("grad_input", "grad_residual"))
     first.launch_backward()
-    assert is_written(sums)
-    of_g, of_g_xhat = sums.to(case.parameter_dtype).split(case.channels)
-    assert same_bits(of_g_xhat, whole.grad_weight)
-    assert same_bits(of_g, whole.grad_bias)
+    assert is_written(first.sums)
+    assert same_bits(first.grad_weight, whole.grad_weight)
+    assert same_bits(first.grad_bias, whole.grad_bias)
     assert not is_written(present(first.grad_input))
-    second = run(without=("grad_weight", "grad_bias"), backward_gathers=False)
+    second = run("apply", without=("grad_weight", "grad_bias"))
+    second.sums.copy_(first.sums)
     n = tensors.input.numel() // case.channels
-    second.b.total, _ = second.memory.copy(sums)
     second.b.total_count, _ = second.memory.copy(torch.tensor([n], dtype=torch.float64))
     second.launch_backward()
     assert torch.equal(present(second.grad_input), present(whole.grad_input))

@@ -30,7 +30,7 @@ def build_watched(overlay: Path | None = None, optimise: str = "2") -> Path:
 @pytest.mark.parametrize(
     ("seeds", "trials"),
     [
-        pytest.param([1], [1, 6, 9], id="quick"),
+        pytest.param([1], [1, 6, 7, 9], id="quick"),
         pytest.param([0, 1, 2, 3], [], id="all", marks=pytest.mark.kernels_full),
     ],
 )

@@ -22,27 +22,31 @@ from tests.simt.harness import Launch, assert_right, run
 
 DATA_RACE = 66
 
-ROWS, COLUMNS = Case((2, 2, 16384)), Case((77, 1032), residual=True)
-SHORT = Case((25, 5, 7, 3), "channels_last", momentum=None)
+ROWS, COLUMNS = Case((2, 2, 4096)), Case((77, 1032), residual=True)
+ELEMENTS, FOLDED = Case((25, 5, 7, 3), "channels_last", momentum=None), Case((16, 3, 8, 8), "channels_last")
 
 TRIALS = (
-    # Eight steps of rows, of a block or shared; three slabs of columns, which groups take in turns.
-    Trial(ROWS, small("none", register_steps=1, shared_steps=2)),
-    Trial(ROWS, small("cluster", group=4, groups=1)),
-    Trial(ROWS, small("barrier", group=2, groups=1, register_steps=1)),
-    Trial(ROWS, small("two_kernels", group=3, groups=2)),
-    Trial(COLUMNS, small("none", group=1, groups=2, register_steps=1, shared_steps=4)),
-    Trial(COLUMNS, small("cluster", group=2, groups=2)),
-    Trial(COLUMNS, small("barrier", group=3, groups=2, register_steps=0)),
-    Trial(COLUMNS, small("two_kernels", group=2, groups=2)),
-    # Without whole vectors, and counted by the last block of all.
-    Trial(SHORT, small("cluster", group=2, groups=1)),
-    Trial(SHORT, small("barrier", group=3, groups=1)),
-    Trial(replace(COLUMNS, training=False), small("none", group=1, groups=2)),
+    # Eight passes of rows, of a block or shared; tiles of columns, which groups take in turn.
+    Trial(ROWS, small("none")),
+    Trial(ROWS, small("cluster", group=4)),
+    Trial(ROWS, small("words", group=3, groups=1)),
+    Trial(ROWS, small("streamed", group=3)),
+    Trial(COLUMNS, small("none", tile=64)),
+    Trial(COLUMNS, small("cluster", group=2, tile=64)),
+    Trial(COLUMNS, small("words", group=3, tile=60, groups=2)),
+    Trial(COLUMNS, small("streamed", group=2)),
+    # Element by element, and where a byte of the mask belongs to several threads.
+    Trial(ELEMENTS, small("streamed", group=3)),
+    Trial(replace(ELEMENTS, residual=True), small("streamed", group=2)),
+    Trial(replace(FOLDED, residual=True), small("cluster", group=2)),
+    Trial(replace(COLUMNS, training=False), small()),
     # Backward reads the residual.
-    Trial(replace(COLUMNS, activation="silu"), small("barrier", group=2, groups=2, shared_steps=1)),
+    Trial(replace(COLUMNS, activation="silu"), small("words", group=2, tile=128, groups=2)),
+    Trial(replace(COLUMNS, activation="silu"), small("streamed", group=2)),
+    # With an outlier of a million sigmas, see check().
+    Trial(replace(ROWS, activation="none"), small("cluster", group=4)),
 )
-"""Every exchange with both mappings, one slab after the other, and all ways to keep steps."""
+"""Every exchange with rows and columns, one tile after the other, with and without a mask."""
 
 
 def run_watched(
@@ -67,6 +71,8 @@ def run_watched(
 
 def check(case: Case, launch: Launch, module: ModuleType) -> None:
     tensors = make_tensors(case)
+    if case.activation == "none":
+        tensors.input[0, :, 0], tensors.grad_output[0, :, 0] = 1e6, 1
     assert_right(case, tensors, run(case, tensors, launch, module=module))
     if tensors.residual is None:
         return

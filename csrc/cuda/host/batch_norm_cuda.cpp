@@ -1,0 +1,162 @@
+// The CUDA kernels as torch operators: tensors in, plans and launches out.
+#include <ATen/ATen.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "cuda/host/launch.h"
+#include "cuda/host/plans.h"
+#include "cuda/host/scratch.h"
+#include "operators.h"
+
+namespace fused_bn::cuda {
+namespace {
+
+// The largest power of two up to 16 that divides all addresses.
+int64_t alignment_of(std::initializer_list<const void*> addresses) {
+  uintptr_t bits = 16;
+  for (const void* address : addresses) bits |= reinterpret_cast<uintptr_t>(address);
+  return static_cast<int64_t>(bits & (~bits + 1));
+}
+
+Problem problem_of(const Tensor& x, const ForwardParams& p, Part part) {
+  return {view_of(x),
+          dtype_of(x),
+          Direction::forward,
+          part,
+          p.activation,
+          p.residual != nullptr,
+          alignment_of({p.input, p.residual, p.output})};
+}
+
+// The same whatever gradients are wanted, which must not change any of their bits.
+Problem problem_of(const Tensor& x, const BackwardParams& p, Part part) {
+  return {view_of(x),
+          dtype_of(x),
+          Direction::backward,
+          part,
+          p.activation,
+          p.mask != nullptr || p.residual != nullptr,
+          alignment_of({p.grad_output, p.input, p.residual, p.grad_input, p.grad_residual})};
+}
+
+void check_launch(cudaError_t error, const std::string& how) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call does not find it
+  TORCH_CHECK(false, "fused_bn: the launch failed: ", cudaGetErrorString(error), how);
+}
+
+bool needs_scratch(const Plan& plan) {
+  if (plan.resident) return plan.exchange == Exchange::words;
+  return plan.first.grid() > 0 && plan.first.tiling.group > 1;
+}
+
+template <class Params>
+void run(const std::shared_ptr<const Plan>& plan, const Tensor& x, Params& p) {
+  Tensor partials;  // held until the launch, whose stream orders what follows
+  if (plan->partials_bytes > 0) {
+    partials = at::empty({plan->partials_bytes}, x.options().dtype(at::kByte));
+    p.partials = partials.data_ptr();
+  }
+  const auto stream = c10::cuda::getCurrentCUDAStream();
+  const auto launch_with = [&](const Scratch& scratch) {
+    p.scratch = scratch;
+    return launch(*plan, dtype_of(x), p, stream);
+  };
+  const cudaError_t error = needs_scratch(*plan) ? with_scratch(stream, launch_with) : launch_with({});
+  if (error != cudaSuccess) check_launch(error, "; the plan was " + describe(*plan));
+  launched(plan);
+}
+
+struct Cuda {
+  using Guard = c10::cuda::CUDAGuard;
+
+  static std::tuple<Tensor, Tensor> forward(const ForwardArguments& a, const Tensor& statistics) {
+    const auto format = a.input.suggest_memory_format();
+    const Tensor x = a.input.contiguous(format);
+    const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
+    Tensor output = at::empty_like(x, x.options(), format);
+    Tensor mask = empty_mask(a);
+    const bool counts = a.training && present(a.num_batches_tracked);
+    const bool cumulative = counts && !a.momentum.has_value();
+    if (x.numel() == 0) {
+      if (counts) Tensor(*a.num_batches_tracked).add_(1);
+      return {output, mask};
+    }
+    auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
+    const auto plan = plan_for(problem_of(x, p, a.training ? Part::both : Part::apply), false);
+    // Its blocks read it at any time, so that none of them may count.
+    if (cumulative) Tensor(*a.num_batches_tracked).add_(1);
+    p.num_batches_tracked = counts ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;
+    p.cumulative = cumulative;
+    p.momentum = a.momentum.value_or(0);
+    p.source = a.training ? Source::batch : present(a.running_mean) ? Source::running : Source::given;
+    const double n = static_cast<double>(view_of(x).values_per_channel());
+    p.inverse_count = 1 / n;
+    p.unbiased = n / (n - 1);
+    run(plan, x, p);
+    return {output, mask};
+  }
+
+  static void moments(const Tensor& input, const Tensor& result) {
+    const Tensor x = input.contiguous(input.suggest_memory_format());
+    ForwardParams p{};
+    p.input = x.const_data_ptr();
+    p.moments = result.data_ptr<double>();
+    p.inverse_count = 1 / static_cast<double>(view_of(x).values_per_channel());
+    run(plan_for(problem_of(x, p, Part::reduce), false), x, p);
+  }
+
+  static void merge(const MergeArguments& a, const Tensor& moments, const Tensor& statistics,
+                    const Tensor& count) {
+    auto p = merge_params<MergeParams>(a, moments, statistics, count);
+    if (present(a.num_batches_tracked)) p.num_batches_tracked = a.num_batches_tracked->data_ptr<int64_t>();
+    p.cumulative = !a.momentum.has_value();
+    p.momentum = a.momentum.value_or(0);
+    check_launch(launch(p, c10::cuda::getCurrentCUDAStream()), "");
+  }
+
+  static std::tuple<Tensor, Tensor> backward(const BackwardArguments& a, const Gradients& gradients,
+                                             const Totals& totals) {
+    const auto format = a.input.suggest_memory_format();
+    const DenseBackward dense(a, format);
+    const Tensor& x = dense.input;
+    const auto empty = [&](bool wanted) {
+      return wanted ? at::empty_like(x, x.options(), format) : at::empty({0}, x.options());
+    };
+    Tensor grad_input = empty(a.output_mask[0]), grad_residual = empty(a.output_mask[1]);
+    if (x.numel() == 0) return {grad_input, grad_residual};
+    auto p = params_of(a, dense, grad_input, grad_residual, gradients);
+    // In evaluation the sums are the parameters' gradients and nothing else.
+    const bool sums_wanted = a.training ? !totals.sums.defined() : a.output_mask[2] || a.output_mask[3];
+    const auto plan = plan_for(problem_of(x, p, sums_wanted ? Part::both : Part::apply), !a.training);
+    Tensor sums = totals.sums;
+    if (sums_wanted && !plan->resident)
+      sums = at::empty({2 * a.input.size(1)}, x.options().dtype(at::kDouble));
+    p.sums = sums.defined() ? sums.data_ptr<double>() : nullptr;
+    p.total_count = totals.count.defined() ? totals.count.const_data_ptr<double>() : nullptr;
+    run(plan, x, p);
+    return {grad_input, grad_residual};
+  }
+
+  static void backward_sums(const BackwardArguments& a, const Gradients& gradients, const Tensor& sums) {
+    const DenseBackward dense(a, a.input.suggest_memory_format());
+    auto p = params_of(a, dense, {}, {}, gradients);
+    p.sums = sums.data_ptr<double>();
+    run(plan_for(problem_of(dense.input, p, Part::reduce), false), dense.input, p);
+  }
+
+ private:
+  static BackwardParams params_of(const BackwardArguments& a, const DenseBackward& dense,
+                                  const Tensor& grad_input, const Tensor& grad_residual,
+                                  const Gradients& gradients) {
+    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
+    p.inverse_count = 1 / static_cast<double>(view_of(dense.input).values_per_channel());
+    return p;
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fused_bn, CUDA, m) { Operators<Cuda>::add_to(m); }
+
+}  // namespace fused_bn::cuda

@@ -1,0 +1,22 @@
+// The plans of this process: made once for each problem and device, then looked up.
+#pragma once
+
+#include <memory>
+
+#include "cuda/planner/plan.h"
+
+namespace fused_bn::cuda {
+
+// For the current device; ValueError where what is forced does not fit. streamed: it may not be resident,
+// whatever is forced.
+std::shared_ptr<const Plan> plan_for(const Problem& problem, bool streamed);
+
+// Forces what the text says of every plan from now on; an empty one lifts that. The environment variable
+// FUSED_BN_CUDA_PLAN does so from the start. Throws as parse_forced() does.
+void force_plan(const std::string& text);
+
+// The text of the plan that was launched last in this process; empty before the first.
+std::string last_plan();
+void launched(std::shared_ptr<const Plan> plan);
+
+}  // namespace fused_bn::cuda

@@ -1,0 +1,146 @@
+#include "cuda/host/plans.h"
+
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAFunctions.h>
+#include <c10/util/Exception.h>
+#include <cuda_runtime_api.h>
+
+#include <array>
+#include <cstdlib>
+#include <mutex>
+#include <optional>
+#include <shared_mutex>
+#include <stdexcept>
+#include <unordered_map>
+
+#include "cuda/host/launch.h"
+
+namespace fused_bn::cuda {
+namespace {
+
+constexpr size_t kMostPlans = 1 << 16;  // about 40 MB; beyond, all are made anew
+
+Device describe_current_device() {
+  const int index = c10::cuda::current_device();
+  cudaDeviceProp properties{};
+  C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
+  Device device = nearest_model(10 * properties.major + properties.minor);
+  device.name = properties.name;
+  device.architecture = 10 * properties.major + properties.minor;
+  device.multiprocessors = properties.multiProcessorCount;
+  device.shared_per_block = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
+  device.shared_per_multiprocessor = static_cast<int64_t>(properties.sharedMemPerMultiprocessor);
+  device.threads_per_multiprocessor = properties.maxThreadsPerMultiProcessor;
+  device.l2_bytes = properties.l2CacheSize;
+  device.cooperative = properties.cooperativeLaunch != 0;
+  device.active_clusters = active_clusters();
+  device.active_clusters[0] = device.multiprocessors;
+  device.max_cluster = 1;
+  for (size_t i = 1; i < device.active_clusters.size() && device.active_clusters[i] > 0; ++i) {
+    device.max_cluster *= 2;
+  }
+  return device;
+}
+
+const Device& current_device() {
+  static std::array<std::once_flag, kMostDevices> once;
+  static std::array<std::optional<Device>, kMostDevices> all;
+  const auto index = static_cast<size_t>(c10::cuda::current_device());
+  TORCH_CHECK(index < all.size(), "fused_bn: at most ", all.size(), " devices, but got cuda:", index);
+  std::call_once(once[index], [&] { all[index] = describe_current_device(); });
+  return *all[index];
+}
+
+// Everything that a plan depends on.
+using Key = std::array<int64_t, 5>;
+
+Key key_of(const Problem& p, bool streamed) {
+  const int64_t rest = static_cast<int64_t>(p.dtype) | static_cast<int64_t>(p.direction) << 4 |
+                       static_cast<int64_t>(p.part) << 8 | static_cast<int64_t>(p.view.layout) << 12 |
+                       static_cast<int64_t>(p.residual) << 16 | static_cast<int64_t>(streamed) << 20 |
+                       static_cast<int64_t>(p.activation) << 24 |
+                       static_cast<int64_t>(c10::cuda::current_device()) << 32;
+  return {p.view.N, p.view.C, p.view.S, rest, p.alignment};
+}
+
+struct Hash {
+  size_t operator()(const Key& key) const {
+    uint64_t hash = 0;
+    for (const int64_t part : key)
+      hash = (hash ^ static_cast<uint64_t>(part)) * 0x9E3779B97F4A7C15u + (hash >> 29);
+    return hash;
+  }
+};
+
+struct Plans {
+  std::shared_mutex mutex;
+  std::unordered_map<Key, std::shared_ptr<const Plan>, Hash> made;
+  Forced forced;
+
+  Plans() {
+    const char* text = std::getenv("FUSED_BN_CUDA_PLAN");
+    if (text != nullptr) forced = parse_forced(text);
+  }
+};
+
+Plans& plans() {
+  static Plans all;
+  return all;
+}
+
+// A cooperative launch that does not fit must be known before it is captured.
+Plan plan_by_the_driver(const Problem& problem, const Forced& forced) {
+  const Device& device = current_device();
+  const Plan plan = make_plan(problem, device, forced);
+  if (!plan.resident || plan.exchange != Exchange::words || runs_at_once(plan, problem)) return plan;
+  if (forced.exchange == Exchange::words) {
+    throw std::invalid_argument("the driver does not run the " + std::to_string(plan.first.grid()) +
+                                " blocks of " + describe(plan) + " at once");
+  }
+  Device without = device;
+  without.cooperative = false;
+  return make_plan(problem, without, forced);
+}
+
+std::mutex last_mutex;
+std::shared_ptr<const Plan> last;
+
+}  // namespace
+
+std::shared_ptr<const Plan> plan_for(const Problem& problem, bool streamed) try {
+  Plans& all = plans();
+  const Key key = key_of(problem, streamed);
+  {
+    const std::shared_lock lock(all.mutex);
+    if (const auto found = all.made.find(key); found != all.made.end()) return found->second;
+  }
+  const std::unique_lock lock(all.mutex);  // what is forced stays so meanwhile
+  Forced forced = all.forced;
+  if (streamed) forced.resident = false;
+  auto plan = std::make_shared<const Plan>(plan_by_the_driver(problem, forced));
+  if (all.made.size() >= kMostPlans) all.made.clear();
+  all.made.insert_or_assign(key, plan);
+  return plan;
+} catch (const std::invalid_argument& error) {
+  TORCH_CHECK_VALUE(false, "fused_bn: ", error.what());
+}
+
+void force_plan(const std::string& text) {
+  const Forced forced = parse_forced(text);
+  Plans& all = plans();
+  const std::unique_lock lock(all.mutex);
+  all.forced = forced;
+  all.made.clear();
+}
+
+void launched(std::shared_ptr<const Plan> plan) {
+  const std::lock_guard lock(last_mutex);
+  last = std::move(plan);
+}
+
+std::string last_plan() {
+  const std::lock_guard lock(last_mutex);
+  return last == nullptr ? "" : describe(*last);
+}
+
+}  // namespace fused_bn::cuda

@@ -1,0 +1,209 @@
+// The backward direction: what both kernels compute of a channel, a vector and a block in it. g is the
+// gradient with respect to what forward gave to the activation.
+#pragma once
+
+#include "cuda/kernels/activate.cuh"
+#include "cuda/kernels/finish.cuh"
+#include "cuda/kernels/mask.cuh"
+
+namespace fused_bn::cuda {
+
+// resident: in training, and the gradient of the input is wanted.
+template <class T, int vector_, bool mixed_, Curve curve, bool resident = false>
+class Backward {
+ public:
+  using Params = BackwardParams;
+  using Element = T;
+  using A = Compute<T>;
+  using Merged = MergedSums;
+  static constexpr int vector = vector_;
+  static constexpr bool mixed = mixed_;
+  using Vector = Raw<T, vector>;
+  using Sums = ThreadSums<A, vector, mixed>;
+
+  static constexpr int kSummed = 2, kSumAhead = 4, kApplyAhead = 4;
+  static constexpr int kSumUnroll = 4;
+  template <bool special>
+  static constexpr int kApplyUnroll = special ? 1
+                                      : mixed ? 2
+                                              : 4;
+
+  FUSED_BN_DEVICE explicit Backward(const BackwardParams& p)
+      : p_(p), t_(p.tiling), numbers_(p.tiling, p.layout), activation_(p.activation, p.activation_param) {}
+
+  FUSED_BN_DEVICE const void* data(int i) const { return i == 0 ? p_.input : p_.grad_output; }
+  FUSED_BN_DEVICE bool has_second() const { return true; }
+
+  // ---- sums of g and of g * (x - mean_hi)
+
+  // special: a mask tells where the slope is 1; the residual has a gradient.
+  FUSED_BN_DEVICE bool has_special_sums() const { return p_.mask != nullptr; }
+  FUSED_BN_DEVICE bool has_special_results() const {
+    return p_.mask != nullptr || p_.grad_residual != nullptr;
+  }
+
+  FUSED_BN_DEVICE void prepare(int c, int channel) const {
+    const ChannelStatistics<A> saved(p_.statistics, t_.C, channel);
+    statistics(c) = saved;
+    numbers_.set(c, Affine<A>(saved, read(p_.weight, channel, 1), read(p_.bias, channel, 0)));
+  }
+  template <class Load>
+  FUSED_BN_DEVICE void choose_pivot(int, int64_t, Load) const {}
+
+  template <bool scaled, bool has_mask>
+  class Summation {
+   public:
+    FUSED_BN_DEVICE Summation(const Backward& b, int column) : b_(b), affine_(b.t_, b.numbers_, column) {}
+
+    FUSED_BN_DEVICE void add(const Vector& x, const Vector& dy, const Vectors<mixed>& at, Sums& sums) const {
+      const Gradients own = b_.differentiate<has_mask>(x, dy, at, affine_);
+      FUSED_BN_UNROLL
+      for (int k = 0; k < vector; ++k) {
+        A g = scaled ? own.g[k] * kSmaller<A> : own.g[k];
+        // In evaluation 0 * inf must be NaN, as in PyTorch; in training all else of the channel is NaN then.
+        if (!resident && !own.keeps[k]) g = 0;
+        if (!resident || own.keeps[k])
+          sums.add(k, g, g, scaled ? own.centred[k] * kSmaller<A> : own.centred[k]);
+      }
+    }
+
+   private:
+    const Backward& b_;
+    const OwnAffine<A, vector, mixed> affine_;
+  };
+
+  // Of g * (x - mean_hi) * invstd, whose sum fits wherever the gradient of the weight does.
+  FUSED_BN_DEVICE Partial<A> partial(const BlockSums& sums, int c, A) const {
+    const double larger = sums.scaled ? 1.0 / static_cast<double>(kSmaller<A>) : 1.0;
+    const double grad_xhat = sums.second * larger * static_cast<double>(statistics(c).invstd) * larger;
+    return {static_cast<A>(sums.first * larger), static_cast<A>(grad_xhat), A{0}, A{0}};
+  }
+
+  template <class Fetch>
+  FUSED_BN_DEVICE MergedSums merge(const Team& team, int c, Fetch fetch) const {
+    return MergedSums::of<A>(t_, team, statistics(c), fetch);
+  }
+
+  // ---- what follows for a channel
+
+  FUSED_BN_DEVICE Word finish(int c, const MergedSums& merged, bool writes, int channel) const {
+    const Slope<A> slope(statistics(c), merged.grad, merged.grad_xhat, p_.inverse_count);
+    numbers_.set(c, slope);
+    if (writes) write(c, merged, channel);
+    return {{static_cast<float>(slope.slope), static_cast<float>(slope.constant), 0}, 0};
+  }
+  FUSED_BN_DEVICE void take(int c, const Word& finished) const {
+    numbers_.set(c, Slope<A>(finished.values[0], finished.values[1]));
+  }
+  // The gradients of weight and bias are the sums themselves.
+  FUSED_BN_DEVICE void write(int, const MergedSums& merged, int channel) const {
+    fused_bn::cuda::write(p_.grad_weight, channel, merged.grad_xhat);
+    fused_bn::cuda::write(p_.grad_bias, channel, merged.grad);
+    if (p_.sums == nullptr) return;
+    p_.sums[channel] = merged.grad;
+    p_.sums[t_.C + channel] = merged.grad_xhat;
+  }
+  FUSED_BN_DEVICE void count_batch() const {}
+
+  FUSED_BN_DEVICE void prepare_results(int c, int channel, bool) const {
+    const ChannelStatistics<A> s(p_.statistics, t_.C, channel);
+    numbers_.set(c, Affine<A>(s, read(p_.weight, channel, 1), read(p_.bias, channel, 0)));
+    if (!p_.training) return;
+    const double inverse_count = p_.total_count == nullptr ? p_.inverse_count : 1.0 / *p_.total_count;
+    numbers_.set(c, Slope<A>(s, p_.sums[channel], p_.sums[t_.C + channel], inverse_count));
+  }
+
+  // ---- results
+
+  FUSED_BN_DEVICE bool needs_all_lanes() const { return false; }
+
+  template <bool has_residual>
+  class Results {
+   public:
+    FUSED_BN_DEVICE Results(const Backward& b, const Vectors<mixed>& at)
+        : b_(b), affine_(b.t_, b.numbers_, at.column()), slope_(b.t_, b.numbers_, at.column()) {
+      rebase(at);
+    }
+
+    FUSED_BN_DEVICE void apply(const Vector& x, const Vector& dy, const Vectors<mixed>& at,
+                               bool exists) const {
+      if (!exists) return;
+      if (has_residual && b_.p_.grad_residual != nullptr) {
+        const Gradients own = b_.differentiate<has_residual>(x, dy, at, affine_);
+        A kept[vector];
+        FUSED_BN_UNROLL
+        for (int k = 0; k < vector; ++k) kept[k] = own.keeps[k] ? own.g[k] : A{0};
+        store_global(vectors_of<T, vector>(b_.p_.grad_residual, at.position()), pack<T, vector>(kept));
+      }
+      if (!resident && b_.p_.grad_input == nullptr) return;
+      // Computed again: kept, it would not fit into registers.
+      const Gradients own = b_.differentiate<has_residual>(has_residual ? anew(x) : x,
+                                                           has_residual ? anew(dy) : dy, at, affine_);
+      A gradient[vector];
+      FUSED_BN_UNROLL
+      for (int k = 0; k < vector; ++k) {
+        // In evaluation the statistics are constants; nothing may leak in where a slope of 0 meets inf.
+        gradient[k] = resident || b_.p_.training ? slope_(own.centred[k], k) : A{0};
+        if (own.keeps[k]) gradient[k] += own.g[k];
+        gradient[k] *= affine_.scale(k);
+      }
+      store_global(grad_input_ + at.offset(), pack<T, vector>(gradient));
+    }
+    FUSED_BN_DEVICE void rebase(const Vectors<mixed>& at) {
+      grad_input_ = hidden(vectors_of<T, vector>(b_.p_.grad_input, at.start()));
+    }
+
+   private:
+    const Backward& b_;
+    const OwnAffine<A, vector, mixed> affine_;
+    const OwnSlope<A, vector, mixed> slope_;
+    Vector* grad_input_;
+  };
+
+ private:
+  // ReLU's g is 0 where it is not kept: told apart, because to add nothing takes less than to add 0.
+  struct Gradients {
+    A g[vector], centred[vector];
+    bool keeps[vector];
+  };
+
+  // has_mask: where there is a mask, it tells where the slope is 1.
+  template <bool has_mask>
+  FUSED_BN_DEVICE Gradients differentiate(const Vector& x, const Vector& dy, const Vectors<mixed>& at,
+                                          const OwnAffine<A, vector, mixed>& affine) const {
+    Gradients own;
+    unpack<T, vector>(x, own.centred);
+    unpack<T, vector>(dy, own.g);
+    A z[vector];
+    const bool by_mask = has_mask && p_.mask != nullptr;
+    const uint32_t bits = by_mask ? load_bits<vector>(p_.mask, at.position()) : 0;
+    FUSED_BN_UNROLL
+    for (int k = 0; k < vector; ++k) {
+      own.centred[k] = affine.centre(own.centred[k], k);
+      z[k] = affine.transform(own.centred[k], k);
+      if (by_mask) z[k] = (bits >> k & 1u) != 0 ? A{1} : A{0};  // has the same slope
+      own.keeps[k] = curve != Curve::relu || !(z[k] <= 0);
+    }
+    if constexpr (curve != Curve::relu) {
+      if (curve == Curve::other && p_.residual != nullptr) {
+        A residual[vector];
+        unpack<T, vector>(load_global<Vector>(vectors_of<T, vector>(p_.residual, at.position())), residual);
+        FUSED_BN_UNROLL
+        for (int k = 0; k < vector; ++k) z[k] += residual[k];
+      }
+      activation_.backward(z, own.g);
+    }
+    return own;
+  }
+
+  FUSED_BN_DEVICE ChannelStatistics<A>& statistics(int c) const {
+    return shared_part<ChannelStatistics<A>>(p_.layout.parameters)[c];
+  }
+
+  const BackwardParams& p_;
+  const Tiling& t_;
+  const Numbers<A> numbers_;
+  const VectorActivation<T, vector, curve> activation_;
+};
+
+}  // namespace fused_bn::cuda

@@ -1,0 +1,160 @@
+// What the blocks of a group tell each other in the resident kernel.
+//
+// In a cluster each block pushes its partial results to all, and each merges all of them. By words each block
+// publishes its partial results, and a channel is merged by its owner, block c % group, which publishes the
+// result: were all to read all, that would be group * group words a channel. A tile of one channel takes one
+// hop.
+#pragma once
+
+#include "cuda/kernels/finish.cuh"
+
+namespace fused_bn::cuda {
+
+class GroupExchange {
+ public:
+  FUSED_BN_DEVICE GroupExchange(const Tiling& t, Exchange kind, const Scratch& scratch,
+                                const SharedLayout& at)
+      : t_(t),
+        kind_(kind),
+        scratch_(scratch),
+        at_(at),
+        index_(block_index() / t.group),
+        rank_(block_index() - index_ * t.group) {}
+
+  // The group's index among the groups, and the block's within it.
+  FUSED_BN_DEVICE int index() const { return index_; }
+  FUSED_BN_DEVICE int rank() const { return rank_; }
+  // Whether this block writes what is saved of the channels that it merges.
+  FUSED_BN_DEVICE bool is_writer() const { return has_owners() || rank_ == 0; }
+
+  // Before the first sync_block().
+  FUSED_BN_DEVICE void begin() const {
+    if (kind_ == Exchange::cluster) {
+      if (thread_index() == 0)
+        init_barrier(barrier(), 16u * static_cast<uint32_t>(t_.group * t_.channels(index_)));
+      arrive_cluster();
+    }
+    // By way of shared memory, so that the value is here before any thread of the block publishes a word.
+    if (kind_ == Exchange::words && thread_index() == 0) shared_epoch() = load_epoch(scratch_.epoch);
+  }
+
+  // This block's partial result of channel c, by all threads; each lane of the channel's team has it.
+  FUSED_BN_DEVICE void publish(int iteration, const Team& team, int c, bool on,
+                               const Partial<float>& partial) {
+    if (kind_ == Exchange::none) {
+      own_ = partial;
+    } else if (kind_ == Exchange::words) {
+      if (!on || team.sub != 0) return;
+      store_word(words(iteration) + c * t_.group + rank_,
+                 {{partial.pivot, partial.mean, partial.rms}, epoch(iteration)});
+    } else {
+      wait_cluster();
+      for (int r = team.sub; on && r < t_.group; r += team.size)
+        push(partial, &pushed(c)[rank_], barrier(), r);
+    }
+  }
+
+  // body(team, c, leads, fetch) for each channel c that this block merges, by a team, of which one lane
+  // leads, and by all other threads beside it. fetch(first, batch) loads the partial results of blocks first,
+  // first + team.size, ...
+  template <class Body>
+  FUSED_BN_DEVICE void merge(int iteration, int channels, Body body) const {
+    if (kind_ == Exchange::cluster) wait_barrier(barrier());
+    const int own = has_owners() ? (channels - rank_ + t_.group - 1) / t_.group : channels;
+    const Team team(own > 0 ? own : 1);
+    const bool on = team.index < own;
+    const int c = !on ? 0 : has_owners() ? rank_ + team.index * t_.group : team.index;
+    body(team, c, on && team.sub == 0,
+         [&](int first, Partial<float>(&batch)[kBatch]) { fetch(iteration, team, c, on, first, batch); });
+    // This thread now depends on a word of every block of the group.
+    if (kind_ == Exchange::words && rank_ == 0 && iteration == 0 && thread_index() == 0) advance();
+  }
+
+  // The result for channel c, by the thread that leads in merge(); others get it by for_results().
+  FUSED_BN_DEVICE void publish_result(int iteration, int c, Word result) const {
+    if (!has_owners()) return;
+    result.epoch = epoch(iteration);
+    store_word(results(iteration) + c, result);
+  }
+  // body(c, word) for each channel that another block merges.
+  template <class Body>
+  FUSED_BN_DEVICE void for_results(int iteration, int channels, Body body) const {
+    const int c = thread_index();
+    if (!has_owners() || c >= channels || c % t_.group == rank_) return;
+    const Word* from = results(iteration) + c;
+    Word word = load_word(from);
+    while (word.epoch != epoch(iteration)) {
+      pause(from);
+      word = load_word(from);
+    }
+    body(c, word);
+  }
+
+ private:
+  FUSED_BN_DEVICE bool has_owners() const { return kind_ == Exchange::words && t_.tile_channels > 1; }
+
+  FUSED_BN_DEVICE void fetch(int iteration, const Team& team, int c, bool on, int first,
+                             Partial<float> (&batch)[kBatch]) const {
+    if (kind_ == Exchange::none && first == 0) batch[0] = own_;
+    if (kind_ == Exchange::cluster) {
+      FUSED_BN_UNROLL
+      for (int i = 0; i < kBatch; ++i) {
+        const int block = first + i * team.size;
+        if (on && block < t_.group) batch[i] = pushed(c)[block];
+      }
+    }
+    if (kind_ != Exchange::words || !on) return;
+    const Word* from = words(iteration) + c * t_.group;
+    const uint32_t awaited = epoch(iteration);
+    bool all;
+    do {  // loads of a batch are under way at once
+      all = true;
+      FUSED_BN_UNROLL
+      for (int i = 0; i < kBatch; ++i) {
+        const int block = first + i * team.size;
+        if (block >= t_.group) continue;
+        const Word word = load_word(from + block);
+        batch[i] = {word.values[0], word.values[1], word.values[2], 0};
+        if (word.epoch != awaited) {
+          all = false;
+          pause(from + block);
+        }
+      }
+    } while (!all);
+  }
+
+  // All blocks of the group have read the epoch. The last group to say so leaves the one of the next launch.
+  FUSED_BN_DEVICE void advance() const {
+    const uint32_t last = static_cast<uint32_t>(t_.groups - 1);
+    if (count_around(scratch_.epoch + 1, last) != last) return;
+    store_epoch(scratch_.epoch, shared_epoch() + static_cast<uint32_t>(t_.iterations));
+  }
+
+  FUSED_BN_DEVICE uint64_t* barrier() const { return shared_part<uint64_t>(at_.barrier); }
+  FUSED_BN_DEVICE uint32_t& shared_epoch() const { return *shared_part<uint32_t>(at_.barrier); }
+  // Odd: what has never been written has the epoch 0.
+  FUSED_BN_DEVICE uint32_t epoch(int iteration) const {
+    return 2u * (shared_epoch() + static_cast<uint32_t>(iteration)) + 1u;
+  }
+  FUSED_BN_DEVICE Partial<float>* pushed(int c) const {
+    return shared_part<Partial<float>>(at_.partials) + c * t_.group;
+  }
+  // Words of the blocks, [tile_channels, group], and behind them results, [tile_channels]; two sets take
+  // turns.
+  FUSED_BN_DEVICE Word* words(int iteration) const {
+    const int64_t set = int64_t{iteration & 1} * t_.groups + index_;
+    return scratch_.words + set * (t_.group + 1) * t_.tile_channels;
+  }
+  FUSED_BN_DEVICE Word* results(int iteration) const {
+    return words(iteration) + t_.tile_channels * t_.group;
+  }
+
+  const Tiling& t_;
+  const Exchange kind_;
+  const Scratch& scratch_;
+  const SharedLayout& at_;
+  const int index_, rank_;
+  Partial<float> own_{};
+};
+
+}  // namespace fused_bn::cuda

@@ -1,0 +1,92 @@
+// From what the blocks of a tile have summed up to a channel's statistics, running statistics and gradients.
+#pragma once
+
+#include "cuda/kernels/sums.cuh"
+
+namespace fused_bn::cuda {
+
+// Partial results that a lane loads before it uses the first.
+constexpr int kBatch = 4;
+
+// body(block, partial) for this lane's share of the partial results of a tile's blocks. fetch(first, batch)
+// loads those of blocks first, first + team.size, ...
+template <class A, class Fetch, class Body>
+FUSED_BN_DEVICE void for_partials(const Tiling& t, const Team& team, Fetch fetch, Body body) {
+  FUSED_BN_ROLLED
+  for (int first = team.sub; first < t.group + team.sub; first += kBatch * team.size) {
+    Partial<A> batch[kBatch] = {};
+    fetch(first, batch);
+    FUSED_BN_UNROLL
+    for (int i = 0; i < kBatch; ++i) body(first + i * team.size, batch[i]);
+  }
+}
+
+// Both are merged in double precision, by a team: Chan, Golub, LeVeque 1979, about the first block's mean.
+struct MergedMoments {
+  double mean, variance;
+
+  template <class A, class Fetch>
+  FUSED_BN_DEVICE static MergedMoments of(const Tiling& t, const Team& team, double inverse_count,
+                                          Fetch fetch) {
+    double origin = 0, sum = 0, squares = 0;
+    for_partials<A>(t, team, fetch, [&](int block, const Partial<A>& partial) {
+      const double pivot = static_cast<double>(partial.pivot), mean = static_cast<double>(partial.mean);
+      if (block == team.sub) origin = shuffle_from(pivot + mean, thread_index() % 32 - team.sub);
+      if (block >= t.group) return;
+      const double count = static_cast<double>(t.block_values(block));
+      const double delta = (pivot - origin) + mean, rms = static_cast<double>(partial.rms);
+      sum += count * delta;
+      squares += count * (rms * rms + delta * delta);
+    });
+    team.add_up(sum, squares);
+    const double shift = sum * inverse_count;
+    MergedMoments merged{origin + shift, squares * inverse_count - shift * shift};
+    if (merged.variance < 0) merged.variance = 0;
+    // As in PyTorch on the device, an infinite value leaves no mean.
+    if (!is_finite(merged.variance)) merged.mean = merged.variance - merged.variance;
+    return merged;
+  }
+};
+
+// The sums of g and of g * xhat. Blocks hand on g * (x - mean_hi) * invstd.
+struct MergedSums {
+  double grad, grad_xhat;
+
+  template <class A, class Fetch>
+  FUSED_BN_DEVICE static MergedSums of(const Tiling& t, const Team& team, const ChannelStatistics<A>& s,
+                                       Fetch fetch) {
+    MergedSums merged{};
+    for_partials<A>(t, team, fetch, [&](int, const Partial<A>& partial) {
+      merged.grad += static_cast<double>(partial.pivot);
+      merged.grad_xhat += static_cast<double>(partial.mean);
+    });
+    team.add_up(merged.grad, merged.grad_xhat);
+    merged.grad_xhat -= static_cast<double>(s.mean_lo) * static_cast<double>(s.invstd) * merged.grad;
+    return merged;
+  }
+};
+
+FUSED_BN_DEVICE void blend(const ChannelVector& running, int64_t c, double before, double value,
+                           double momentum) {
+  if (running.data != nullptr) write(running, c, (1 - momentum) * before + momentum * value);
+}
+
+// What a channel is finished with: loaded early, because a cold miss behind an exchange costs most of a
+// microsecond.
+struct ForwardParameters {
+  double weight, bias, running_mean, running_var, momentum;
+
+  FUSED_BN_DEVICE ForwardParameters(const ForwardParams& p, int channel)
+      : weight(read(p.weight, channel, 1)),
+        bias(read(p.bias, channel, 0)),
+        running_mean(read(p.running_mean, channel, 0)),
+        running_var(read(p.running_var, channel, 0)),
+        momentum(p.momentum) {
+    // The cumulative average has counted this batch already.
+    if (p.cumulative) {
+      momentum = p.num_batches_tracked == nullptr ? 0.0 : 1.0 / static_cast<double>(*p.num_batches_tracked);
+    }
+  }
+};
+
+}  // namespace fused_bn::cuda

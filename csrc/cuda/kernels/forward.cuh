@@ -1,0 +1,189 @@
+// The forward direction: what both kernels compute of a channel, a vector and a block in it.
+#pragma once
+
+#include "cuda/kernels/activate.cuh"
+#include "cuda/kernels/finish.cuh"
+#include "cuda/kernels/mask.cuh"
+
+namespace fused_bn::cuda {
+
+template <class T, int vector_, bool mixed_, Curve curve>
+class Forward {
+ public:
+  using Params = ForwardParams;
+  using Element = T;
+  using A = Compute<T>;
+  using Merged = MergedMoments;
+  static constexpr int vector = vector_;
+  static constexpr bool mixed = mixed_;
+  using Vector = Raw<T, vector>;
+  using Sums = ThreadSums<A, vector, mixed>;
+
+  // Tensors that are summed up, and vectors of a thread that the streamed kernel loads before it uses the
+  // first.
+  static constexpr int kSummed = 1, kSumAhead = 8, kApplyAhead = 4;
+  // Vectors side by side in the resident kernel: as many as its registers allow.
+  static constexpr int kSumUnroll = mixed && sizeof(T) == 4 ? 4 : 8;
+  template <bool special>
+  static constexpr int kApplyUnroll = special ? 2 : 8;
+
+  FUSED_BN_DEVICE explicit Forward(const ForwardParams& p)
+      : p_(p), t_(p.tiling), numbers_(p.tiling, p.layout) {}
+
+  // The tensors that are read; the second one where apply() reads it.
+  FUSED_BN_DEVICE const void* data(int i) const { return i == 0 ? p_.input : p_.residual; }
+  FUSED_BN_DEVICE bool has_second() const { return p_.residual != nullptr; }
+
+  // ---- sums of deviations from a pivot and of their squares
+
+  // special: nothing is.
+  FUSED_BN_DEVICE bool has_special_sums() const { return false; }
+  FUSED_BN_DEVICE bool has_special_results() const { return p_.residual != nullptr; }
+
+  // Of channel c of the tile, by one thread, beside the loading of data.
+  FUSED_BN_DEVICE void prepare(int c, int channel) const { parameters(c) = ForwardParameters(p_, channel); }
+
+  // Deviations are small whatever the mean, where the pivot is a typical value: the median of three, the
+  // first, a middle and the last one of `units`. An outlier, which would cost the digits of all others, is
+  // none of it.
+  template <class Load>
+  FUSED_BN_DEVICE void choose_pivot(int c, int64_t units, Load load) const {
+    const A first = load(0), middle = load(units / 2), last = load(units - 1);
+    const A low = first < middle ? first : middle, high = first < middle ? middle : first;
+    numbers_.at(kPivot, c) = last < low ? low : (last > high ? high : last);
+  }
+
+  // scaled: of values that are kSmaller times as large.
+  template <bool scaled, bool special>
+  class Summation {
+   public:
+    FUSED_BN_DEVICE Summation(const Forward& f, int column) {
+      for_own_channels<vector, mixed>(f.t_, column, [&](int k, int c) {
+        pivot_[k] = scaled ? f.numbers_.at(kPivot, c) * kSmaller<A> : f.numbers_.at(kPivot, c);
+      });
+    }
+
+    FUSED_BN_DEVICE void add(const Vector& raw, const Vector&, const Vectors<mixed>&, Sums& sums) const {
+      A x[vector];
+      unpack<T, vector>(raw, x);
+      FUSED_BN_UNROLL
+      for (int k = 0; k < vector; ++k) {
+        const A deviation = (scaled ? x[k] * kSmaller<A> : x[k]) - pivot_[mixed ? k : 0];
+        sums.add(k, deviation, deviation, deviation);
+      }
+    }
+
+   private:
+    A pivot_[kOwn<vector, mixed>];
+  };
+
+  FUSED_BN_DEVICE Partial<A> partial(const BlockSums& sums, int c, A inverse_count) const {
+    const double inverse = static_cast<double>(inverse_count), mean = sums.first * inverse;
+    const A variance = static_cast<A>(sums.second * inverse - mean * mean);
+    const A rms = square_root(variance < A{0} ? A{0} : variance);
+    const A larger = sums.scaled ? A{1} / kSmaller<A> : A{1};
+    return {numbers_.at(kPivot, c), static_cast<A>(mean) * larger, rms * larger, A{0}};
+  }
+
+  template <class Fetch>
+  FUSED_BN_DEVICE MergedMoments merge(const Team& team, int, Fetch fetch) const {
+    return MergedMoments::of<A>(t_, team, p_.inverse_count, fetch);
+  }
+
+  // ---- what follows for a channel, by one thread of a block; of the launch, where it writes
+
+  FUSED_BN_DEVICE Word finish(int c, const MergedMoments& merged, bool writes, int channel) const {
+    const ChannelStatistics<A> statistics(merged.mean, merged.variance, p_.eps);
+    const Affine<A> affine(statistics, parameters(c).weight, parameters(c).bias);
+    numbers_.set(c, affine);
+    if (writes) write(c, merged, channel);
+    return {
+        {static_cast<float>(affine.mean), static_cast<float>(affine.scale), static_cast<float>(affine.shift)},
+        0};
+  }
+  FUSED_BN_DEVICE void take(int c, const Word& finished) const {
+    numbers_.set(c, Affine<A>(finished.values[0], finished.values[1], finished.values[2]));
+  }
+  FUSED_BN_DEVICE void write(int c, const MergedMoments& merged, int channel) const {
+    if (p_.moments != nullptr) {
+      p_.moments[channel] = merged.mean;
+      p_.moments[t_.C + channel] = merged.variance / p_.inverse_count;
+      return;
+    }
+    ChannelStatistics<A>(merged.mean, merged.variance, p_.eps).save(p_.statistics, t_.C, channel);
+    const ForwardParameters& before = parameters(c);
+    blend(p_.running_mean, channel, before.running_mean, merged.mean, before.momentum);
+    blend(p_.running_var, channel, before.running_var, merged.variance * p_.unbiased, before.momentum);
+  }
+  // Once a launch. The cumulative average has been counted before it.
+  FUSED_BN_DEVICE void count_batch() const {
+    if (block_index() == 0 && thread_index() == 0 && p_.num_batches_tracked != nullptr && !p_.cumulative) {
+      *p_.num_batches_tracked += 1;
+    }
+  }
+
+  // In the place of all that, in the apply pass: statistics that are there.
+  FUSED_BN_DEVICE void prepare_results(int c, int channel, bool writes) const {
+    const auto statistics = [&] {
+      if (p_.source != Source::running) return ChannelStatistics<A>(p_.statistics, t_.C, channel);
+      const ChannelStatistics<A> made(read(p_.running_mean, channel, 0), read(p_.running_var, channel, 0),
+                                      p_.eps);
+      if (writes) made.save(p_.statistics, t_.C, channel);
+      return made;
+    }();
+    numbers_.set(c, Affine<A>(statistics, read(p_.weight, channel, 1), read(p_.bias, channel, 0)));
+  }
+
+  // ---- results. All lanes of a warp take part in writing a mask, whether their vector exists or not.
+
+  FUSED_BN_DEVICE bool needs_all_lanes() const { return p_.mask != nullptr; }
+
+  template <bool has_residual>
+  class Results {
+   public:
+    FUSED_BN_DEVICE Results(const Forward& f, const Vectors<mixed>& at)
+        : f_(f),
+          affine_(f.t_, f.numbers_, at.column()),
+          activation_(f.p_.activation, f.p_.activation_param),
+          output_(hidden(vectors_of<T, vector>(f.p_.output, at.start()))) {}
+
+    FUSED_BN_DEVICE void apply(const Vector& x, const Vector& residual, const Vectors<mixed>& at,
+                               bool exists) const {
+      A z[vector];
+      unpack<T, vector>(x, z);
+      FUSED_BN_UNROLL
+      for (int k = 0; k < vector; ++k) z[k] = affine_.transform(affine_.centre(z[k], k), k);
+      if constexpr (has_residual) {
+        A added[vector];
+        unpack<T, vector>(residual, added);
+        FUSED_BN_UNROLL
+        for (int k = 0; k < vector; ++k) z[k] += added[k];
+        if (f_.p_.mask != nullptr) {
+          store_bits<vector>(f_.p_.mask, at.position(), f_.t_.elements, activation_.bits(z), exists);
+        }
+      }
+      if (exists) store_global(output_ + at.offset(), activation_.forward(z));
+    }
+    // After the start has moved on.
+    FUSED_BN_DEVICE void rebase(const Vectors<mixed>& at) {
+      output_ = hidden(vectors_of<T, vector>(f_.p_.output, at.start()));
+    }
+
+   private:
+    const Forward& f_;
+    const OwnAffine<A, vector, mixed> affine_;
+    const VectorActivation<T, vector, curve> activation_;
+    Vector* output_;
+  };
+
+ private:
+  FUSED_BN_DEVICE ForwardParameters& parameters(int c) const {
+    return shared_part<ForwardParameters>(p_.layout.parameters)[c];
+  }
+
+  const ForwardParams& p_;
+  const Tiling& t_;
+  const Numbers<A> numbers_;
+};
+
+}  // namespace fused_bn::cuda

@@ -1,0 +1,33 @@
+// From the moments of several processes to the statistics of them all, by one block.
+#pragma once
+
+#include "common/moments.h"
+#include "cuda/kernels/finish.cuh"
+
+namespace fused_bn::cuda {
+
+template <class A>
+FUSED_BN_DEVICE void merge_kernel(const MergeParams& p) {
+  double momentum = p.momentum;
+  if (p.cumulative)
+    momentum = p.num_batches_tracked == nullptr ? 0.0 : 1.0 / static_cast<double>(*p.num_batches_tracked + 1);
+  const int64_t length = 2 * p.C + 1;
+  for (int64_t c = thread_index(); c < p.C; c += kMergeThreads) {
+    Moments all;  // in the order of the processes: the same bits in each of them
+    for (int64_t i = 0; i < p.processes; ++i) {
+      const double* own = p.moments + i * length;
+      all = merge(all, {own[2 * p.C], own[c], own[p.C + c]});
+    }
+    if (c == 0) *p.count = all.count;
+    const bool any = all.count > 0;
+    const double variance = any ? all.m2 / all.count : 0;
+    ChannelStatistics<A>(all.mean, variance, p.eps).save(p.statistics, p.C, c);
+    if (!any) continue;
+    blend(p.running_mean, c, read(p.running_mean, c, 0), all.mean, momentum);
+    blend(p.running_var, c, read(p.running_var, c, 0), all.m2 / (all.count - 1), momentum);
+  }
+  sync_block();  // all have read the counter
+  if (thread_index() == 0 && p.num_batches_tracked != nullptr) *p.num_batches_tracked += 1;
+}
+
+}  // namespace fused_bn::cuda

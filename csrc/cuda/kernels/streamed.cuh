@@ -1,0 +1,202 @@
+// The streamed kernel, for tensors that do not fit into the multiprocessors' shared memory: a reduce pass and
+// an apply pass, which goes backwards, so that L2 serves its beginning. The halves also stand alone: the
+// reduce pass gives the moments or the sums of one process, and the apply pass is evaluation.
+#pragma once
+
+#include "cuda/kernels/backward.cuh"
+#include "cuda/kernels/forward.cuh"
+
+namespace fused_bn::cuda {
+
+// Some of a thread's vectors, of one or two tensors: all of them are loaded before the first is used.
+template <class Direction, int tensors, int count>
+struct Chunk {
+  using Vector = typename Direction::Vector;
+  Vector raw[count][tensors];
+
+  // From a place on. left: how many the thread has; those beyond are not loaded.
+  FUSED_BN_DEVICE Chunk(const Direction& direction, Vectors<Direction::mixed> at, int64_t left) {
+    // Under one branch: loads under predicates of their own are not all issued before the first use.
+    left >= count ? load<true>(direction, at, left) : load<false>(direction, at, left);
+  }
+  FUSED_BN_DEVICE const Vector& second(int i) const { return raw[i][tensors - 1]; }
+
+ private:
+  template <bool all>
+  FUSED_BN_DEVICE void load(const Direction& direction, Vectors<Direction::mixed> at, int64_t left) {
+    using T = typename Direction::Element;
+    FUSED_BN_UNROLL
+    for (int i = 0; i < count; ++i) {
+      FUSED_BN_UNROLL
+      for (int t = 0; t < tensors; ++t) {
+        if (!all && i >= left) continue;
+        raw[i][t] = load_global<Vector>(vectors_of<T, Direction::vector>(direction.data(t), at.start()) +
+                                        at.offset());
+      }
+      at.next();
+    }
+  }
+};
+
+// Which tile a block works on, and its place in the tile's group. Blocks side by side have tiles side by
+// side.
+struct Place {
+  int tile, rank;
+
+  FUSED_BN_DEVICE Place(const Tiling& t, int index) : rank(index / t.tiles) { tile = index - rank * t.tiles; }
+};
+
+template <class Direction>
+class Reduce {
+  using T = typename Direction::Element;
+  using A = typename Direction::A;
+  static constexpr int vector = Direction::vector;
+  static constexpr bool mixed = Direction::mixed;
+
+ public:
+  FUSED_BN_DEVICE explicit Reduce(const typename Direction::Params& p)
+      : p_(p), t_(p.tiling), place_(p.tiling, block_index()), direction_(p) {}
+
+  FUSED_BN_DEVICE void run() const {
+    direction_.count_batch();
+    const int channels = t_.channels(place_.tile), own = thread_index();
+    if (own < channels) {
+      direction_.prepare(own, t_.first_channel(place_.tile) + own);
+      direction_.choose_pivot(own, t_.units, [&](int64_t unit) { return element(unit, own); });
+    }
+    sync_block();
+    finish(channels);
+  }
+
+ private:
+  // The value of channel c in a unit of the tile: that of its first column.
+  FUSED_BN_DEVICE A element(int64_t unit, int c) const {
+    const bool along = t_.walk == Walk::along_rows;
+    const int64_t row =
+        along ? static_cast<int64_t>(t_.by_tile_vectors.quotient(static_cast<uint64_t>(unit))) : unit;
+    const int64_t column = along ? (unit - row * t_.tile_vectors) * vector : c * t_.channel_length;
+    const int64_t start = (row * t_.row_vectors + int64_t{place_.tile} * t_.tile_vectors) * vector;
+    return widen(static_cast<const T*>(p_.input)[start + column]);
+  }
+
+  template <bool scaled, bool special>
+  FUSED_BN_DEVICE typename Direction::Sums sum() const {
+    constexpr int kAhead = Direction::kSumAhead, tensors = Direction::kSummed;
+    Vectors<mixed> at(t_, place_.tile, place_.rank, thread_index());
+    const typename Direction::template Summation<scaled, special> summation(direction_, at.column());
+    typename Direction::Sums sums;
+    for (int64_t left = at.count(); left > 0; left -= kAhead) {
+      const Chunk<Direction, tensors, kAhead> chunk(direction_, at, left);
+      typename Direction::Sums part;
+      FUSED_BN_UNROLL
+      for (int i = 0; i < kAhead; ++i) {
+        if (i < left) summation.add(chunk.raw[i][0], chunk.second(i), at, part);
+        at.next();
+      }
+      sums.add(part);
+      at.rebase();
+    }
+    return sums;
+  }
+
+  // The block of a tile that comes here last merges the partial results of all, so that none waits for
+  // another.
+  FUSED_BN_DEVICE void finish(int channels) const {
+    const Team team(channels);
+    const bool on = team.index < channels;
+    const int c = on ? team.index : 0, channel = t_.first_channel(place_.tile) + c;
+    const auto sums =
+        BlockSums::of<A, vector, mixed>(t_, shared_part<A>(p_.layout.sums), team, c, on, [&](auto scaled) {
+          return direction_.has_special_sums() ? sum<scaled.value, true>() : sum<scaled.value, false>();
+        });
+    launch_dependents();
+    const A inverse_count = A{1} / static_cast<A>(t_.block_values(place_.rank));
+    const Partial<A> own = direction_.partial(sums, c, inverse_count);
+    Partial<A>* const partials =
+        static_cast<Partial<A>*>(p_.partials) + static_cast<int64_t>(channel) * t_.group;
+    if (t_.group > 1) {
+      if (on && team.sub == 0) partials[place_.rank] = own;
+      sync_block();
+      const uint32_t last = static_cast<uint32_t>(t_.group - 1);
+      const bool is_last = own_thread_counts(last);
+      if (!any_in_block(is_last)) return;
+    }
+    const auto merged = direction_.merge(team, c, [&](int first, Partial<A>(&batch)[kBatch]) {
+      FUSED_BN_UNROLL
+      for (int i = 0; i < kBatch; ++i) {
+        const int block = first + i * team.size;
+        if (on && block < t_.group) batch[i] = t_.group == 1 ? own : load_result(partials + block);
+      }
+    });
+    if (on && team.sub == 0) direction_.write(c, merged, channel);
+  }
+  FUSED_BN_DEVICE bool own_thread_counts(uint32_t last) const {
+    return thread_index() == 0 && count_around(p_.scratch.arrivals + place_.tile, last) == last;
+  }
+
+  const typename Direction::Params& p_;
+  const Tiling& t_;
+  const Place place_;
+  const Direction direction_;
+};
+
+template <class Direction>
+class Apply {
+  static constexpr bool mixed = Direction::mixed;
+
+ public:
+  FUSED_BN_DEVICE explicit Apply(const typename Direction::Params& p)
+      : t_(p.tiling), place_(p.tiling, grid_blocks() - 1 - block_index()), direction_(p) {}
+
+  FUSED_BN_DEVICE void run() const { direction_.has_special_results() ? run<true>() : run<false>(); }
+
+ private:
+  template <bool special>
+  FUSED_BN_DEVICE void run() const {
+    constexpr int kAhead = Direction::kApplyAhead, tensors = Direction::kSummed == 2 || special ? 2 : 1;
+    using Ahead = Chunk<Direction, tensors, kAhead>;
+    Vectors<mixed> at(t_, place_.tile, place_.rank, thread_index());
+    const int64_t count = at.count(), passes = special && direction_.needs_all_lanes() ? t_.passes() : count;
+    Ahead chunk(direction_, at, count);
+    wait_for_primary();
+    for (int c = thread_index(); c < t_.channels(place_.tile); c += kThreads) {
+      direction_.prepare_results(c, t_.first_channel(place_.tile) + c, place_.rank == 0);
+    }
+    sync_block();
+    typename Direction::template Results<special> results(direction_, at);
+    for (int64_t first = 0; first < passes; first += kAhead) {
+      if (first > 0) chunk = Ahead(direction_, at, count - first);
+      FUSED_BN_UNROLL
+      for (int i = 0; i < kAhead; ++i) {
+        const bool exists = first + i < count;
+        if (special || exists) results.apply(chunk.raw[i][0], chunk.second(i), at, exists);
+        at.next();
+      }
+      at.rebase();
+      results.rebase(at);
+    }
+  }
+
+  const Tiling& t_;
+  const Place place_;
+  const Direction direction_;
+};
+
+template <class T, int vector, bool mixed>
+FUSED_BN_DEVICE void reduce_forward(const ForwardParams& p) {
+  Reduce<Forward<T, vector, mixed, Curve::relu>>(p).run();
+}
+template <class T, int vector, bool mixed, Curve curve>
+FUSED_BN_DEVICE void reduce_backward(const BackwardParams& p) {
+  Reduce<Backward<T, vector, mixed, curve>>(p).run();
+}
+template <class T, int vector, bool mixed, Curve curve>
+FUSED_BN_DEVICE void apply_forward(const ForwardParams& p) {
+  Apply<Forward<T, vector, mixed, curve>>(p).run();
+}
+template <class T, int vector, bool mixed, Curve curve>
+FUSED_BN_DEVICE void apply_backward(const BackwardParams& p) {
+  Apply<Backward<T, vector, mixed, curve>>(p).run();
+}
+
+}  // namespace fused_bn::cuda

@@ -1,0 +1,161 @@
+// The two sums of a channel that either direction needs, over the elements of a thread and over the threads
+// of a block: forward of deviations from a pivot and of their squares, backward of g and of g * (x - mean).
+// The order of the additions depends on the tiling alone.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/kernels/channels.cuh"
+
+namespace fused_bn::cuda {
+
+// Sums of elements that are this much smaller stay finite: by a power of two, which rounds nothing.
+template <class A>
+constexpr A kSmaller = sizeof(A) == 8 ? static_cast<A>(0x1p-600) : static_cast<A>(0x1p-80);
+// A thread's sums up to here stay finite when a block's are added.
+template <class A>
+constexpr A kLarge = sizeof(A) == 8 ? static_cast<A>(0x1p990) : static_cast<A>(0x1p110);
+
+template <class A, int vector, bool mixed>
+class ThreadSums {
+  static constexpr int kCount = mixed || vector == 1 ? kOwn<vector, mixed> : 2;  // two chains of additions
+
+ public:
+  // Adds a to the first sum of element k's channel, and b * c to the second.
+  FUSED_BN_DEVICE void add(int k, A a, A b, A c) {
+    first_[k % kCount] += a;
+    second_[k % kCount] = fma(b, c, second_[k % kCount]);
+  }
+  // Sums of a few elements first: shorter chains of additions round less than one long one.
+  FUSED_BN_DEVICE void add(const ThreadSums& other) {
+    FUSED_BN_UNROLL
+    for (int k = 0; k < kCount; ++k) {
+      first_[k] += other.first_[k];
+      second_[k] += other.second_[k];
+    }
+  }
+  FUSED_BN_DEVICE bool large() const {
+    bool small = true;
+    FUSED_BN_UNROLL
+    for (int k = 0; k < kCount; ++k) small &= is_small(first_[k]) && is_small(second_[k]);
+    return !small;
+  }
+
+  // Leaves the sums over the block's threads in shared memory: [sum_copies, 2, sum_columns].
+  FUSED_BN_DEVICE void leave(const Tiling& t, A* sums) {
+    if constexpr (kCount > kOwn<vector, mixed>) {
+      first_[0] += first_[1];
+      second_[0] += second_[1];
+    }
+    constexpr int own = kOwn<vector, mixed>;
+    const int thread = thread_index(), lane = thread % 32;
+    const bool along = !mixed && t.walk == Walk::along_rows;
+    const int width = along ? 1 : t.tile_vectors, columns = width * own;
+    int copy = thread / width, column = thread - copy * width;
+    bool has_sum = copy < t.pass_rows;
+    if (width < 32) {
+      int distance = width;  // lanes of the same column
+      while (distance * 2 < 32) distance *= 2;
+      FUSED_BN_ROLLED
+      for (; distance >= width; distance /= 2) {
+        const bool adds = lane + distance < 32;
+        FUSED_BN_UNROLL
+        for (int k = 0; k < own; ++k) {
+          const A first = shuffle_down(first_[k], distance), second = shuffle_down(second_[k], distance);
+          if (adds) {
+            first_[k] += first;
+            second_[k] += second;
+          }
+        }
+        if (distance == width) break;
+      }
+      copy = thread / 32;
+      has_sum = lane < width;
+    }
+    if (!has_sum) return;
+    A* to = sums + 2 * copy * columns + column * own;
+    FUSED_BN_UNROLL
+    for (int k = 0; k < own; ++k) {
+      to[k] = first_[k];
+      to[columns + k] = second_[k];
+    }
+  }
+
+ private:
+  FUSED_BN_DEVICE static bool is_small(A a) { return (a < A{0} ? -a : a) < kLarge<A>; }  // NaN is not
+
+  A first_[kCount] = {}, second_[kCount] = {};
+};
+
+// Lanes side by side that work for one channel: as many as there are for each, up to a warp.
+struct Team {
+  int size, sub, index;
+
+  FUSED_BN_DEVICE explicit Team(int channels) {
+    size = 32;
+    while (size > 1 && size * channels > kThreads) size /= 2;
+    index = thread_index() / size;
+    sub = thread_index() % size;
+  }
+
+  // Of each of its lanes, in all of them.
+  FUSED_BN_DEVICE void add_up(double& a, double& b) const {
+    for (int distance = 1; distance < size; distance *= 2) {
+      a += shuffle_xor(a, distance);
+      b += shuffle_xor(b, distance);
+    }
+  }
+};
+
+// A channel's two sums over a block, in each lane of a team.
+struct BlockSums {
+  double first = 0, second = 0;
+  bool scaled = false;  // of values that are kSmaller times as large
+
+  // By all threads. sum(scaled) gives a thread's sums. Sums that overflow are made again of smaller values,
+  // but only for their own channels, since those of ordinary values would vanish.
+  template <class A, int vector, bool mixed, class Sum>
+  FUSED_BN_DEVICE static BlockSums of(const Tiling& t, A* shared, const Team& team, int c, bool on, Sum sum) {
+    auto sums = sum(std::false_type{});
+    const bool large = sums.large();
+    sums.leave(t, shared);
+    const bool again = any_in_block(large);
+    const BlockSums all = gather<A, vector, mixed>(t, shared, team, c, on);
+    if (!again) return all;
+    sync_block();
+    sum(std::true_type{}).leave(t, shared);
+    sync_block();
+    BlockSums smaller = gather<A, vector, mixed>(t, shared, team, c, on);
+    smaller.scaled = true;
+    return is_finite(all.first) && is_finite(all.second) ? all : smaller;
+  }
+
+ private:
+  // From what threads have left.
+  template <class A, int vector, bool mixed>
+  FUSED_BN_DEVICE static BlockSums gather(const Tiling& t, const A* sums, const Team& team, int c, bool on) {
+    BlockSums all;
+    const int copies = sum_copies(t), columns = sum_columns(t);
+    const bool along = !mixed && t.walk == Walk::along_rows;
+    const int length = along ? 1 : mixed ? t.channel_length : t.channel_length / vector;
+    const int own = length * t.fold;  // columns of the channel
+    const int column_step = own == 1 ? 1 : team.size, copy_step = own == 1 ? team.size : 1;
+    if (on) {
+      FUSED_BN_ROLLED
+      for (int copy = own == 1 ? team.sub : 0; copy < copies; copy += copy_step) {
+        const A* from = sums + 2 * copy * columns;
+        FUSED_BN_ROLLED
+        for (int j = own == 1 ? 0 : team.sub; j < own; j += column_step) {
+          const int image = t.fold == 1 ? 0 : j / length;  // or pixel
+          const int column = c * length + j + image * (t.tile_channels - 1) * length;
+          all.first += static_cast<double>(from[column]);
+          all.second += static_cast<double>(from[columns + column]);
+        }
+      }
+    }
+    team.add_up(all.first, all.second);
+    return all;
+  }
+};
+
+}  // namespace fused_bn::cuda

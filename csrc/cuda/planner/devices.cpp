@@ -1,0 +1,103 @@
+// Device models.
+#include <cstdlib>
+#include <stdexcept>
+
+#include "cuda/planner/plan.h"
+
+namespace fused_bn::cuda {
+namespace {
+
+constexpr int64_t kKB = 1024, kMB = 1024 * 1024;
+
+// What an architecture gives: CUDA programming guide, "Compute capabilities". Clusters: 8 blocks everywhere,
+// and 16 by opting in on sm_90 and sm_100.
+struct Architecture {
+  int number;
+  int64_t shared_per_block, shared_per_multiprocessor;
+  int threads;
+  int max_cluster;
+};
+constexpr Architecture kArchitectures[] = {
+    {75, 64 * kKB, 64 * kKB, 1024, 1},    {80, 163 * kKB, 164 * kKB, 2048, 1},
+    {86, 99 * kKB, 100 * kKB, 1536, 1},   {89, 99 * kKB, 100 * kKB, 1536, 1},
+    {90, 227 * kKB, 228 * kKB, 2048, 16}, {100, 227 * kKB, 228 * kKB, 2048, 16},
+    {120, 99 * kKB, 100 * kKB, 1536, 8},
+};
+
+// Multiprocessors, L2 and bandwidths: NVIDIA's data sheets and architecture white papers; where another
+// source or none is known, it stands below.
+Device model(const char* name, int architecture, int multiprocessors, int64_t l2_bytes,
+             double memory_bandwidth, double l2_bandwidth) {
+  const Architecture* a = kArchitectures;
+  while (a->number != architecture) ++a;
+  // Measured of 132 multiprocessors: their clusters are not all alike, so that large ones leave some of them
+  // out.
+  constexpr int kMeasured[] = {132, 66, 30, 15, 7};
+  std::array<int, 5> active{};
+  for (size_t i = 0; i < active.size() && 1 << i <= a->max_cluster; ++i) {
+    active[i] = kMeasured[i] * multiprocessors / 132;
+  }
+  return {name,
+          architecture,
+          multiprocessors,
+          a->shared_per_block,
+          a->shared_per_multiprocessor,
+          a->threads,
+          l2_bytes,
+          a->max_cluster,
+          active,
+          /*cooperative=*/true,
+          memory_bandwidth,
+          l2_bandwidth};
+}
+
+// Bytes a clock and multiprocessor from L2, at the specified boost clock, for want of a measurement: an
+// A100's white paper gives 47, an H200 has shown 31.
+constexpr double kL2 = 16;
+// Measured on an H200, and its L2 is what the driver says.
+constexpr double kL2Measured = 8200;
+
+const std::vector<Device>& models() {
+  static const std::vector<Device> all = {
+      // L2: Jia et al. 2019, "Dissecting the NVidia Turing T4 GPU via Microbenchmarking".
+      model("t4", 75, 40, 4 * kMB, 320, 1270),
+      model("a10", 86, 72, 6 * kMB, 600, 72 * kL2 * 1.695),
+      model("rtx3090", 86, 82, 6 * kMB, 936, 82 * kL2 * 1.695),
+      model("a100", 80, 108, 40 * kMB, 2039, 5120 * 1.41),
+      model("l4", 89, 58, 48 * kMB, 300, 58 * kL2 * 2.04),
+      model("rtx4090", 89, 128, 72 * kMB, 1008, 128 * kL2 * 2.52),
+      model("h100", 90, 132, 50 * kMB, 3350, kL2Measured),
+      model("h200", 90, 132, 60 * kMB, 4800, kL2Measured),
+      model("b200", 100, 148, 126 * kMB, 8000, kL2Measured * 148 / 132),
+      model("rtx5090", 120, 170, 96 * kMB, 1792, 170 * kL2 * 2.41),
+  };
+  return all;
+}
+
+}  // namespace
+
+const Device& device_model(const std::string& name) {
+  std::string known;
+  for (const Device& device : models()) {
+    if (device.name == name) return device;
+    known += (known.empty() ? "" : ", ") + device.name;
+  }
+  throw std::invalid_argument("device must be one of " + known + ", but got '" + name + "'");
+}
+
+const Device& nearest_model(int architecture) {
+  const Device* nearest = &models().front();
+  for (const Device& device : models()) {
+    const int distance = std::abs(device.architecture - architecture);
+    if (distance <= std::abs(nearest->architecture - architecture)) nearest = &device;
+  }
+  return *nearest;
+}
+
+std::vector<std::string> device_names() {
+  std::vector<std::string> names;
+  for (const Device& device : models()) names.push_back(device.name);
+  return names;
+}
+
+}  // namespace fused_bn::cuda

@@ -1,0 +1,114 @@
+// The launch planner: sizes in, launch parameters out. Pure host code; includes no CUDA header.
+#pragma once
+
+#include <array>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/dtype.h"
+#include "common/view.h"
+#include "cuda/params.h"
+
+namespace fused_bn::cuda {
+
+constexpr const char* kExchanges[] = {"none", "cluster", "words"};  // names, in the order of Exchange
+
+enum class Direction : int8_t { forward, backward };
+
+// What is asked for: in training statistics and results; or one half of it, the sums or the results alone.
+// Evaluation is apply, and so is backward that is given the sums.
+enum class Part : int8_t { both, reduce, apply };
+
+struct Problem {
+  View view;
+  DType dtype;
+  Direction direction;
+  Part part = Part::both;
+  Activation activation = Activation::relu;
+  bool residual = false;
+  int64_t alignment = 16;  // bytes: the largest power of two up to 16 that divides every tensor's address
+};
+
+// What a plan depends on; devices.cpp gives the sources. Bandwidths in GB/s.
+struct Device {
+  std::string name;
+  int architecture;  // 90 is sm_90
+  int multiprocessors;
+  int64_t shared_per_block;           // bytes, the limit that a kernel can opt in to
+  int64_t shared_per_multiprocessor;  // bytes, of which each block takes 1 KB more than it asks for
+  int threads_per_multiprocessor;
+  int64_t l2_bytes;
+  int max_cluster;                     // blocks; 1 where there are no clusters
+  std::array<int, 5> active_clusters;  // of 1, 2, 4, 8, 16 blocks, one a multiprocessor, that run at once
+  bool cooperative;
+  double memory_bandwidth;  // specified
+  double l2_bandwidth;
+};
+
+// Parts of a plan that are asked for; absent ones are the planner's choice.
+struct Forced {
+  std::optional<bool> resident;
+  std::optional<Exchange> exchange;
+  std::optional<int64_t> group;   // blocks that share a tile
+  std::optional<int64_t> groups;  // that run side by side, where they exchange words
+  std::optional<int64_t> tile_channels;
+  std::optional<int64_t> slots;
+};
+
+// The launch of one kernel.
+struct Launch {
+  Tiling tiling;
+  SharedLayout layout;
+  int64_t grid() const { return int64_t{tiling.groups} * tiling.group; }
+};
+
+struct Traffic {
+  int64_t read = 0;  // bytes, from device memory or L2
+  int64_t written = 0;
+  int64_t l2_hits = 0;  // bytes of a second read that L2 is expected to serve
+};
+
+struct Plan {
+  bool resident;
+  Launch first;       // the resident kernel, or the reduce pass; no grid where only apply is asked for
+  Launch apply;       // the apply pass; no grid where there is none
+  Exchange exchange;  // resident
+  int slots;          // resident: vectors of a tensor that a thread keeps
+  int blocks_per_multiprocessor;  // of the first kernel
+  int64_t partials_bytes;         // reduce pass
+  Traffic traffic;
+  double floor_time;  // microseconds: of a copy of as many bytes as tensors have, each read or written once
+  double predicted_time;
+};
+
+// The plan with the least predicted time, of those that have what is forced; a resident one where it takes at
+// most a tenth more. Deterministic. Throws std::invalid_argument, with the offending value in one sentence,
+// where there is none.
+Plan make_plan(const Problem& problem, const Device& device, const Forced& forced = {});
+
+// "resident exchange=words group=132 groups=4 tile=64 slots=12" or "streamed group=264 tile=64"; any part may
+// be left out. Throws std::invalid_argument where the text is no such thing.
+Forced parse_forced(const std::string& text);
+
+// Device models by name, lower case ("h200"); std::invalid_argument for another.
+const Device& device_model(const std::string& name);
+// The model whose prices stand in for a device of this architecture.
+const Device& nearest_model(int architecture);
+std::vector<std::string> device_names();
+
+// Whether forward with a residual saves a mask for backward; else backward reads the residual, or without
+// activation neither of them.
+bool has_mask(Activation activation);
+
+// The text that parse_forced() takes for this plan.
+std::string describe(const Plan& plan);
+
+inline int element_bytes(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+inline int compute_bytes(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
+// Tensors whose vectors the resident kernel keeps in slots.
+inline int tensors_kept(Direction direction, bool residual) {
+  return direction == Direction::backward || residual ? 2 : 1;
+}
+
+}  // namespace fused_bn::cuda

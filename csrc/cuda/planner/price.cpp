@@ -1,0 +1,215 @@
+// A model of few numbers: what was measured on an H200, and what the readings of prototypes there bear out
+// (tests/test_plan_prices.py). Other devices are taken to be like it, in proportion to their bandwidths.
+#include "cuda/planner/price.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/planner/tilings.h"
+
+namespace fused_bn::cuda {
+namespace {
+
+// Shares of the specified bandwidth of device memory, 4.8 TB/s: of a copy by the driver; of reading; of
+// writing beside as many reads, so that a copy by kernels comes to 4.0. And what is left of these in runs of
+// 32, 64, 128 and 256 bytes.
+constexpr double kCopy = 4.2 / 4.8, kRead = 4.45 / 4.8, kWrite = 3.63 / 4.8;
+constexpr double kReadRuns[] = {0.73, 0.84, 0.99, 1.0}, kWriteRuns[] = {0.40, 0.67, 0.84, 0.97};
+constexpr double kL2Kept = 0.5;  // of L2: what a second read, backwards, still finds
+constexpr double kAlone = 1.6;   // times its share of L2's bandwidth is what a multiprocessor can draw
+
+// Microseconds: of a node in a graph; of a kernel, until its first vectors are there and after its last;
+// until loads are there; of an exchange by a cluster; of a hop by words, and more beside other blocks'
+// transfers; from loading a few of the group's partial results to loading the next few.
+constexpr double kLaunch = 0.54, kStart = 0.86, kLatency = 0.6, kCluster = 0.35, kWords = 0.6, kLoaded = 1.4,
+                 kMerge = 0.2;
+// Of a block beside its transfers and arithmetic: until its threads' sums are one; forward, pivots and
+// statistics; for each element of a vector, where these belong to several channels.
+constexpr double kSums = 0.2, kStatistics = 0.4, kMixed = 0.22;
+
+// Instructions an element, counted in the prototypes' SASS; backward: of x and dy together. An element that
+// is loaded by itself takes more. A multiprocessor issues four warps a clock at 1.98 GHz, if it has enough of
+// them.
+struct Instructions {
+  double resident, reduce, apply;
+};
+constexpr Instructions kForward = {9, 6, 5}, kBackward = {18, 12, 11};
+constexpr double kNarrow = 10, kIssued = 4 * 32 * 1.98e3, kEnoughThreads = 512;
+// Vectors of a thread that are under way at once, of each tensor: as the kernels have them.
+constexpr double kInFlight = 4, kInForwardReduce = 8;
+
+struct Bytes {
+  double read = 0, hits = 0, written = 0;  // hits: of those read, which L2 serves
+};
+
+// The share of the time in which one of so many is served, that take turns at being served and at thinking: a
+// closed queue with exponential times. Here blocks of a multiprocessor, or groups, transfer, and compute or
+// wait.
+double utilisation(double customers, double service, double thinking) {
+  double sum = 1, term = 1;
+  for (double left = customers; left > 0; --left) {
+    term *= left * service / thinking;
+    sum += term;
+  }
+  return 1 - 1 / sum;
+}
+
+double left_of(const double (&runs)[4], int64_t run) {
+  if (run >= 512) return 1;
+  int index = 0;
+  while (index < 3 && run >= int64_t{64} << index) ++index;
+  return runs[index] * std::min(1.0, static_cast<double>(run) / 32);
+}
+
+class Price {
+ public:
+  Price(const Problem& p, const Device& d, const Plan& plan)
+      : p_(p),
+        d_(d),
+        plan_(plan),
+        forward_(p.direction == Direction::forward),
+        each_(forward_ ? kForward : kBackward) {
+    const double tensor = static_cast<double>(p.view.elements() * element_bytes(p.dtype));
+    const double mask = static_cast<double>(divide_up(p.view.elements(), 8)), added = p.residual ? tensor : 0;
+    // What tells backward, beside x, where the slope is which.
+    const double saved =
+        p.activation == Activation::none ? 0 : std::min(added, has_mask(p.activation) ? mask : added);
+    const double first = forward_ ? tensor : 2 * tensor + saved;
+    if (p.part != Part::apply && !plan.resident) sums_.read = first;
+    if (p.part == Part::reduce) return;
+    results_.read = forward_ ? tensor + added : first;
+    results_.written = tensor + (!forward_                                        ? added
+                                 : p.part == Part::both && has_mask(p.activation) ? saved
+                                                                                  : 0);
+    results_.hits = std::min(sums_.read, kL2Kept * static_cast<double>(d.l2_bytes));
+  }
+
+  Traffic traffic() const {
+    return {static_cast<int64_t>(sums_.read + results_.read), static_cast<int64_t>(results_.written),
+            static_cast<int64_t>(results_.hits)};
+  }
+
+  double floor() const {
+    const bool reads = p_.part == Part::reduce;
+    const double bytes = reads ? sums_.read : results_.read + results_.written;
+    return kLaunch + kStart + bytes / ((reads ? kRead : kCopy) * d_.memory_bandwidth * 1e3);
+  }
+
+  double predicted() const {
+    if (plan_.resident) return kLaunch + resident();
+    const bool is_plain = p_.part == Part::both && d_.architecture < 90;  // without a programmatic edge
+    return kLaunch + (is_plain ? kLaunch : 0) + (p_.part == Part::apply ? 0 : reduce()) +
+           (p_.part == Part::reduce ? 0 : passing(results_, each_.apply, plan_.apply, kInFlight));
+  }
+
+ private:
+  double on(double blocks) const { return std::min(blocks, static_cast<double>(d_.multiprocessors)); }
+
+  // Of transfers by so many blocks at once.
+  double moving(const Bytes& b, const Tiling& t, double blocks) const {
+    const int64_t run = run_bytes(t, p_.dtype);
+    const double memory = (b.read - b.hits) / (kRead * d_.memory_bandwidth * left_of(kReadRuns, run)) +
+                          b.hits / d_.l2_bandwidth +
+                          b.written / (kWrite * d_.memory_bandwidth * left_of(kWriteRuns, run));
+    return std::max(memory / 1e3, (b.read + b.written) / (alone() * on(blocks)));
+  }
+  // Bytes of a multiprocessor in a microsecond.
+  double alone() const { return kAlone * d_.l2_bandwidth * 1e3 / d_.multiprocessors; }
+
+  double computing(double each, const Tiling& t, double blocks) const {
+    const int64_t lanes =
+        t.walk == Walk::down_columns ? t.pass_rows * t.tile_vectors : divide_up(t.units, t.group);
+    const double busy = static_cast<double>(std::min<int64_t>(lanes, t.threads)) / t.threads;
+    const double enough = std::min(1.0, blocks / on(blocks) * t.threads / kEnoughThreads) * busy;
+    const double all = static_cast<double>(p_.view.elements()) * (each + (t.vector == 1 ? kNarrow : 0));
+    return all / (kIssued * on(blocks) * enough);
+  }
+
+  // From a block's sums to its channels' results, beside the exchange.
+  double finishing(const Tiling& t) const {
+    return kSums + (forward_ ? kStatistics : 0) + (t.mixed ? kMixed * t.vector : 0);
+  }
+  // Of the group's partial results, by the threads of a block that share a channel.
+  static double merging(const Tiling& t, int64_t channels) {
+    int64_t team = 32;
+    while (team > 1 && team * channels > t.threads) team /= 2;
+    return kMerge * static_cast<double>(divide_up(t.group, 4 * team));
+  }
+  double exchanging(const Tiling& t) const {
+    if (plan_.exchange == Exchange::none) return 0;
+    if (plan_.exchange == Exchange::cluster) return kCluster;
+    return (t.tile_channels > 1 ? 2 : 1) * kWords + merging(t, divide_up(t.tile_channels, t.group));
+  }
+
+  double blocks_at_once() const {
+    const Tiling& t = plan_.first.tiling;
+    if (plan_.exchange == Exchange::words) return static_cast<double>(plan_.first.grid());
+    if (plan_.exchange == Exchange::none) return d_.multiprocessors * plan_.blocks_per_multiprocessor;
+    return static_cast<double>(active_clusters(d_, t.group, plan_.blocks_per_multiprocessor)) * t.group;
+  }
+
+  // Generations of blocks, or iterations of groups: each transfers, computes, exchanges and transfers.
+  double resident() const {
+    const Tiling& t = plan_.first.tiling;
+    const bool words = plan_.exchange == Exchange::words;
+    const double blocks = static_cast<double>(t.tiles) * t.group,
+                 at_once = std::min(blocks, blocks_at_once());
+    const double generations = blocks / at_once, full = std::floor(generations);
+    const double work = computing(each_.resident, t, at_once);
+    const double time = std::max(moving(results_, t, at_once), work);
+    const double thinking = finishing(t) + exchanging(t) + work / generations;
+    double turns = std::max(1.0, at_once / d_.multiprocessors), in_turn = thinking;
+    if (words) {
+      turns = std::min(turns, static_cast<double>(t.groups));
+      // Results are computed while the next tile is loaded.
+      in_turn += (turns > 1 ? kLoaded : 0) - work / generations * each_.apply / (each_.reduce + each_.apply);
+    }
+    const double idle = 1 / utilisation(turns, time / generations / turns, in_turn) - 1;
+    const double whole = kStart + thinking + time * (1 + idle * (1 - 1 / generations));
+    if (generations == full) return whole;
+    const double last = thinking + (results_.read + results_.written) / blocks / alone();
+    return whole + (full + 1 - generations) * last / full;
+  }
+
+  // A pass in which each thread loads some vectors, computes with them, and loads the next ones.
+  double passing(const Bytes& b, double each, const Launch& launch, double in_flight) const {
+    const Tiling& t = launch.tiling;
+    const double blocks = static_cast<double>(launch.grid());
+    const double turns = std::min(blocks / on(blocks), static_cast<double>(plan_.blocks_per_multiprocessor));
+    const double work = computing(each, t, turns * on(blocks));
+    const double time = std::max(moving(b, t, blocks), work);
+    const double chunks = blocks * std::max(1.0, static_cast<double>(t.passes()) / in_flight) / on(blocks);
+    return kStart + time / utilisation(turns, time / chunks, kLatency + work / chunks);
+  }
+  double reduce() const {
+    const Tiling& t = plan_.first.tiling;
+    const double gathering = t.group > 1 ? kWords + merging(t, t.tile_channels) : 0;
+    const double in_flight = forward_ ? kInForwardReduce : kInFlight;
+    return passing(sums_, each_.reduce, plan_.first, in_flight) + finishing(t) + gathering;
+  }
+
+  const Problem& p_;
+  const Device& d_;
+  const Plan& plan_;
+  const bool forward_;
+  const Instructions each_;
+  Bytes sums_, results_;
+};
+
+}  // namespace
+
+int64_t active_clusters(const Device& device, int cluster, int blocks_per_multiprocessor) {
+  size_t index = 0;
+  while (1 << index < cluster) ++index;
+  const int active = std::min(device.active_clusters[index], device.multiprocessors >> index);
+  return int64_t{active} * blocks_per_multiprocessor;
+}
+
+void price(const Problem& problem, const Device& device, Plan& plan) {
+  const Price price(problem, device, plan);
+  plan.traffic = price.traffic();
+  plan.floor_time = price.floor();
+  plan.predicted_time = price.predicted();
+}
+
+}  // namespace fused_bn::cuda

@@ -1,0 +1,24 @@
+// The ways to cut a tensor into tiles, of which the planner chooses.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "cuda/planner/plan.h"
+
+namespace fused_bn::cuda {
+
+constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Tilings for a kernel, of one block a tile and a group for each; only those of so many channels where
+// `tile_channels` is given. Empty where the kernel cannot have the tensor.
+std::vector<Tiling> tilings_for(const Problem& problem, Kernel kernel, std::optional<int64_t> tile_channels);
+
+// Whether the kernels' arithmetic suffices: divisions by multiplication, and offsets of 32 bits. Until they
+// are taken into 64 bits, a thread takes up to 8 steps.
+bool is_countable(const Tiling& tiling);
+
+// Bytes side by side, of a row of the narrowest tile.
+int64_t run_bytes(const Tiling& tiling, DType dtype);
+
+}  // namespace fused_bn::cuda

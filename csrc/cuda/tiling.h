@@ -1,0 +1,190 @@
+// Which thread touches which elements: shared by the planner, its tests and the kernels.
+//
+// A tensor is a matrix whose columns each belong to one channel: [N, C * S] where channels come first,
+// [N * S, C] where they come last. Where that makes whole vectors, `fold` of these rows stand side by side. A
+// tile is some of the columns, those of whole channels. A group of blocks computes the statistics of a tile
+// together, each block for a part of it.
+#pragma once
+
+#include <cstdint>
+
+#include "common/portable.h"
+
+namespace fused_bn::cuda {
+
+// How the vectors of a tile are handed to the threads of a block.
+enum class Walk : int32_t {
+  along_rows,    // one after the other; a tile is one channel, and a thread comes by all of its columns
+  down_columns,  // a thread keeps its column and goes down the rows
+};
+
+// Division by a constant: Granlund and Montgomery 1994, "Division by invariant integers using
+// multiplication". Exact where dividend * divisor < 2^64. A multiplier of 0 divides by infinity.
+struct Division {
+  uint64_t divisor = 1, multiplier = 0;
+
+  static Division by(uint64_t divisor) { return {divisor, divisor < 2 ? 0 : UINT64_MAX / divisor + 1}; }
+
+  FUSED_BN_HOST_DEVICE uint64_t quotient(uint64_t dividend) const {
+    if (divisor == 1) return dividend;
+#if defined(__CUDA_ARCH__)
+    return __umul64hi(dividend, multiplier);
+#else
+    __extension__ typedef unsigned __int128 wide;
+    return static_cast<uint64_t>(static_cast<wide>(dividend) * multiplier >> 64);
+#endif
+  }
+};
+
+struct Tiling {
+  int64_t N, C, S, elements;
+  int32_t channels_last;
+  int32_t vector;  // elements that a thread moves at once: 16 bytes, or one element
+  int32_t mixed;   // the elements of a vector may belong to several channels; then the walk goes down columns
+  Walk walk;
+  int32_t fold;
+  int64_t rows;            // of the matrix
+  int64_t row_vectors;     // of a row of the matrix
+  int32_t tile_vectors;    // of a row of a full tile
+  int32_t tile_channels;   // of a full tile
+  int32_t tiles;           // the last one may be narrower
+  int32_t channel_length;  // elements of one channel side by side: S, or 1 where channels come last
+  int32_t threads;         // of a block
+  int32_t group;           // blocks that share a tile
+  int32_t groups;          // that run side by side; group i takes tiles i, i + groups, ...
+  int32_t interleaved;     // the blocks of a group take passes in turn, instead of a stretch each
+
+  // What derive() makes of the fields above, because a division of 64 bits takes a hundred instructions.
+  int64_t units;        // of a tile: rows where threads go down columns, else vectors
+  int64_t unit_share;   // units of each block; the rest goes to the first blocks:
+  int32_t unit_rest;    // a unit each, or if they are interleaved, up to a pass each
+  int32_t pass_units;   // that a block takes in one pass
+  int32_t pass_rows;    // rows in a pass, where threads go down columns
+  int32_t unit_values;  // values of each channel in a unit
+  int32_t iterations;   // how often a group takes a tile, at most
+  Division by_tile_vectors;
+  int64_t turn;  // units from one of a block's passes to the next
+  Division by_turn;
+  uint32_t row_multiplier, row_shift;  // the same for dividends below 2^31, see row_of()
+
+  void derive() {
+    const bool down = walk == Walk::down_columns;
+    units = down ? rows : rows * tile_vectors;
+    pass_rows = threads / tile_vectors;
+    pass_units = down ? pass_rows : threads;
+    unit_values = down ? fold * channel_length : vector;
+    iterations = groups == 0 ? 0 : (tiles + groups - 1) / groups;
+    turn = interleaved ? int64_t{group} * pass_units : pass_units;
+    by_turn = Division::by(static_cast<uint64_t>(turn));
+    unit_share = interleaved ? units / turn * pass_units : units / group;
+    unit_rest = static_cast<int32_t>(interleaved ? units % turn : units % group);
+    by_tile_vectors = Division::by(static_cast<uint64_t>(tile_vectors));
+    row_shift = 0;
+    while (int64_t{2} << row_shift < tile_vectors) ++row_shift;
+    row_multiplier = static_cast<uint32_t>(((uint64_t{1} << (32 + row_shift)) - 1) / tile_vectors + 1);
+  }
+
+  // place / tile_vectors for place < 2^31, where a row has two vectors or more. With 2^shift < divisor <=
+  // 2^(shift + 1), multiplier * divisor exceeds 2^(32 + shift) by less than 2^(shift + 1), which is too
+  // little to show.
+  FUSED_BN_HOST_DEVICE uint32_t row_of(uint32_t place) const {
+    return static_cast<uint32_t>(uint64_t{place} * row_multiplier >> 32) >> row_shift;
+  }
+
+  // The first unit of block b.
+  FUSED_BN_HOST_DEVICE int64_t first_unit(int block) const {
+    if (interleaved) return int64_t{block} * pass_units;
+    return unit_share * block + (block < unit_rest ? block : unit_rest);
+  }
+  FUSED_BN_HOST_DEVICE int64_t block_units(int block) const {
+    if (!interleaved) return unit_share + (block < unit_rest ? 1 : 0);
+    const int64_t left = unit_rest - int64_t{block} * pass_units;
+    return unit_share + (left < 0 ? 0 : left < pass_units ? left : pass_units);
+  }
+  // Of each channel in a block's units.
+  FUSED_BN_HOST_DEVICE int64_t block_values(int block) const { return block_units(block) * unit_values; }
+  // Passes of the busiest block; some of its threads have one less.
+  FUSED_BN_HOST_DEVICE int64_t passes() const { return (block_units(0) + pass_units - 1) / pass_units; }
+
+  FUSED_BN_HOST_DEVICE int first_channel(int tile) const { return tile * tile_channels; }
+  FUSED_BN_HOST_DEVICE int channels(int tile) const {
+    const int left = static_cast<int>(C) - first_channel(tile);
+    return left < tile_channels ? left : tile_channels;
+  }
+  // The channel, counted within the tile, of one of the elements of a tile's row.
+  FUSED_BN_HOST_DEVICE int channel_of(int element) const {
+    return walk == Walk::along_rows ? 0 : element / channel_length % tile_channels;
+  }
+};
+
+// A thread's vectors in its block's part of a tile, one a pass.
+//
+// Offsets from a start have 32 bits, which saves an instruction for each access. Where threads go down
+// columns of mixed vectors, an offset grows by the same amount from pass to pass; elsewhere it is made of the
+// place, the number of vectors since the start of the first row.
+template <bool mixed>
+class Vectors {
+ public:
+  FUSED_BN_HOST_DEVICE Vectors(const Tiling& t, int tile, int block, int thread) : t_(t) {
+    const int64_t begin = t.first_unit(block), tile_start = int64_t{tile} * t.tile_vectors;
+    const int64_t end = t.interleaved ? t.units : begin + t.block_units(block);
+    const int64_t left = t.row_vectors - tile_start;
+    const bool down = mixed || t.walk == Walk::down_columns;
+    int64_t row, units;
+    if (down) {
+      const int lane_row = thread / t.tile_vectors;
+      column_ = thread - lane_row * t.tile_vectors;
+      row = begin + lane_row;
+      units = lane_row < t.pass_rows && column_ < left ? end - row : 0;
+    } else {
+      const int64_t unit = begin + thread;
+      row = static_cast<int64_t>(t.by_tile_vectors.quotient(static_cast<uint64_t>(unit)));
+      column_ = static_cast<int>(unit - row * t.tile_vectors);
+      units = end - unit;
+    }
+    count_ =
+        units <= 0 ? 0 : static_cast<int64_t>(t.by_turn.quotient(static_cast<uint64_t>(units + t.turn - 1)));
+    start_ = row * t.row_vectors + tile_start;
+    if constexpr (mixed) {
+      start_ += column_;
+      place_ = 0;
+      stride_ = static_cast<uint32_t>(t.turn * t.row_vectors);
+    } else {
+      place_ = static_cast<uint32_t>(column_);
+      stride_ = static_cast<uint32_t>(down ? t.turn * t.tile_vectors : t.turn);
+    }
+  }
+
+  // How many the thread has.
+  FUSED_BN_HOST_DEVICE int64_t count() const { return count_; }
+  // The current one lies at start() + offset(), in vectors from the tensor's beginning.
+  FUSED_BN_HOST_DEVICE int64_t start() const { return start_; }
+  FUSED_BN_HOST_DEVICE uint32_t offset() const {
+    if constexpr (mixed) return place_;
+    return place_ + t_.row_of(place_) * static_cast<uint32_t>(t_.row_vectors - t_.tile_vectors);
+  }
+  FUSED_BN_HOST_DEVICE int64_t position() const { return start_ + offset(); }
+  // Within the tile's row; the same for all, where that matters.
+  FUSED_BN_HOST_DEVICE int column() const { return column_; }
+
+  FUSED_BN_HOST_DEVICE void next() { place_ += stride_; }
+  // Moves the start on, before offsets grow beyond 32 bits.
+  FUSED_BN_HOST_DEVICE void rebase() {
+    if constexpr (mixed) {
+      start_ += place_;
+      place_ = 0;
+    } else {
+      const uint32_t row = t_.row_of(place_);
+      start_ += row * t_.row_vectors;
+      place_ -= row * static_cast<uint32_t>(t_.tile_vectors);
+    }
+  }
+
+ private:
+  const Tiling& t_;
+  int64_t count_, start_;
+  uint32_t place_, stride_;
+  int column_;
+};
+
+}  // namespace fused_bn::cuda
