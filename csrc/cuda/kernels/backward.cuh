@@ -45,7 +45,7 @@ class Backward {
   FUSED_BN_DEVICE void prepare(int c, int channel) const {
     const ChannelStatistics<A> saved(p_.statistics, t_.C, channel);
     statistics(c) = saved;
-    numbers_.set(c, Affine<A>(saved, read(p_.weight, channel, 1), read(p_.bias, channel, 0)));
+    numbers_.set_affine(c, saved, read(p_.weight, channel, 1), read(p_.bias, channel, 0));
   }
   template <class Load>
   FUSED_BN_DEVICE void choose_pivot(int, int64_t, Load) const {}
@@ -69,7 +69,7 @@ class Backward {
 
    private:
     const Backward& b_;
-    const OwnAffine<A, vector, mixed> affine_;
+    const OwnNumbers<A, vector, mixed, 3> affine_;
   };
 
   // Of g * (x - mean_hi) * invstd, whose sum fits wherever the gradient of the weight does.
@@ -87,14 +87,11 @@ class Backward {
   // ---- what follows for a channel
 
   FUSED_BN_DEVICE Word finish(int c, const MergedSums& merged, bool writes, int channel) const {
-    const Slope<A> slope(statistics(c), merged.grad, merged.grad_xhat, p_.inverse_count);
-    numbers_.set(c, slope);
+    numbers_.set_slope(c, statistics(c), merged.grad, merged.grad_xhat, p_.inverse_count);
     if (writes) write(c, merged, channel);
-    return {{static_cast<float>(slope.slope), static_cast<float>(slope.constant), 0}, 0};
+    return numbers_.told(c, kSlope, 2);
   }
-  FUSED_BN_DEVICE void take(int c, const Word& finished) const {
-    numbers_.set(c, Slope<A>(finished.values[0], finished.values[1]));
-  }
+  FUSED_BN_DEVICE void take(int c, const Word& word) const { numbers_.take(c, kSlope, 2, word); }
   // The gradients of weight and bias are the sums themselves.
   FUSED_BN_DEVICE void write(int, const MergedSums& merged, int channel) const {
     fused_bn::cuda::write(p_.grad_weight, channel, merged.grad_xhat);
@@ -107,10 +104,10 @@ class Backward {
 
   FUSED_BN_DEVICE void prepare_results(int c, int channel, bool) const {
     const ChannelStatistics<A> s(p_.statistics, t_.C, channel);
-    numbers_.set(c, Affine<A>(s, read(p_.weight, channel, 1), read(p_.bias, channel, 0)));
+    numbers_.set_affine(c, s, read(p_.weight, channel, 1), read(p_.bias, channel, 0));
     if (!p_.training) return;
     const double inverse_count = p_.total_count == nullptr ? p_.inverse_count : 1.0 / *p_.total_count;
-    numbers_.set(c, Slope<A>(s, p_.sums[channel], p_.sums[t_.C + channel], inverse_count));
+    numbers_.set_slope(c, s, p_.sums[channel], p_.sums[t_.C + channel], inverse_count);
   }
 
   // ---- results
@@ -121,7 +118,7 @@ class Backward {
   class Results {
    public:
     FUSED_BN_DEVICE Results(const Backward& b, const Vectors<mixed>& at)
-        : b_(b), affine_(b.t_, b.numbers_, at.column()), slope_(b.t_, b.numbers_, at.column()) {
+        : b_(b), numbers_(b.t_, b.numbers_, at.column()) {
       rebase(at);
     }
 
@@ -129,7 +126,7 @@ class Backward {
                                bool exists) const {
       if (!exists) return;
       if (has_residual && b_.p_.grad_residual != nullptr) {
-        const Gradients own = b_.differentiate<has_residual>(x, dy, at, affine_);
+        const Gradients own = b_.differentiate<has_residual>(x, dy, at, numbers_);
         A kept[vector];
         FUSED_BN_UNROLL
         for (int k = 0; k < vector; ++k) kept[k] = own.keeps[k] ? own.g[k] : A{0};
@@ -138,14 +135,16 @@ class Backward {
       if (!resident && b_.p_.grad_input == nullptr) return;
       // Computed again: kept, it would not fit into registers.
       const Gradients own = b_.differentiate<has_residual>(has_residual ? anew(x) : x,
-                                                           has_residual ? anew(dy) : dy, at, affine_);
+                                                           has_residual ? anew(dy) : dy, at, numbers_);
       A gradient[vector];
       FUSED_BN_UNROLL
       for (int k = 0; k < vector; ++k) {
         // In evaluation the statistics are constants; nothing may leak in where a slope of 0 meets inf.
-        gradient[k] = resident || b_.p_.training ? slope_(own.centred[k], k) : A{0};
+        gradient[k] = resident || b_.p_.training
+                          ? fma(own.centred[k], numbers_(kSlope, k), numbers_(kConstant, k))
+                          : A{0};
         if (own.keeps[k]) gradient[k] += own.g[k];
-        gradient[k] *= affine_.scale(k);
+        gradient[k] *= numbers_(kScale, k);
       }
       store_global(grad_input_ + at.offset(), pack<T, vector>(gradient));
     }
@@ -155,8 +154,7 @@ class Backward {
 
    private:
     const Backward& b_;
-    const OwnAffine<A, vector, mixed> affine_;
-    const OwnSlope<A, vector, mixed> slope_;
+    const OwnNumbers<A, vector, mixed, 5> numbers_;
     Vector* grad_input_;
   };
 
@@ -168,9 +166,9 @@ class Backward {
   };
 
   // has_mask: where there is a mask, it tells where the slope is 1.
-  template <bool has_mask>
+  template <bool has_mask, int count>
   FUSED_BN_DEVICE Gradients differentiate(const Vector& x, const Vector& dy, const Vectors<mixed>& at,
-                                          const OwnAffine<A, vector, mixed>& affine) const {
+                                          const OwnNumbers<A, vector, mixed, count>& affine) const {
     Gradients own;
     unpack<T, vector>(x, own.centred);
     unpack<T, vector>(dy, own.g);

@@ -76,38 +76,28 @@ FUSED_BN_DEVICE Raw<T, vector>* vectors_of(void* data, int64_t index) {
   return static_cast<Raw<T, vector>*>(data) + index;
 }
 
+// body(T{}) with the type of a vector's values.
+template <class Body>
+FUSED_BN_DEVICE auto with_type(DType dtype, Body body) {
+  if (dtype == DType::f64) return body(double{});
+  if (dtype == DType::bf16) return body(BFloat16{});
+  if (dtype == DType::f16) return body(Float16{});
+  return body(float{});
+}
+
 FUSED_BN_DEVICE double read(const ChannelVector& v, int64_t c, double absent) {
   if (v.data == nullptr) return absent;
-  const int64_t i = c * v.stride;
-  switch (v.dtype) {
-    case DType::f64:
-      return static_cast<const double*>(v.data)[i];
-    case DType::bf16:
-      return widen(static_cast<const BFloat16*>(v.data)[i]);
-    case DType::f16:
-      return widen(static_cast<const Float16*>(v.data)[i]);
-    default:
-      return static_cast<const float*>(v.data)[i];
-  }
+  return with_type(v.dtype, [&](auto type) {
+    return static_cast<double>(widen(static_cast<const decltype(type)*>(v.data)[c * v.stride]));
+  });
 }
 
 FUSED_BN_DEVICE void write(const ChannelVector& v, int64_t c, double value) {
   if (v.data == nullptr) return;
-  const int64_t i = c * v.stride;
-  const float single = static_cast<float>(value);
-  switch (v.dtype) {
-    case DType::f64:
-      static_cast<double*>(v.data)[i] = value;
-      return;
-    case DType::bf16:
-      narrow(single, static_cast<BFloat16*>(v.data)[i]);
-      return;
-    case DType::f16:
-      narrow(single, static_cast<Float16*>(v.data)[i]);
-      return;
-    default:
-      static_cast<float*>(v.data)[i] = single;
-  }
+  with_type(v.dtype, [&](auto type) {
+    using T = decltype(type);
+    narrow(static_cast<Compute<T>>(value), static_cast<T*>(v.data)[c * v.stride]);
+  });
 }
 
 }  // namespace fused_bn::cuda

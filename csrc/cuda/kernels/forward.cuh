@@ -94,16 +94,11 @@ class Forward {
 
   FUSED_BN_DEVICE Word finish(int c, const MergedMoments& merged, bool writes, int channel) const {
     const ChannelStatistics<A> statistics(merged.mean, merged.variance, p_.eps);
-    const Affine<A> affine(statistics, parameters(c).weight, parameters(c).bias);
-    numbers_.set(c, affine);
+    numbers_.set_affine(c, statistics, parameters(c).weight, parameters(c).bias);
     if (writes) write(c, merged, channel);
-    return {
-        {static_cast<float>(affine.mean), static_cast<float>(affine.scale), static_cast<float>(affine.shift)},
-        0};
+    return numbers_.told(c, kMean, 3);
   }
-  FUSED_BN_DEVICE void take(int c, const Word& finished) const {
-    numbers_.set(c, Affine<A>(finished.values[0], finished.values[1], finished.values[2]));
-  }
+  FUSED_BN_DEVICE void take(int c, const Word& word) const { numbers_.take(c, kMean, 3, word); }
   FUSED_BN_DEVICE void write(int c, const MergedMoments& merged, int channel) const {
     if (p_.moments != nullptr) {
       p_.moments[channel] = merged.mean;
@@ -131,7 +126,7 @@ class Forward {
       if (writes) made.save(p_.statistics, t_.C, channel);
       return made;
     }();
-    numbers_.set(c, Affine<A>(statistics, read(p_.weight, channel, 1), read(p_.bias, channel, 0)));
+    numbers_.set_affine(c, statistics, read(p_.weight, channel, 1), read(p_.bias, channel, 0));
   }
 
   // ---- results. All lanes of a warp take part in writing a mask, whether their vector exists or not.
@@ -171,7 +166,7 @@ class Forward {
 
    private:
     const Forward& f_;
-    const OwnAffine<A, vector, mixed> affine_;
+    const OwnNumbers<A, vector, mixed, 3> affine_;
     const VectorActivation<T, vector, curve> activation_;
     Vector* output_;
   };
