@@ -151,7 +151,7 @@ struct BackwardParams {
   ChannelVector weight;
   ChannelVector bias;
   const void* statistics;
-  void* grad_input;     // null where it is not wanted; the resident kernel is not asked then
+  void* grad_input;     // null where it is not wanted
   void* grad_residual;  // null where it is not wanted
   ChannelVector grad_weight;
   ChannelVector grad_bias;

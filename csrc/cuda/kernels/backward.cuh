@@ -8,7 +8,7 @@
 
 namespace fused_bn::cuda {
 
-// resident: in training, and the gradient of the input is wanted.
+// resident: in training.
 template <class T, int vector_, bool mixed_, Curve curve, bool resident = false>
 class Backward {
  public:
@@ -36,10 +36,10 @@ class Backward {
 
   // ---- sums of g and of g * (x - mean_hi)
 
-  // special: a mask tells where the slope is 1; the residual has a gradient.
+  // special: a mask tells where the slope is 1; the residual has a gradient, or the input has none.
   FUSED_BN_DEVICE bool has_special_sums() const { return p_.mask != nullptr; }
   FUSED_BN_DEVICE bool has_special_results() const {
-    return p_.mask != nullptr || p_.grad_residual != nullptr;
+    return p_.mask != nullptr || p_.grad_residual != nullptr || p_.grad_input == nullptr;
   }
 
   FUSED_BN_DEVICE void prepare(int c, int channel) const {
@@ -132,7 +132,7 @@ class Backward {
         for (int k = 0; k < vector; ++k) kept[k] = own.keeps[k] ? own.g[k] : A{0};
         store_global(vectors_of<T, vector>(b_.p_.grad_residual, at.position()), pack<T, vector>(kept));
       }
-      if (!resident && b_.p_.grad_input == nullptr) return;
+      if ((!resident || has_residual) && b_.p_.grad_input == nullptr) return;
       // Computed again: kept, it would not fit into registers.
       const Gradients own = b_.differentiate<has_residual>(has_residual ? anew(x) : x,
                                                            has_residual ? anew(dy) : dy, at, numbers_);
