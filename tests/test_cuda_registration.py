@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fused_bn._extension import devices_with_kernels, extension
 
@@ -33,3 +34,26 @@ def test_every_operator_has_a_cuda_kernel(operator: str) -> None:
 def test_importing_launches_nothing(cuda_build: Any) -> None:
     if not torch.cuda.is_available():
         assert cuda_build.cuda_launches() == 0
+
+
+@pytest.mark.core
+def test_plans_are_forced_by_text(cuda_build: Any) -> None:
+    with pytest.raises(ValueError, match="a plan is 'resident' or 'streamed'"):
+        cuda_build.cuda_force_plan("resident exchange=barrier")
+    cuda_build.cuda_force_plan("streamed group=4")
+    cuda_build.cuda_force_plan("")
+    if not torch.cuda.is_available():
+        assert cuda_build.cuda_last_plan() == ""
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize(("shape", "size"), [((3, 5, 7, 7), 92), ((4, 8, 10, 10), 400), ((0, 3, 4, 4), 0)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_mask_on_cuda_has_a_bit_an_element(
+    shape: tuple[int, ...], size: int, layout: torch.memory_format
+) -> None:
+    """Whatever the layout, so that compilers may change it."""
+    with FakeTensorMode():
+        x = torch.empty(shape, device="cuda").contiguous(memory_format=layout)
+        assert torch.ops.fused_bn.mask_size(x, x, "relu", True) == size
+        assert torch.ops.fused_bn.mask_size(x, None, "relu", True) == 0

@@ -20,7 +20,7 @@ struct alignas(16) Word {
   uint32_t epoch;
 };
 
-// What survives a launch, of one stream or of one captured launch: zero before its first use.
+// What survives a launch, of one stream or of one stream's launches in a graph: zero before its first use.
 struct Scratch {
   uint32_t* epoch;  // [2]: the epoch of the next exchange; how many groups have read it, 0 between launches
   uint32_t*
@@ -37,6 +37,12 @@ constexpr int64_t words_of(int64_t groups, int64_t group, int64_t tile_channels)
   return 2 * groups * (group + 1) * tile_channels;
 }
 
+// Whether each channel has an owner, which alone reads the words of all blocks: a second hop, which pays
+// where there are more words than a block's threads load at once or twice.
+FUSED_BN_HOST_DEVICE constexpr bool words_have_owners(int64_t group, int64_t tile_channels) {
+  return tile_channels > 1 && group * tile_channels > 2048;
+}
+
 // What one block has summed up of a channel. Forward: deviations from a pivot; backward: g and g * (x -
 // mean).
 template <class A>
@@ -50,8 +56,8 @@ struct alignas(16) Partial {
 // Threads of a block; fewer registers than a thread can have let several blocks share a multiprocessor.
 constexpr int kThreads = 256;
 constexpr int kMergeThreads = 1024;
-// Blocks of the resident kernel and of the reduce pass that a multiprocessor's 64 K registers hold: the
-// planner counts on them, and the kernels' launch bounds demand them.
+// Blocks of the resident kernel that a multiprocessor's 64 K registers hold: the planner counts on them, and
+// the kernel's launch bounds demand them.
 constexpr int blocks_by_registers(bool backward, bool mixed, Curve curve) {
   const int blocks = backward && mixed ? 3 : 4;
   return curve == Curve::other ? blocks - 1 : blocks;

@@ -60,6 +60,7 @@ struct Tiling {
   int32_t unit_rest;    // a unit each, or if they are interleaved, up to a pass each
   int32_t pass_units;   // that a block takes in one pass
   int32_t pass_rows;    // rows in a pass, where threads go down columns
+  int64_t passes;       // of the busiest block; some of its threads have one less
   int32_t unit_values;  // values of each channel in a unit
   int32_t iterations;   // how often a group takes a tile, at most
   Division by_tile_vectors;
@@ -78,6 +79,7 @@ struct Tiling {
     by_turn = Division::by(static_cast<uint64_t>(turn));
     unit_share = interleaved ? units / turn * pass_units : units / group;
     unit_rest = static_cast<int32_t>(interleaved ? units % turn : units % group);
+    passes = (block_units(0) + pass_units - 1) / pass_units;
     by_tile_vectors = Division::by(static_cast<uint64_t>(tile_vectors));
     row_shift = 0;
     while (int64_t{2} << row_shift < tile_vectors) ++row_shift;
@@ -103,8 +105,6 @@ struct Tiling {
   }
   // Of each channel in a block's units.
   FUSED_BN_HOST_DEVICE int64_t block_values(int block) const { return block_units(block) * unit_values; }
-  // Passes of the busiest block; some of its threads have one less.
-  FUSED_BN_HOST_DEVICE int64_t passes() const { return (block_units(0) + pass_units - 1) / pass_units; }
 
   FUSED_BN_HOST_DEVICE int first_channel(int tile) const { return tile * tile_channels; }
   FUSED_BN_HOST_DEVICE int channels(int tile) const {

@@ -1,4 +1,4 @@
-"""Compiles csrc/cuda/kernels_*.cu as setup.py does, for one architecture at a time, into build/cuda/.
+"""Compiles csrc/cuda/host/*.cu as setup.py does, for one architecture at a time, into build/cuda/.
 
 A directory there is named by a hash of the source, of all that it includes, of the flags and of nvcc's
 version; it holds the cubin, the report of ptxas and the listing of nvdisasm. A second call compiles nothing.
@@ -9,7 +9,6 @@ import gzip
 import os
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,13 +18,12 @@ from torch.utils import cpp_extension
 import setup
 from tests.cuda import toolchain
 from tests.cuda.kernels import Kernel
-from tests.cuda.reports import Usage, read_instructions, read_usage
+from tests.cuda.reports import Code, Usage, read_code, read_usage
 from tests.simt.build import CompileError, digest, included_files
 
 CACHE = setup.ROOT / "build" / "cuda"
 INCLUDE = setup.ROOT / "csrc"
-SOURCES = tuple(sorted(INCLUDE.glob("cuda/kernels_*.cu")))
-MERGE = INCLUDE / "cuda/merge.cu"
+SOURCES = tuple(sorted(INCLUDE.glob("cuda/host/*.cu")))
 # torch's own come first, as in the build of an extension.
 FLAGS = (*cpp_extension.COMMON_NVCC_FLAGS, "--compiler-options", "-fPIC", *setup.NVCC_FLAGS)
 
@@ -89,7 +87,7 @@ def usages(architecture: int) -> list[tuple[Kernel, Usage]]:
 
 
 @functools.cache
-def instructions(architecture: int) -> list[tuple[Kernel, Counter[str]]]:
+def codes(architecture: int) -> list[tuple[Kernel, Code]]:
     """Of all kernels for an architecture, by what is in the cubin."""
     directories = all_compiled(architecture)
-    return [each for directory in directories for each in read_instructions(listing(directory)).items()]
+    return [each for directory in directories for each in read_code(listing(directory)).items()]

@@ -1,17 +1,17 @@
 """What compiled kernels must be like. Each gate returns one line for each fault that it finds."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-from tests.cuda.kernels import COMPUTE_BITS, ELEMENT_BITS, EXPECTED, THREADS, Kernel
-from tests.cuda.reports import Instructions, Usage, count_by_bits
+from tests.cuda.hot import AHEAD, is_apply, least_in_flight, phases, tensors_of, whole_way
+from tests.cuda.kernels import EXPECTED, Kernel
+from tests.cuda.reports import Code, Usage, operation
 
-REGISTERS = 65536  # of a multiprocessor, from sm_75 to sm_120
+REGISTERS = 65536  # of a multiprocessor, from sm_75 to sm_120; a warp gets them by 8 for each thread
 MOST_REGISTERS = 255  # of a thread
-FIRST_WITH_ASYNC_COPIES = 80
-FIRST_WITH_CLUSTERS = 90
-VECTOR = 8  # kVector in csrc/cuda/geometry.h
-WIDE = 128  # bits
+THREADS, MERGE_THREADS = 256, 1024  # kThreads and kMergeThreads in csrc/cuda/params.h
 
 
 def faults_of_presence(found: Iterable[Kernel]) -> list[str]:
@@ -22,96 +22,157 @@ def faults_of_presence(found: Iterable[Kernel]) -> list[str]:
     return missing + extra + [f"twice: {kernel}" for kernel, count in counts.items() if count > 1]
 
 
+# ---- registers and memory of a block
+
+
+def blocks_by_registers(registers: int) -> int:
+    """That a multiprocessor holds."""
+    return REGISTERS // (THREADS * 8 * -(-registers // 8))
+
+
+def most_registers(kernel: Kernel) -> int:
+    if kernel.name == "merge":
+        return REGISTERS // MERGE_THREADS
+    if not kernel.name.startswith("resident"):
+        return MOST_REGISTERS
+    # What the planner counts on: blocks_by_registers() in csrc/cuda/params.h.
+    blocks = 3 if kernel.mixed and kernel.name.endswith("backward") else 4
+    return REGISTERS // (THREADS * (blocks - (kernel.curve == "other"))) // 8 * 8
+
+
 def faults_of_usage(kernel: Kernel, usage: Usage) -> list[str]:
-    """Registers hold everything, and a block of full size finds enough of them."""
-    faults = []
-    for what, count in (
-        ("stack frame", usage.stack),
-        ("spill stores", usage.spill_stores),
-        ("spill loads", usage.spill_loads),
-    ):
-        if count != 0:
-            faults.append(f"{kernel}: {count} bytes {what}")
-    limit = min(MOST_REGISTERS, REGISTERS // THREADS[kernel.element])
-    if usage.registers > limit:
-        faults.append(f"{kernel}: {usage.registers} registers, of at most {limit}")
-    if usage.static_shared != 0:  # the planner lays out shared memory, and knows of no other
-        faults.append(f"{kernel}: {usage.static_shared} bytes of static shared memory")
+    """Registers hold everything, and as many blocks find enough of them as share a multiprocessor."""
+    sizes = {
+        "stack frame": usage.stack,
+        "spill stores": usage.spill_stores,
+        "spill loads": usage.spill_loads,
+        "static shared memory": usage.static_shared,  # the planner lays it out, and knows of no other
+    }
+    faults = [f"{kernel}: {size} bytes of {what}" for what, size in sizes.items() if size != 0]
+    if usage.registers > most_registers(kernel):
+        faults.append(f"{kernel}: {usage.registers} registers, of at most {most_registers(kernel)}")
     return faults
 
 
-def faults_of_instructions(kernel: Kernel, architecture: int, found: Instructions) -> list[str]:
-    """The instructions are those that the design counts on."""
-    faults = faults_of_local_memory(found) + faults_of_clusters(architecture, found)
-    if kernel.whole:
-        faults += faults_of_loads(kernel, found) + faults_of_stores(kernel, found)
-        faults += faults_of_async_copies(architecture, found)
+# ---- instructions that the design counts on
+
+
+def is_resident(kernel: Kernel) -> bool:
+    return kernel.name.startswith("resident")
+
+
+def is_relu(kernel: Kernel, *elements: str) -> bool:
+    """Of forward's results, on a way of its own."""
+    writes = kernel.name in ("resident_forward", "apply_forward")
+    return writes and kernel.curve == "relu" and kernel.element in elements
+
+
+class Instruction(NamedTuple):
+    name: str  # a pattern of all of it
+    since: int  # the first architecture that has it
+    kernels: Callable[[Kernel], bool]  # that have it; all others lack it
+
+
+INSTRUCTIONS = {
+    "access to local memory": Instruction(r"(LDL|STL)\b.*", 75, lambda _: False),
+    "asynchronous copy of 16 bytes": Instruction(r"LDGSTS\b.*\.128\b.*", 80, is_resident),
+    "asynchronous copy of less": Instruction(r"LDGSTS\b(?!.*\.128\b).*", 80, lambda _: False),
+    "arrival at a cluster's barrier": Instruction("UCGABAR_ARV", 90, is_resident),
+    "wait at a cluster's barrier": Instruction("UCGABAR_WAIT", 90, is_resident),
+    "push to another block": Instruction(r"STAS\.128", 90, is_resident),
+    "barrier that counts bytes": Instruction(r"SYNCS\b.*", 90, is_resident),
+    "store of a word, 16 bytes at once": Instruction(r"STG\b.*\.128\.STRONG\.GPU", 75, is_resident),
+    "start of a dependent kernel": Instruction("PREEXIT", 90, lambda k: k.name.startswith("reduce")),
+    "wait for the kernel before": Instruction("ACQBULK", 90, is_apply),
+    "ReLU by the rounding to a half type": Instruction(
+        r"F2FP\b.*\.RELU\b.*", 80, lambda k: is_relu(k, "bf16", "f16")
+    ),
+}
+
+
+def faults_of_instructions(kernel: Kernel, architecture: int, code: Code) -> list[str]:
+    counts = code.counts()
+    faults = []
+    for what, instruction in INSTRUCTIONS.items():
+        expected = architecture >= instruction.since and instruction.kernels(kernel)
+        count = sum(n for name, n in counts.items() if re.fullmatch(instruction.name, name))
+        if expected != (count > 0):
+            faults.append(f"{kernel}: {what}: {count}, {'but it needs one' if expected else 'of none'}")
+    return faults
+
+
+# ---- vectors in flight
+
+
+def faults_of_flight(kernel: Kernel, code: Code) -> list[str]:
+    """A thread of the streamed kernels loads all vectors of a chunk before it uses the first."""
+    if kernel.name not in AHEAD or kernel.vector == 1:
+        return []
+    needed, found = AHEAD[kernel.name] * tensors_of(kernel), least_in_flight(kernel, code)
+    return [f"{kernel}: {found} vectors in flight, of {needed}"] if found < needed else []
+
+
+# ---- instructions an element
+
+# The prototypes that were timed on an H200, counted in the same way, and 15 % more. On top of that:
+# - Forward of half types subtracts the mean, which the prototypes folded into the shift: that loses all
+#   digits where the mean is much larger than the deviation.
+# - Backward multiplies by the scale, which they folded into the slope, whose values near 1e30 would be 0.
+CENTRED, SCALED = 1.0, 1.0
+MOST_AN_ELEMENT = {
+    "resident_forward f32": 1.15 * 9.5,
+    "resident_forward f32 mixed": 1.15 * 10,
+    "resident_forward half": 1.15 * 8.5 + CENTRED,
+    # 1.15 * 6.7 + CENTRED is 8.71. The prototype has a copy of its code for each number of vectors, so that
+    # an address takes one instruction; in a loop it takes two, when loading and when storing.
+    "resident_forward half mixed": 8.85,
+    "resident_backward f32": 1.15 * 17.7 + SCALED,
+    "resident_backward f32 mixed": 1.15 * 17.7 + SCALED,  # has no prototype of its own
+    "resident_backward half": 1.15 * 19.5 + SCALED,
+    "resident_backward half mixed": 1.15 * 15 + SCALED,
+    "reduce_forward half mixed": 1.15 * 6,
+    "apply_forward half mixed": 1.15 * 4.7 + CENTRED,
+    "reduce_backward half mixed": 1.15 * 12,
+    "apply_backward half mixed": 1.15 * 11 + SCALED,
+    # These have no prototypes: as they are, rounded up. Vectors of four elements share an address and the
+    # test for the tensor's end among fewer; a row's number takes four instructions a vector.
+    "reduce_forward f32": 7.5,
+    "reduce_forward f32 mixed": 7.25,
+    "reduce_forward half": 6.5,
+    "apply_forward f32": 11.25,
+    "apply_forward f32 mixed": 8.25,
+    "apply_forward half": 7.75,
+    "reduce_backward f32": 13.0,
+    "reduce_backward f32 mixed": 11.5,
+    "reduce_backward half": 11.75,
+    "apply_backward f32": 16.5,
+    "apply_backward f32 mixed": 13.5,
+    "apply_backward half": 14.25,
+}
+# Of a thread with four vectors, in all. 1.15 * 275 is 316: the prototype knew a block's channel by its index,
+# where one kernel for all tilings divides twice, counts in 64 bits and moves on to a chunk that never comes.
+MOST_OF_EVALUATION = {"apply_forward f32": 360}
+
+
+def kind_of(kernel: Kernel) -> str:
+    element = "f32" if kernel.element == "f32" else "half"
+    return f"{kernel.name} {element}{' mixed' if kernel.mixed else ''}"
+
+
+def faults_of_counts(kernel: Kernel, code: Code) -> list[str]:
+    """Instructions an element on the plain way of ReLU, and of an evaluation. A vector moves at once."""
+    if kernel.vector == 1 or kernel.curve not in ("relu", ""):
+        return []
+    found, kind, faults = phases(kernel, code), kind_of(kernel), []
+    names = ("load", "sum", "apply") if is_resident(kernel) else (kernel.name.split("_")[0],)
+    faults += [f"no loop is found that could be its {name}" for name in names if name not in found]
+    for name, phase in found.items():
+        accesses = {each for each in map(operation, phase.instructions) if re.match(r"(LDG|STG)\b", each)}
+        faults += [f"{each} in the {name} loop" for each in sorted(accesses) if "128" not in each.split(".")]
+    total = sum(phase.per_element() for phase in found.values())
+    if total > MOST_AN_ELEMENT[kind]:
+        faults.append(f"{total:.2f} instructions an element, of at most {MOST_AN_ELEMENT[kind]:.2f}")
+    evaluation = len(whole_way(kernel, code)) if kind in MOST_OF_EVALUATION else 0
+    if evaluation > MOST_OF_EVALUATION.get(kind, 0):
+        faults.append(f"{evaluation} instructions of an evaluation, of at most {MOST_OF_EVALUATION[kind]}")
     return [f"{kernel}: {fault}" for fault in faults]
-
-
-def faults_of_local_memory(found: Instructions) -> list[str]:
-    counts = count_by_bits(found, "LDL", "STL")
-    return [f"{counts.total()} accesses to local memory"] if counts else []
-
-
-def faults_of_clusters(architecture: int, found: Instructions) -> list[str]:
-    """Blocks of a cluster meet where they exchange sums and before they leave; older devices know none."""
-    arrive, wait = found.get("UCGABAR_ARV", 0), found.get("UCGABAR_WAIT", 0)
-    if architecture < FIRST_WITH_CLUSTERS:
-        return [f"{arrive + wait} halves of cluster barriers"] if arrive + wait else []
-    if arrive != wait or arrive < 2:
-        return [f"{arrive} arrivals at cluster barriers and {wait} waits: two pairs or more are needed"]
-    return []
-
-
-def faults_of_async_copies(architecture: int, found: Instructions) -> list[str]:
-    """Shared memory is filled past the registers, 16 bytes at once."""
-    counts = count_by_bits(found, "LDGSTS")
-    if architecture < FIRST_WITH_ASYNC_COPIES:
-        return [f"{counts.total()} asynchronous copies"] if counts else []
-    if set(counts) != {WIDE}:
-        return [f"asynchronous copies by bits: {dict(counts)}, not of 128 bits only"]
-    return []
-
-
-def packs_of(kernel: Kernel) -> int:
-    """128-bit accesses that a vector takes."""
-    return VECTOR * ELEMENT_BITS[kernel.element] // WIDE
-
-
-def faults_of_loads(kernel: Kernel, found: Instructions) -> list[str]:
-    """Wherever a vector is stored, two were loaded: of the input and of the residual, or of the gradient and
-    of the input. And the first pass has loads of its own.
-    """
-    outputs, first_pass = (1, 1) if kernel.direction == "forward" else (2, 2)
-    loads, stores = (count_by_bits(found, operation)[WIDE] for operation in ("LDG", "STG"))
-    needed = 2 * stores // outputs + first_pass * packs_of(kernel)
-    return [f"{loads} 128-bit loads, of at least {needed}"] if loads < needed else []
-
-
-def faults_of_stores(kernel: Kernel, found: Instructions) -> list[str]:
-    """Elements leave in 128 bits; what is narrower is a channel's, or a byte of the mask."""
-    stores = count_by_bits(found, "STG", "ST")
-    faults = []
-    outputs = 1 if kernel.direction == "forward" else 2
-    if stores[WIDE] < outputs * packs_of(kernel):
-        faults.append(f"{stores[WIDE]} 128-bit stores, of at least {outputs * packs_of(kernel)}")
-    allowed = narrow_stores(kernel)
-    if kernel.direction == "forward":
-        allowed[8] += stores[WIDE] // packs_of(kernel)  # a byte of the mask beside each vector
-    for bits, count in sorted(stores.items()):
-        if bits < WIDE and count > allowed[bits]:
-            faults.append(f"{count} {bits}-bit stores, of at most {allowed[bits]}")
-    return faults
-
-
-def narrow_stores(kernel: Kernel) -> Counter[int]:
-    """By their bits, the stores of what a channel has one of. They stand in loops that are not unrolled."""
-    compute = COMPUTE_BITS[kernel.element]
-    # write() has one for each type, and is called for the running statistics or the gradients of weight and
-    # bias. Two partial sums go to the
-    # other blocks, and with two kernels their scale: three stores.
-    counts = Counter({64: 2, 32: 2, 16: 2 * 2}) + Counter({compute: 3})
-    if kernel.direction == "forward":
-        counts += Counter({compute: 3}) + Counter({64: 1})  # saved statistics; the counter of batches
-    return counts

@@ -1,59 +1,64 @@
-"""The kernels that csrc/cuda/dispatch.h instantiates, and how their names come out of the compiler."""
+"""The kernels that csrc/cuda/kernels/dispatch.h instantiates, and their names as the compiler writes them."""
 
 import itertools
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
-DIRECTIONS = ("forward", "backward")
-ELEMENTS = ("f32", "f64", "bf16", "f16")
-MAPPINGS = ("rows", "columns")
-CURVES = ("relu", "leaky_relu", "other")  # no activation runs as the second
-
-ELEMENT_BITS = {"f32": 32, "f64": 64, "bf16": 16, "f16": 16}
-COMPUTE_BITS = {"f32": 32, "f64": 64, "bf16": 32, "f16": 32}
-# threads_of() in csrc/cuda/params.h
-THREADS = {"f32": 512, "f64": 256, "bf16": 512, "f16": 512}
+# Elements of a vector of 16 bytes. Double precision, and what is not aligned, goes element by element.
+WIDE = {"f32": 4, "bf16": 8, "f16": 8}
+CURVES = ("relu", "leaky_relu", "other")  # as they are numbered; no activation runs as the second
 
 
 class Kernel(NamedTuple):
-    direction: str
+    name: str  # "reduce_forward"
     element: str
-    mapping: str
-    whole: bool
-    curve: str
+    vector: int = 1
+    mixed: bool = False
+    curve: str = ""
 
     def __str__(self) -> str:
-        vectors = "whole" if self.whole else "partial"
-        return f"{self.direction} {self.element} {self.mapping} {vectors} {self.curve}"
+        parts = (self.name, self.element, f"x{self.vector}", "mixed" if self.mixed else "", self.curve)
+        return " ".join(part for part in parts if part)
+
+
+def kernels_of(element: str) -> Iterator[Kernel]:
+    vectors = [(1, False, "other")]
+    if element in WIDE:
+        vectors += itertools.product((WIDE[element],), (False, True), CURVES)
+    for vector, mixed, curve in vectors:
+        yield Kernel("reduce_forward", element, vector, mixed)
+        passes = ("resident", "reduce", "apply") if vector > 1 else ("reduce", "apply")
+        for name in (f"{each}_{direction}" for each in passes for direction in ("forward", "backward")):
+            if name != "reduce_forward":
+                yield Kernel(name, element, vector, mixed, curve)
 
 
 EXPECTED = frozenset(
-    Kernel(*choice) for choice in itertools.product(DIRECTIONS, ELEMENTS, MAPPINGS, (True, False), CURVES)
+    itertools.chain(
+        *(kernels_of(element) for element in ("f32", "f64", "bf16", "f16")),
+        (Kernel("merge", "f32"), Kernel("merge", "f64")),
+    )
 )
 
-# As the C++ ABI writes types, and the values of the enumerations.
+# As the C++ ABI writes types and values.
 MANGLED_ELEMENTS = {"f": "f32", "d": "f64", "BFloat16": "bf16", "Float16": "f16"}
-MANGLED_MAPPINGS = {"0": "rows", "1": "columns"}
-MANGLED_CURVES = {"0": "relu", "1": "leaky_relu", "2": "other"}
-
 ENTRY = re.compile(
-    r"batch_norm_(?P<direction>forward|backward)"
+    r"\d+batch_norm_(?P<name>[a-z_]+)"
     r"I(?:NS\w*?_\d+(?P<struct>B?Float16)E|(?P<scalar>[fd]))"
-    r"LNS\w*?7MappingE(?P<mapping>\d)E"
-    r"Lb(?P<whole>[01])E"
-    r"LNS\w*?5CurveE(?P<curve>\d)E"
+    r"(?:Li(?P<vector>\d)ELb(?P<mixed>[01])E(?:LNS\w*?5CurveE(?P<curve>[0-2])E)?)?EEv"
 )
 
 
 def kernel_of(entry: str) -> Kernel:
     """The kernel whose mangled name this is; ValueError for any other function."""
     found = ENTRY.search(entry)
-    if found is None or found["curve"] not in MANGLED_CURVES:
-        raise ValueError(f"{entry} is no kernel of csrc/cuda/launch_one_type.cuh")
+    if found is None:
+        raise ValueError(f"{entry} is no kernel of csrc/cuda/host")
     return Kernel(
-        found["direction"],
+        found["name"],
         MANGLED_ELEMENTS[found["struct"] or found["scalar"]],
-        MANGLED_MAPPINGS[found["mapping"]],
-        found["whole"] == "1",
-        MANGLED_CURVES[found["curve"]],
+        int(found["vector"] or 1),
+        found["mixed"] == "1",
+        CURVES[int(found["curve"])] if found["curve"] else "",
     )

@@ -1,8 +1,8 @@
-"""Reads what ptxas reports of each kernel (-Xptxas -v), and the instructions that nvdisasm lists."""
+"""Reads what ptxas reports of each kernel (-Xptxas -v), and the code that nvdisasm lists."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from tests.cuda.kernels import Kernel, kernel_of
@@ -12,15 +12,10 @@ class Usage(NamedTuple):
     """What one kernel takes: registers of a thread, and bytes."""
 
     registers: int
-    barriers: int
     stack: int
     spill_stores: int
     spill_loads: int
     static_shared: int
-
-
-# How often each instruction stands in a kernel, by its full name: "LDG.E.64", "BAR.SYNC".
-Instructions = Mapping[str, int]
 
 
 def number_before(text: str, unit: str) -> int | None:
@@ -39,43 +34,43 @@ def read_usage(report: str) -> dict[Kernel, Usage]:
         loads = number_before(text, "bytes spill loads")
         if registers is None or stack is None or stores is None or loads is None:
             raise ValueError(f"ptxas reports too little of {entry}:{text}")
-        barriers = number_before(text, "barriers") or 0
         found[kernel_of(entry)] = Usage(
-            registers, barriers, stack, stores, loads, number_before(text, "bytes smem") or 0
+            registers, stack, stores, loads, number_before(text, "bytes smem") or 0
         )
     return found
 
 
+class Code(NamedTuple):
+    """A kernel's instructions, and before which of them each label stands."""
+
+    instructions: list[str]  # "@!P0 LDG.E.128 R4, desc[UR6][R2.64]"
+    labels: dict[str, int]
+
+    def counts(self) -> Counter[str]:
+        return Counter(map(operation, self.instructions))
+
+
+def operation(instruction: str) -> str:
+    """Its full name: "LDG.E.128"."""
+    return re.sub(r"^@\S+\s+", "", instruction).split(maxsplit=1)[0]
+
+
 SECTION = re.compile(r"\s*\.section\s+\.text\.(\w+)")
-INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_.]*)")
+LABEL = re.compile(r"(\.L\w+):")
+INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*(?:\(\*.*\*\))?\s*;")  # with a remark (*"..."*)
 
 
-def read_instructions(listing: Iterable[str]) -> dict[Kernel, Counter[str]]:
+def read_code(listing: Iterable[str]) -> dict[Kernel, Code]:
     """The lines of `nvdisasm -c`. What a kernel calls stands in its own section, and counts as its own."""
-    found: dict[Kernel, Counter[str]] = {}
-    current: Counter[str] | None = None
+    found: dict[Kernel, Code] = {}
+    current: Code | None = None
     for line in listing:
         if section := SECTION.match(line):
-            current = found.setdefault(kernel_of(section[1]), Counter())
+            current = found.setdefault(kernel_of(section[1]), Code([], {}))
         elif instruction := INSTRUCTION.match(line):
             if current is None:
                 raise ValueError(f"an instruction outside of any kernel: {line}")
-            current[instruction[1]] += 1
-    return found
-
-
-def bits_of(instruction: str) -> int:
-    """That one thread loads or stores with it."""
-    for modifier in instruction.split(".")[1:]:
-        if found := re.fullmatch(r"[US]?(8|16|64|128|256)", modifier):
-            return int(found[1])
-    return 32
-
-
-def count_by_bits(instructions: Instructions, *operations: str) -> Counter[int]:
-    """How many loads or stores of each width are among these operations ("LDG")."""
-    found: Counter[int] = Counter()
-    for instruction, count in instructions.items():
-        if instruction.split(".")[0] in operations:
-            found[bits_of(instruction)] += count
+            current.instructions.append(instruction[1])
+        elif current is not None and (label := LABEL.match(line)):
+            current.labels[label[1]] = len(current.instructions)
     return found

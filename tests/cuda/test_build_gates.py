@@ -1,21 +1,34 @@
-"""Every kernel, for every architecture that a wheel holds: compiled, without spills, in wide instructions.
+"""Every kernel, for every architecture that a wheel holds: compiled, without spills, in the instructions that
+the design counts on, and of these no more an element than the prototypes had.
 
-`make test` looks at one architecture, `make gates` at all of them.
+`make test` looks at one architecture, `make gates` at all of them; `python -m tests.cuda` prints the figures.
 """
-
-import re
 
 import pytest
 
 import setup
 from tests.cuda import compile as build
 from tests.cuda import toolchain
-from tests.cuda.gates import faults_of_instructions, faults_of_presence, faults_of_usage
+from tests.cuda.gates import (
+    faults_of_counts,
+    faults_of_flight,
+    faults_of_instructions,
+    faults_of_presence,
+    faults_of_usage,
+)
 
 QUICK = "9.0"  # with all that the kernels are made of: asynchronous copies and clusters
 
 needs_nvcc = pytest.mark.skipif(bool(toolchain.why_no_nvcc()), reason=toolchain.why_no_nvcc())
 needs_nvdisasm = pytest.mark.skipif(bool(toolchain.why_no_nvdisasm()), reason=toolchain.why_no_nvdisasm())
+
+
+def number(architecture: str) -> int:
+    """90 for sm_90."""
+    toolkit = toolchain.toolkit()
+    if toolkit is not None and architecture not in toolkit.architectures:
+        pytest.skip(f"nvcc {toolkit.version} does not know {architecture}")
+    return int(architecture.replace(".", ""))
 
 
 @pytest.fixture(
@@ -26,11 +39,7 @@ needs_nvdisasm = pytest.mark.skipif(bool(toolchain.why_no_nvdisasm()), reason=to
     ids=lambda each: f"sm_{each.replace('.', '')}",
 )
 def architecture(request: pytest.FixtureRequest) -> int:
-    """90 for sm_90."""
-    toolkit = toolchain.toolkit()
-    if toolkit is not None and request.param not in toolkit.architectures:
-        pytest.skip(f"nvcc {toolkit.version} does not know {request.param}")
-    return int(request.param.replace(".", ""))
+    return number(request.param)
 
 
 @needs_nvcc
@@ -41,38 +50,40 @@ def test_every_kernel_is_compiled(architecture: int) -> None:
 
 @needs_nvcc
 def test_nothing_spills(architecture: int) -> None:
-    """A spill costs memory traffic that no measurement of correctness shows; registers beyond the bound, the
-    launch.
+    """A spill costs memory traffic that no measurement of correctness shows; too many registers, blocks that
+    run side by side.
     """
     found = build.usages(architecture)
     assert [fault for each in found for fault in faults_of_usage(*each)] == []
 
 
 @needs_nvcc
-def test_merging_the_moments_of_processes_spills_nothing(architecture: int) -> None:
-    """One block of 1024 threads: 64 registers each."""
-    report = (build.compiled(build.MERGE, architecture) / "ptxas.txt").read_text()
-    spilled = re.findall(
-        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report
-    )
-    assert spilled == [("0", "0", "0")] * 2, "in float and in double"
+@needs_nvdisasm
+def test_the_instructions_are_those_of_the_design(architecture: int) -> None:
+    """Elements in local memory, and copies, exchanges and waits that an architecture has or lacks."""
+    found = build.codes(architecture)
+    assert faults_of_presence(kernel for kernel, _ in found) == []
+    assert [
+        fault for kernel, code in found for fault in faults_of_instructions(kernel, architecture, code)
+    ] == []
 
 
 @needs_nvcc
 @needs_nvdisasm
-def test_memory_is_reached_by_wide_instructions(architecture: int) -> None:
-    """Elements read or written one by one, local memory, and clusters where there are none."""
-    found = build.instructions(architecture)
-    assert faults_of_presence(kernel for kernel, _ in found) == []
-    faults = [
-        fault for kernel, counts in found for fault in faults_of_instructions(kernel, architecture, counts)
-    ]
-    assert faults == []
+def test_many_vectors_are_in_flight(architecture: int) -> None:
+    """A load that is used before the next ones are issued costs its latency each time."""
+    assert [fault for each in build.codes(architecture) for fault in faults_of_flight(*each)] == []
+
+
+@needs_nvcc
+@needs_nvdisasm
+def test_an_element_takes_no_more_instructions_than_in_the_prototypes() -> None:
+    assert [fault for each in build.codes(number(QUICK)) for fault in faults_of_counts(*each)] == []
 
 
 @needs_nvcc
 def test_a_second_run_compiles_nothing(architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty compilations of a quarter of a minute each are for the first run alone."""
+    """Compilations of a minute each are for the first run alone."""
     directories = build.all_compiled(architecture)
 
     def fail(command: object) -> None:

@@ -214,8 +214,8 @@ const uint64_t* Block::exchange(const char* what, uint64_t value, int bytes, int
     warp.distance = distance;
     warp.bytes = bytes;
   } else if (warp.what != what || warp.distance != distance || warp.bytes != bytes) {
-    fault("%s of %d bytes by %d, others of its warp %s of %d bytes by %d", what, bytes, distance,
-          warp.what, warp.bytes, warp.distance);
+    fault("%s of %d bytes by %d, others of its warp %s of %d bytes by %d", what, bytes, distance, warp.what,
+          warp.bytes, warp.distance);
   }
   uint64_t* const values = warp.values[warp.barrier.generation & 1];
   values[thread % 32] = value;
@@ -261,7 +261,8 @@ void Block::push(const Bytes16& value, void* to, const uint64_t* barrier, int ra
   const Fiber& fiber = *scheduler_.current;
   const PushBarrier& its = other.push_barrier_;
   if (fiber.arrived || its.place != there(barrier, other) || fiber.cluster_barriers <= its.cluster_barriers) {
-    fault("push to block %" PRId64 ", whose barrier may not be initialised: no wait_cluster before", other.index_);
+    fault("push to block %" PRId64 ", whose barrier may not be initialised: no wait_cluster before",
+          other.index_);
   }
   cluster_.pushes.push_back({value, there(to, other), &other, write});
   if (cluster_.pushes.size() < Cluster::kMostPushes) return;

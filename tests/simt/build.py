@@ -175,7 +175,7 @@ def build_kernels(
     """The module simt_kernels: the CUDA kernels of these element types, to run on the CPU."""
     path = HERE / "kernels_one_type.cpp"
     kernels = [Source(path, (f"SIMT_ELEMENT={ELEMENTS[name]}",), optimise) for name in elements]
-    sources = [BINDINGS, *kernels]
+    sources = [BINDINGS, Source(HERE / "kernels_merge.cpp", optimise=optimise), *kernels]
     return build("simt_kernels", sources, module=True, thread_sanitizer=thread_sanitizer, overlay=overlay)
 
 

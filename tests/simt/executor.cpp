@@ -163,7 +163,8 @@ class Worker {
     bool more = false;
     for (size_t i = 0; i < run_.grids.size(); ++i) {
       Grid& grid = run_.grids[i];
-      const bool early = grid.primary != nullptr && __atomic_load_n(&grid.primary->quiet, __ATOMIC_ACQUIRE) > 0;
+      const bool early =
+          grid.primary != nullptr && __atomic_load_n(&grid.primary->quiet, __ATOMIC_ACQUIRE) > 0;
       const bool overlaps = scheduler_.shuffled && run_.grids.size() > 1;
       const int64_t most = grid.launch.cooperative ? grid.launch.grid : overlaps ? kOverlapping : 1;
       int64_t at_once = std::count_if(running_.begin(), running_.end(), [&](const RunningCluster& each) {
@@ -188,16 +189,16 @@ class Worker {
         Fiber& fiber = *room.fibers[thread];
         prepare(fiber.context, fiber.stack, Stacks::kBytes, entry);
       }
-      Block& block = running.blocks.emplace_back(scheduler_, grid, first_block + i, room.fibers.data(), *room.shared,
-                                                 running.cluster);
+      Block& block = running.blocks.emplace_back(scheduler_, grid, first_block + i, room.fibers.data(),
+                                                 *room.shared, running.cluster);
       running.cluster.threads += grid.launch.threads;
       running.cluster.blocks.push_back(&block);
       blocks_.push_back(&block);
     }
   }
 
-  // With a clean piece of shared memory. A new one for ThreadSanitizer, which else would see races between blocks
-  // that merely use the same memory one after the other.
+  // With a clean piece of shared memory. A new one for ThreadSanitizer, which else would see races between
+  // blocks that merely use the same memory one after the other.
   Room& free_room(int64_t shared_bytes) {
     size_t i = 0;
     while (i < rooms_.size() && rooms_[i].taken) ++i;
@@ -265,7 +266,8 @@ class Worker {
       const auto size = static_cast<int>(pushes.size());
       for (int n = all ? size : scheduler_.random.below(size + 1); n > 0; --n) {
         const auto left = static_cast<int>(pushes.size());
-        const std::string wrong = each.cluster.deliver(scheduler_.shuffled ? scheduler_.random.below(left) : left - 1);
+        const std::string wrong =
+            each.cluster.deliver(scheduler_.shuffled ? scheduler_.random.below(left) : left - 1);
         if (!wrong.empty()) run_.fail(wrong);
         any = true;
       }
@@ -495,7 +497,8 @@ void run_all(const Launches& launches) {
 
 void launch(const Launch& launch, const Kernel& kernel) { run_all({{&launch, &kernel}}); }
 
-void launch(const Launch& first, const Kernel& first_kernel, const Launch& second, const Kernel& second_kernel) {
+void launch(const Launch& first, const Kernel& first_kernel, const Launch& second,
+            const Kernel& second_kernel) {
   run_all({{&first, &first_kernel}, {&second, &second_kernel}});
 }
 

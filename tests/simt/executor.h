@@ -1,9 +1,10 @@
 // Runs a kernel's source on the CPU, a fiber for each CUDA thread, and reports what a GPU would not: see
 // launch().
 //
-// Fibers of a worker's blocks take turns on one OS thread; they change places where they wait for each other and,
-// by chance, at accesses to global memory. So values that happen to be right prove little about missing barriers:
-// ThreadSanitizer, which is told about every fiber and every barrier, does. Weak memory and speed stay unseen.
+// Fibers of a worker's blocks take turns on one OS thread; they change places where they wait for each other
+// and, by chance, at accesses to global memory. So values that happen to be right prove little about missing
+// barriers: ThreadSanitizer, which is told about every fiber and every barrier, does. Weak memory and speed
+// stay unseen.
 #pragma once
 
 #include <cstdint>
@@ -27,18 +28,20 @@ using Kernel = std::function<void()>;
 // - an access outside shared memory, outside a GuardedMemory or through a bad pointer, or a misaligned one;
 // - a shuffle that not all 32 lanes of a warp take part in, with the same distance and type;
 // - an asynchronous copy that is never waited for;
-// - a push to a block whose barrier may not be initialised yet, one that the barrier does not expect, and a block
+// - a push to a block whose barrier may not be initialised yet, one that the barrier does not expect, and a
+// block
 //   that ends before everything that its barrier expects has arrived;
 // - a wait for other blocks of a launch that is not cooperative;
 // - threads that wait for what nobody does: a deadlock.
-// Shared memory starts as NaN, and so does what an asynchronous copy has yet to fill. What is pushed arrives at any
-// time before somebody waits for it. A kernel that fails is left where it stands: its destructors do not run.
-// ThreadSanitizer does not always survive that.
+// Shared memory starts as NaN, and so does what an asynchronous copy has yet to fill. What is pushed arrives
+// at any time before somebody waits for it. A kernel that fails is left where it stands: its destructors do
+// not run. ThreadSanitizer does not always survive that.
 void launch(const Launch& launch, const Kernel& kernel);
 
 // The second by programmatic dependent launch: its blocks start once every block of the first has called
 // launch_dependents() or has ended, and must call wait_for_primary(). Seed and workers are the first's.
-void launch(const Launch& first, const Kernel& first_kernel, const Launch& second, const Kernel& second_kernel);
+void launch(const Launch& first, const Kernel& first_kernel, const Launch& second,
+            const Kernel& second_kernel);
 
 // ---- what the twin of primitives.cuh is made of; only for kernels
 

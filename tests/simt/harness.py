@@ -29,6 +29,7 @@ from tests.simt.memory import Memory, in_memory_order, is_written
 
 ELEMENTS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 
+
 def device(multiprocessors: int, shared: int, max_cluster: int) -> tuple[tuple[str, Any], ...]:
     """One of sm_90 with so many multiprocessors, so many bytes of shared memory a block, and clusters."""
     fields = {
@@ -42,7 +43,7 @@ def device(multiprocessors: int, shared: int, max_cluster: int) -> tuple[tuple[s
     return tuple(fields.items())
 
 
-SMALL_DEVICE = device(6, 98304, 16)
+SMALL_DEVICE = device(16, 98304, 16)
 """So little shared memory and so few multiprocessors that small tensors fill them."""
 
 CURVES = {"none": "leaky_relu", "relu": "relu", "leaky_relu": "leaky_relu"}
@@ -50,7 +51,8 @@ CURVES = {"none": "leaky_relu", "relu": "relu", "leaky_relu": "leaky_relu"}
 
 TILING = (
     *("N", "C", "S", "elements", "channels_last", "vector", "mixed", "fold", "rows", "row_vectors"),
-    *("tile_vectors", "tile_channels", "tiles", "channel_length", "threads", "group", "groups", "interleaved"),
+    *("tile_vectors", "tile_channels", "tiles", "channel_length", "threads", "group", "groups"),
+    "interleaved",
 )
 
 
@@ -85,7 +87,6 @@ class Launch:
     device: str | tuple[tuple[str, Any], ...] = "h200"
     forced: str = ""
     alignment: int = 16
-    groups: int | None = None  # at most so many of an exchange by words, whatever the planner would say
     seed: int = 0
     workers: int = 0
 
@@ -99,6 +100,13 @@ class Launch:
         arguments = (ELEMENTS[case.dtype], direction, case.residual, self.alignment, device, part)
         return extension.plan(*view_of(case), *arguments, case.activation, forced)
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether the apply pass may start before the reduce pass ends."""
+        assert extension is not None
+        fields = extension.plan_device_fields(self.device) if isinstance(self.device, str) else self.device
+        return bool(dict(fields)["architecture"] >= 90)
+
     def __str__(self) -> str:
         """A part of a test's id."""
         words = [self.forced.replace(" ", "-") or "any plan"]
@@ -106,8 +114,6 @@ class Launch:
             words.append(self.device)
         if self.alignment != 16:
             words.append(f"aligned to {self.alignment}")
-        if self.groups is not None:
-            words.append(f"groups={self.groups}")
         return "-".join(words)
 
 
@@ -138,18 +144,17 @@ class Configuration:
             )
             for kernel, tiling in self.kernels.items()
         }
-        for planned, layout in zip(filter(None, (plan.first, plan.apply)), self.layouts.values(), strict=True):
-            assert planned.shared_bytes == layout.bytes, "the extension was built from other sources"
+        planned = [one for one in (plan.first, plan.apply) if one is not None]
+        for one, layout in zip(planned, self.layouts.values(), strict=True):
+            assert one.shared_bytes == layout.bytes, "the extension was built from other sources"
 
     def _tiling(self, planned: Any) -> Any:
         tiling = self.module.Tiling()
         for name in TILING:
             setattr(tiling, name, int(getattr(planned, name)))
         tiling.walk = getattr(self.module.Walk, planned.walk)
-        if self.exchange == "words" and self.launch.groups is not None:
-            tiling.groups = min(tiling.groups, self.launch.groups)
         tiling.derive()
-        assert tiling.passes() == planned.passes, "the extension was built from other sources"
+        assert tiling.passes == planned.passes, "the extension was built from other sources"
         return tiling
 
     @property
@@ -321,7 +326,10 @@ class Run:
             own.tiling, own.layout = tiling, configuration.layouts[kernel]
             passes.append((getattr(self.module.Kernel, kernel), own))
         launch, epoch = configuration.launch, self.scratch.epoch
-        ran = getattr(self.module, name)(configuration.dtype, passes, seed=launch.seed, workers=launch.workers)
+        ran = []
+        for together in [passes] if launch.overlaps else [[each] for each in passes]:
+            run = getattr(self.module, name)
+            ran += run(configuration.dtype, together, seed=launch.seed, workers=launch.workers)
         assert ran == configuration.instances
         self.memory.check()
         self.scratch.check()

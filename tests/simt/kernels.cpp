@@ -10,7 +10,6 @@
 #include <type_traits>
 #include <vector>
 
-#include "cuda/kernels/merge.cuh"
 #include "guarded.h"
 
 namespace py = pybind11;
@@ -63,7 +62,8 @@ std::set<std::string> instances() {
   return names;
 }
 
-SharedLayout layout_of(const Tiling& tiling, Kernel kernel, DType dtype, Exchange exchange, int slots, int tensors) {
+SharedLayout layout_of(const Tiling& tiling, Kernel kernel, DType dtype, Exchange exchange, int slots,
+                       int tensors) {
   return shared_layout(tiling, kernel, slots, tensors, dtype == DType::f64 ? 8 : 4, exchange);
 }
 
@@ -104,22 +104,13 @@ std::vector<std::string> run(DType dtype, const std::vector<std::pair<Kernel, Pa
   return names;
 }
 
-void run_merge(const MergeParams& params, uint64_t seed) {
-  simt::Launch launch;
-  launch.grid = 1;
-  launch.threads = kMergeThreads;
-  launch.seed = seed;
-  simt::launch(launch, [&] {
-    params.dtype == DType::f64 ? merge_kernel<double>(params) : merge_kernel<float>(params);
-  });
-}
-
 template <class Params>
 void bind_run(py::module_& module, const char* name) {
-  module.def(name, run<Params>, py::arg("dtype"), py::arg("passes"), py::kw_only(), py::arg("seed") = 0,
-             py::arg("workers") = 0, py::call_guard<py::gil_scoped_release>(),
-             "Runs a kernel, or one and another behind it by programmatic dependent launch, with params each; "
-             "returns the names of the instances. RuntimeError for whatever a GPU would do wrong.");
+  module.def(
+      name, run<Params>, py::arg("dtype"), py::arg("passes"), py::kw_only(), py::arg("seed") = 0,
+      py::arg("workers") = 0, py::call_guard<py::gil_scoped_release>(),
+      "Runs a kernel, or one and another behind it by programmatic dependent launch, with params each; "
+      "returns the names of the instances. RuntimeError for whatever a GPU would do wrong.");
 }
 
 void bind_enums(py::module_& module) {
@@ -181,11 +172,11 @@ void bind_tiling(py::module_& module) {
       .bound()
       .def("derive", &Tiling::derive)
       .def("block_units", &Tiling::block_units)
-      .def("passes", &Tiling::passes)
+      .def_readonly("passes", &Tiling::passes)
       .def_readonly("pass_units", &Tiling::pass_units);
   Struct<SharedLayout>(module, "SharedLayout").field("bytes", &SharedLayout::bytes);
-  module.def("shared_layout", layout_of, py::arg("tiling"), py::arg("kernel"), py::arg("dtype"), py::arg("exchange"),
-             py::arg("slots"), py::arg("tensors"));
+  module.def("shared_layout", layout_of, py::arg("tiling"), py::arg("kernel"), py::arg("dtype"),
+             py::arg("exchange"), py::arg("slots"), py::arg("tensors"));
 }
 
 void bind_params(py::module_& module) {
@@ -295,7 +286,7 @@ PYBIND11_MODULE(simt_kernels, module) {
   bind_guarded_buffer(module);
   bind_run<ForwardParams>(module, "run_forward");
   bind_run<BackwardParams>(module, "run_backward");
-  module.def("run_merge", run_merge, py::arg("params"), py::kw_only(), py::arg("seed") = 0,
+  module.def("run_merge", simt::run_merge, py::arg("params"), py::kw_only(), py::arg("seed") = 0,
              py::call_guard<py::gil_scoped_release>());
   module.def("instances", instances, "The names of all instances.");
 }

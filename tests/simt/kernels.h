@@ -26,4 +26,7 @@ struct Kernels {
 };
 inline Kernels kernels[4];  // by DType
 
+// Apart from the bindings, which take long to compile.
+void run_merge(const fused_bn::cuda::MergeParams& params, uint64_t seed);
+
 }  // namespace simt

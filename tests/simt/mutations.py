@@ -53,7 +53,7 @@ MUTATIONS = (
         "if (word.epoch != awaited) {",
         "if (word.epoch == awaited + 1000) {",
         "output: error",
-        (6,),
+        (2,),
     ),
     Mutation(
         "a result that is taken whatever its epoch",
@@ -108,7 +108,6 @@ MUTATIONS = (
         "t_.group * t_.tile_channels",
         "threads at wait_barrier",
         (5,),
-        quick=False,
     ),
     Mutation(
         "nobody waits for what is pushed",

@@ -145,7 +145,9 @@ void cluster_block_that_leaves() {
   });
 }
 
-void wait_cluster_left_out() { simt::launch(cluster(2, 2, 32), [] { arrive_cluster(); }); }
+void wait_cluster_left_out() {
+  simt::launch(cluster(2, 2, 32), [] { arrive_cluster(); });
+}
 
 void push_before_wait_cluster() {
   simt::launch(cluster(2, 2, 32, 32), [] {

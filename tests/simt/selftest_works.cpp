@@ -72,11 +72,13 @@ void warp_shifts_and_votes() {
     const int t = thread_index();
     const int below = shuffle_down(t, 5);
     const uint32_t odd = ballot(t % 2 == 1);
-    if (below != (t % 32 < 27 ? t + 5 : t) || odd != 0xAAAAAAAAu || ballot(t < 40) != (t < 32 ? ~0u : 0xFFu)) {
+    if (below != (t % 32 < 27 ? t + 5 : t) || odd != 0xAAAAAAAAu ||
+        ballot(t < 40) != (t < 32 ? ~0u : 0xFFu)) {
       ++wrong[t];
     }
   });
-  for (const int count : wrong) expect(count == 0, "lower lanes' values, one's own at the end, and all votes");
+  for (const int count : wrong)
+    expect(count == 0, "lower lanes' values, one's own at the end, and all votes");
 }
 
 void shared_memory_starts_as_nan() {

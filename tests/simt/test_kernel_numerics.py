@@ -27,7 +27,7 @@ SHAPES = (
 )
 """Rows and columns, of vectors and of elements; `on_each_plan` splits each among blocks."""
 
-LAUNCHES = {plan: small(plan, group=None if plan == "none" else 3, groups=1) for plan in PLANS}
+LAUNCHES = {plan: small(plan, group=3, groups=1) for plan in PLANS}
 
 
 def on_each_plan(test: Callable[..., None]) -> Any:
@@ -77,12 +77,12 @@ def test_an_outlier_of_a_million_sigmas(shape: tuple[int, ...], layout: str, lau
     """Wherever it stands: a pivot that is the outlier would cost the digits of all other values."""
     case = Case(shape, layout, activation="none")
     tensors = tensors_with(case, noise(shape))
-    images, last = shape[0], shape[2:]
-    for where in ((0, *[0] * len(last)), (-1, *[-1] * len(last)), (images // 2, *[0] * len(last))):
+    for image, pixel in ((0, 0), (-1, -1), (shape[0] // 2, 0)):
+        index: Any = (image, slice(None), *[pixel] * (len(shape) - 2))
         tensors.input = in_layout(noise(shape).to(case.dtype), layout)
-        tensors.input[(where[0], slice(None), *where[1:])] = 1e6
+        tensors.input[index] = 1e6
         # A smaller one, or none, would make dweight small beside what a shift of the mean adds to it.
-        tensors.grad_output[(where[0], slice(None), *where[1:])] = 1.0
+        tensors.grad_output[index] = 1.0
         assert_right(case, tensors, run(case, tensors, launch))
 
 

@@ -30,12 +30,11 @@ def devices() -> st.SearchStrategy[Any]:
 @st.composite
 def launches(draw: st.DrawFn, case: Case) -> Launch:
     plan = draw(st.sampled_from((None, *PLANS)))
-    group = None if plan in (None, "none") else draw(st.sampled_from((None, 2, 3, 5)))
+    group, groups = (draw(st.sampled_from((None, *sizes))) for sizes in ((2, 3, 5), (1, 2)))
     launch = Launch(
         device=draw(devices()),
-        forced=forced(plan, group=group),
+        forced="" if plan is None else forced(plan, group=group, groups=groups),
         alignment=draw(st.sampled_from((16, 16, case.dtype.itemsize))),
-        groups=draw(st.sampled_from((None, None, 1, 2))),
         seed=draw(st.integers(0, 2**20)),
     )
     return launch if possible(case, launch) else replace(launch, forced="")

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.cases import HAS_EXTENSION, Case, make_tensors, present, same_bits
 from tests.reference import DEMANDED_MEAN, precision, reference
@@ -63,7 +62,7 @@ def test_known_statistics_give_the_output_that_they_came_from(trial: Trial) -> N
 
 @pytest.mark.parametrize("trial", TRIALS, ids=str)
 def test_moments(trial: Trial) -> None:
-    """What a process tells others: the mean and the sum of squared deviations, and nothing else is written."""
+    """What a process tells others: the mean and the sum of squared deviations. Writes nothing else."""
     case = replace(trial.case, residual=False, activation="none", buffers=False)
     tensors = make_tensors(case)
     truth = reference(case, tensors)

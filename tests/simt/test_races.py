@@ -30,8 +30,8 @@ def build_watched(overlay: Path | None = None, optimise: str = "2") -> Path:
 @pytest.mark.parametrize(
     ("seeds", "trials"),
     [
-        pytest.param([1], [1, 6, 7, 9], id="quick"),
-        pytest.param([0, 1, 2, 3], [], id="all", marks=pytest.mark.kernels_full),
+        pytest.param([1], [1, 3, 6], id="quick"),
+        pytest.param([0, 1, 2], [], id="all", marks=pytest.mark.kernels_full),
     ],
 )
 def test_thread_sanitizer_has_nothing_to_report(

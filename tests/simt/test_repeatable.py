@@ -22,7 +22,7 @@ def trials() -> Iterator[Trial]:
     for shape, layout in shapes if HAS_EXTENSION else ():
         for i, plan in enumerate(PLANS):
             case = Case(shape, layout, *DTYPES[(0, 2, 4)[i % 3]], residual=i % 2 == 1, momentum=None)
-            launch = small(plan, group=None if plan == "none" else 3, groups=2)
+            launch = small(plan, group=3, groups=2)
             if possible(case, launch):
                 yield Trial(case, launch)
 

@@ -42,11 +42,7 @@ class Backward {
     return p_.mask != nullptr || p_.grad_residual != nullptr || p_.grad_input == nullptr;
   }
 
-  FUSED_BN_DEVICE void prepare(int c, int channel) const {
-    const ChannelStatistics<A> saved(p_.statistics, t_.C, channel);
-    statistics(c) = saved;
-    numbers_.set_affine(c, saved, read(p_.weight, channel, 1), read(p_.bias, channel, 0));
-  }
+  FUSED_BN_DEVICE void prepare(int c, int channel) const { statistics(c) = prepare_affine(c, channel); }
   template <class Load>
   FUSED_BN_DEVICE void choose_pivot(int, int64_t, Load) const {}
 
@@ -103,8 +99,7 @@ class Backward {
   FUSED_BN_DEVICE void count_batch() const {}
 
   FUSED_BN_DEVICE void prepare_results(int c, int channel, bool) const {
-    const ChannelStatistics<A> s(p_.statistics, t_.C, channel);
-    numbers_.set_affine(c, s, read(p_.weight, channel, 1), read(p_.bias, channel, 0));
+    const ChannelStatistics<A> s = prepare_affine(c, channel);
     if (!p_.training) return;
     const double inverse_count = p_.total_count == nullptr ? p_.inverse_count : 1.0 / *p_.total_count;
     numbers_.set_slope(c, s, p_.sums[channel], p_.sums[t_.C + channel], inverse_count);
@@ -194,6 +189,12 @@ class Backward {
     return own;
   }
 
+  FUSED_BN_DEVICE ChannelStatistics<A> prepare_affine(int c, int channel) const {
+    const uint64_t weight = load_value(p_.weight, channel), bias = load_value(p_.bias, channel);
+    const ChannelStatistics<A> saved(p_.statistics, t_.C, channel);
+    numbers_.set_affine(c, saved, read(p_.weight, weight, 1), read(p_.bias, bias, 0));
+    return saved;
+  }
   FUSED_BN_DEVICE ChannelStatistics<A>& statistics(int c) const {
     return shared_part<ChannelStatistics<A>>(p_.layout.parameters)[c];
   }

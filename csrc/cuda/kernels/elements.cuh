@@ -85,13 +85,28 @@ FUSED_BN_DEVICE auto with_type(DType dtype, Body body) {
   return body(float{});
 }
 
-FUSED_BN_DEVICE double read(const ChannelVector& v, int64_t c, double absent) {
+// A value as it lies in memory. It is converted by read() later, so that the loads of several are under way
+// at once.
+FUSED_BN_DEVICE uint64_t load_value(const ChannelVector& v, int64_t c) {
+  uint64_t bits = 0;
+  if (v.data == nullptr) return bits;
+  const int64_t i = c * v.stride;
+  if (v.dtype == DType::f64) {
+    bits = static_cast<const uint64_t*>(v.data)[i];
+  } else if (v.dtype == DType::f32) {
+    bits = static_cast<const uint32_t*>(v.data)[i];
+  } else {
+    bits = static_cast<const uint16_t*>(v.data)[i];
+  }
+  return bits;
+}
+FUSED_BN_DEVICE double read(const ChannelVector& v, uint64_t bits, double absent) {
   if (v.data == nullptr) return absent;
-  return with_type(v.dtype, [&](auto type) {
-    return static_cast<double>(widen(static_cast<const decltype(type)*>(v.data)[c * v.stride]));
+  return with_type(v.dtype, [&](auto element) {
+    __builtin_memcpy(&element, &bits, sizeof element);
+    return static_cast<double>(widen(element));
   });
 }
-
 FUSED_BN_DEVICE void write(const ChannelVector& v, int64_t c, double value) {
   if (v.data == nullptr) return;
   with_type(v.dtype, [&](auto type) {

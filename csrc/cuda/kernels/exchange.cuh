@@ -2,8 +2,7 @@
 //
 // In a cluster each block pushes its partial results to all, and each merges all of them. By words each block
 // publishes its partial results, and a channel is merged by its owner, block c % group, which publishes the
-// result: were all to read all, that would be group * group words a channel. A tile of one channel takes one
-// hop.
+// result: were all to read all, that would be group * group words a channel. Where these are few, all do.
 #pragma once
 
 #include "cuda/kernels/finish.cuh"
@@ -66,8 +65,16 @@ class GroupExchange {
     const int c = !on ? 0 : has_owners() ? rank_ + team.index * t_.group : team.index;
     body(team, c, on && team.sub == 0,
          [&](int first, Partial<float>(&batch)[kBatch]) { fetch(iteration, team, c, on, first, batch); });
-    // This thread now depends on a word of every block of the group.
-    if (kind_ == Exchange::words && rank_ == 0 && iteration == 0 && thread_index() == 0) advance();
+  }
+
+  // By all threads, behind merge(): thread 0 of the first block depends on a word of every block of its group
+  // by then, so that all of them have read the epoch. The last group to say so leaves the one of the next
+  // launch.
+  FUSED_BN_DEVICE void advance(int iteration) const {
+    if (kind_ != Exchange::words || rank_ != 0 || iteration != 0 || thread_index() != 0) return;
+    const uint32_t last = static_cast<uint32_t>(t_.groups - 1);
+    if (last > 0 && count_around(scratch_.epoch + 1, last) != last) return;
+    store_epoch(scratch_.epoch, shared_epoch() + static_cast<uint32_t>(t_.iterations));
   }
 
   // The result for channel c, by the thread that leads in merge(); others get it by for_results().
@@ -91,7 +98,9 @@ class GroupExchange {
   }
 
  private:
-  FUSED_BN_DEVICE bool has_owners() const { return kind_ == Exchange::words && t_.tile_channels > 1; }
+  FUSED_BN_DEVICE bool has_owners() const {
+    return kind_ == Exchange::words && words_have_owners(t_.group, t_.tile_channels);
+  }
 
   FUSED_BN_DEVICE void fetch(int iteration, const Team& team, int c, bool on, int first,
                              Partial<float> (&batch)[kBatch]) const {
@@ -121,13 +130,6 @@ class GroupExchange {
         }
       }
     } while (!all);
-  }
-
-  // All blocks of the group have read the epoch. The last group to say so leaves the one of the next launch.
-  FUSED_BN_DEVICE void advance() const {
-    const uint32_t last = static_cast<uint32_t>(t_.groups - 1);
-    if (count_around(scratch_.epoch + 1, last) != last) return;
-    store_epoch(scratch_.epoch, shared_epoch() + static_cast<uint32_t>(t_.iterations));
   }
 
   FUSED_BN_DEVICE uint64_t* barrier() const { return shared_part<uint64_t>(at_.barrier); }

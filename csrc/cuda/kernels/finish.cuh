@@ -76,12 +76,13 @@ FUSED_BN_DEVICE void blend(const ChannelVector& running, int64_t c, double befor
 struct ForwardParameters {
   double weight, bias, running_mean, running_var, momentum;
 
-  FUSED_BN_DEVICE ForwardParameters(const ForwardParams& p, int channel)
-      : weight(read(p.weight, channel, 1)),
-        bias(read(p.bias, channel, 0)),
-        running_mean(read(p.running_mean, channel, 0)),
-        running_var(read(p.running_var, channel, 0)),
-        momentum(p.momentum) {
+  FUSED_BN_DEVICE ForwardParameters(const ForwardParams& p, int channel) : momentum(p.momentum) {
+    const uint64_t w = load_value(p.weight, channel), b = load_value(p.bias, channel);
+    const uint64_t mean = load_value(p.running_mean, channel), var = load_value(p.running_var, channel);
+    weight = read(p.weight, w, 1);
+    bias = read(p.bias, b, 0);
+    running_mean = read(p.running_mean, mean, 0);
+    running_var = read(p.running_var, var, 0);
     // The cumulative average has counted this batch already.
     if (p.cumulative) {
       momentum = p.num_batches_tracked == nullptr ? 0.0 : 1.0 / static_cast<double>(*p.num_batches_tracked);

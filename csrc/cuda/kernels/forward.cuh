@@ -119,14 +119,12 @@ class Forward {
 
   // In the place of all that, in the apply pass: statistics that are there.
   FUSED_BN_DEVICE void prepare_results(int c, int channel, bool writes) const {
-    const auto statistics = [&] {
-      if (p_.source != Source::running) return ChannelStatistics<A>(p_.statistics, t_.C, channel);
-      const ChannelStatistics<A> made(read(p_.running_mean, channel, 0), read(p_.running_var, channel, 0),
-                                      p_.eps);
-      if (writes) made.save(p_.statistics, t_.C, channel);
-      return made;
-    }();
-    numbers_.set_affine(c, statistics, read(p_.weight, channel, 1), read(p_.bias, channel, 0));
+    const ForwardParameters own(p_, channel);
+    const bool running = p_.source == Source::running;
+    const auto statistics = running ? ChannelStatistics<A>(own.running_mean, own.running_var, p_.eps)
+                                    : ChannelStatistics<A>(p_.statistics, t_.C, channel);
+    if (running && writes) statistics.save(p_.statistics, t_.C, channel);
+    numbers_.set_affine(c, statistics, own.weight, own.bias);
   }
 
   // ---- results. All lanes of a warp take part in writing a mask, whether their vector exists or not.

@@ -16,7 +16,8 @@ FUSED_BN_DEVICE uint32_t load_bits(const uint8_t* mask, int64_t index) {
 }
 
 // All lanes of a warp take part; active: this one has a vector. Vectors that share a byte are usually those
-// of lanes side by side, and the first of them stores it. Else each changes its own bits of a word.
+// of lanes side by side, and the first of them stores it. Else each changes its own bits of a word, of which
+// others may store a byte at the same time: L2 does both, byte by byte.
 template <int vector>
 FUSED_BN_DEVICE void store_bits(uint8_t* mask, int64_t index, int64_t elements, uint32_t bits, bool active) {
   if constexpr (vector == 8) {
@@ -33,7 +34,7 @@ FUSED_BN_DEVICE void store_bits(uint8_t* mask, int64_t index, int64_t elements, 
     const bool first = place == 0 && lane + kPerByte <= 32 && (actives >> lane & run) == run && together;
     const uint32_t firsts = ballot(first);
     if (!active) return;
-    if (first) mask[index / kPerByte] = static_cast<uint8_t>(byte);
+    if (first) store_byte(mask + index / kPerByte, byte);
     if (lane >= place && (firsts >> (lane - place) & 1u) != 0) return;
     // The last element also has the padding.
     const int64_t element = index * vector;

@@ -23,8 +23,9 @@ FUSED_BN_DEVICE void merge_kernel(const MergeParams& p) {
     const double variance = any ? all.m2 / all.count : 0;
     ChannelStatistics<A>(all.mean, variance, p.eps).save(p.statistics, p.C, c);
     if (!any) continue;
-    blend(p.running_mean, c, read(p.running_mean, c, 0), all.mean, momentum);
-    blend(p.running_var, c, read(p.running_var, c, 0), all.m2 / (all.count - 1), momentum);
+    blend(p.running_mean, c, read(p.running_mean, load_value(p.running_mean, c), 0), all.mean, momentum);
+    blend(p.running_var, c, read(p.running_var, load_value(p.running_var, c), 0), all.m2 / (all.count - 1),
+          momentum);
   }
   sync_block();  // all have read the counter
   if (thread_index() == 0 && p.num_batches_tracked != nullptr) *p.num_batches_tracked += 1;

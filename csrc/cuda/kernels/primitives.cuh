@@ -150,6 +150,7 @@ FUSED_BN_DEVICE uint32_t count_around(uint32_t* word, uint32_t limit) {
   return before;
 }
 
+FUSED_BN_DEVICE void store_byte(uint8_t* address, uint32_t byte) { *address = static_cast<uint8_t>(byte); }
 FUSED_BN_DEVICE void and_atomic(uint32_t* word, uint32_t bits) { atomicAnd(word, bits); }
 FUSED_BN_DEVICE void or_atomic(uint32_t* word, uint32_t bits) { atomicOr(word, bits); }
 

@@ -44,6 +44,7 @@ class Resident {
       tell(iteration, tile, channels);
       finish(iteration, tile, channels);
       sync_block();
+      exchange_.advance(iteration);
       const bool special = direction_.has_special_results();
       tile += t_.groups;
       if (tile >= t_.tiles) {

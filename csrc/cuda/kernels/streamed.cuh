@@ -156,7 +156,7 @@ class Apply {
     constexpr int kAhead = Direction::kApplyAhead, tensors = Direction::kSummed == 2 || special ? 2 : 1;
     using Ahead = Chunk<Direction, tensors, kAhead>;
     Vectors<mixed> at(t_, place_.tile, place_.rank, thread_index());
-    const int64_t count = at.count(), passes = special && direction_.needs_all_lanes() ? t_.passes() : count;
+    const int64_t count = at.count(), passes = special && direction_.needs_all_lanes() ? t_.passes : count;
     Ahead chunk(direction_, at, count);
     wait_for_primary();
     for (int c = thread_index(); c < t_.channels(place_.tile); c += kThreads) {

@@ -103,7 +103,7 @@ class Planner {
     for (const Tiling& t : tilings) {
       if (wants(Exchange::none)) try_separate(t, Exchange::none, 1);
       for (int size = 2; size <= 16 && !forced_.group && wants(Exchange::cluster); size *= 2) {
-        if (size <= d_.max_cluster && size <= t.passes()) try_separate(t, Exchange::cluster, size);
+        if (size <= d_.max_cluster && size <= t.passes) try_separate(t, Exchange::cluster, size);
       }
       if (forced_.group && wants(Exchange::cluster)) try_separate(t, Exchange::cluster, *forced_.group);
       if (wants(Exchange::words)) try_words(t);
@@ -151,7 +151,7 @@ class Planner {
     if (wanted > blocks)
       return refused("a group of ", wanted, " blocks is too large: ", blocks, " run at once");
     const int64_t iterations = divide_up(t.tiles, std::min<int64_t>(t.tiles, blocks / wanted));
-    const int64_t even = divide_up(t.tiles, iterations), useful = std::max(least, t.passes());
+    const int64_t even = divide_up(t.tiles, iterations), useful = std::max(least, t.passes);
     const int64_t groups = std::min<int64_t>(t.tiles, forced_.groups.value_or(even));
     t.groups = static_cast<int32_t>(groups);
     t.group = static_cast<int32_t>(forced_.group.value_or(std::clamp(blocks / groups, least, useful)));
@@ -164,7 +164,7 @@ class Planner {
   void try_slots(Tiling t, Exchange exchange) {
     t.derive();
     if (!fits(t, t.units)) return;
-    const int64_t needed = t.passes(), slots = forced_.slots.value_or(needed);
+    const int64_t needed = t.passes, slots = forced_.slots.value_or(needed);
     if (slots < needed) return refused("a thread needs ", needed, " slots, not ", slots);
     const int64_t units = divide_up(t.units, t.group);
     const int64_t rows = t.walk == Walk::down_columns ? units : units / t.tile_vectors + 2;
@@ -204,7 +204,7 @@ class Planner {
   void try_reduce() {
     reason_.clear();
     for (const Tiling& t : tilings_for(p_, Kernel::reduce, forced_.tile_channels)) {
-      const int64_t most = t.tiles > kMostGroups ? 1 : divide_up(t.passes(), kInFlight);
+      const int64_t most = t.tiles > kMostGroups ? 1 : divide_up(t.passes, kInFlight);
       for (const int blocks : kReduceBlocks) {
         const int64_t even = std::clamp<int64_t>(int64_t{blocks} * d_.multiprocessors / t.tiles, 1, most);
         try_reduce(t, forced_.group.value_or(even));
@@ -213,7 +213,7 @@ class Planner {
   }
 
   void try_reduce(Tiling t, int64_t group) {
-    const int64_t passes = t.passes();
+    const int64_t passes = t.passes;
     if (group > 1 && t.tiles > kMostGroups) return refused("blocks share at most ", kMostGroups, " tiles");
     t.group = static_cast<int32_t>(group);
     t.interleaved = 1;  // so that the end of the tensor is read last
@@ -236,10 +236,10 @@ class Planner {
 
   int32_t apply_group(const Tiling& t) const {
     if (p_.part == Part::apply && forced_.group) return static_cast<int32_t>(*forced_.group);
-    const int64_t all = t.passes() * t.tiles / d_.multiprocessors;
+    const int64_t all = t.passes * t.tiles / d_.multiprocessors;
     int64_t each = std::clamp<int64_t>(all / kApplyBlocks, 1, kInFlight);
     if (p_.direction == Direction::backward) each = std::clamp(all / kMostBackward, each, kMostBackward);
-    return static_cast<int32_t>(std::clamp<int64_t>(divide_up(t.passes(), each), 1, kMostBlocks / t.tiles));
+    return static_cast<int32_t>(std::clamp<int64_t>(divide_up(t.passes, each), 1, kMostBlocks / t.tiles));
   }
 
   Plan with_launch(Plan plan, Launch Plan::* launch, const Tiling& t, Kernel kernel) const {
@@ -288,7 +288,11 @@ class Planner {
 Plan make_plan(const Problem& problem, const Device& device, const Forced& forced) {
   check(problem);
   check(device);
-  return Planner(problem, device, forced).best();
+  // What is forced of the resident kernel says nothing of the apply pass alone.
+  const bool of_resident =
+      forced.resident.value_or(false) || forced.exchange || forced.slots || forced.groups;
+  const Forced own = problem.part == Part::apply && of_resident ? Forced{} : forced;
+  return Planner(problem, device, own).best();
 }
 
 bool has_mask(Activation activation) { return activation != Activation::none && has_two_slopes(activation); }

@@ -138,7 +138,9 @@ class Price {
   double exchanging(const Tiling& t) const {
     if (plan_.exchange == Exchange::none) return 0;
     if (plan_.exchange == Exchange::cluster) return kCluster;
-    return (t.tile_channels > 1 ? 2 : 1) * kWords + merging(t, divide_up(t.tile_channels, t.group));
+    const bool owners = words_have_owners(t.group, t.tile_channels);
+    return (owners ? 2 : 1) * kWords +
+           merging(t, owners ? divide_up(t.tile_channels, t.group) : t.tile_channels);
   }
 
   double blocks_at_once() const {
@@ -178,7 +180,7 @@ class Price {
     const double turns = std::min(blocks / on(blocks), static_cast<double>(plan_.blocks_per_multiprocessor));
     const double work = computing(each, t, turns * on(blocks));
     const double time = std::max(moving(b, t, blocks), work);
-    const double chunks = blocks * std::max(1.0, static_cast<double>(t.passes()) / in_flight) / on(blocks);
+    const double chunks = blocks * std::max(1.0, static_cast<double>(t.passes) / in_flight) / on(blocks);
     return kStart + time / utilisation(turns, time / chunks, kLatency + work / chunks);
   }
   double reduce() const {

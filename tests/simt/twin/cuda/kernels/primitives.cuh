@@ -116,6 +116,10 @@ FUSED_BN_DEVICE uint32_t count_around(uint32_t* word, uint32_t limit) {
   return before;
 }
 
+FUSED_BN_DEVICE void store_byte(uint8_t* address, uint32_t byte) {
+  simt::check_global(address, sizeof *address);
+  __atomic_store_n(address, static_cast<uint8_t>(byte), __ATOMIC_RELAXED);
+}
 FUSED_BN_DEVICE void and_atomic(uint32_t* word, uint32_t bits) {
   simt::check_global(word, sizeof *word);
   __atomic_fetch_and(word, bits, __ATOMIC_RELAXED);
