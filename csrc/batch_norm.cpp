@@ -108,12 +108,19 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
                                 weight.value_or(Tensor()), bias.value_or(Tensor()), statistics,
                                 writes_mask(residual, arguments.activation, true) ? mask : Tensor()});
     Options::save(*context, arguments);
+    // The bits of a mask lie in the order of the input's memory, which a hook on saved tensors may change.
+    if (writes_mask(residual, arguments.activation, true)) {
+      context->saved_data["format"] = static_cast<int64_t>(input.suggest_memory_format());
+    }
     return output;
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
-    const variable_list saved = context->get_saved_variables();
+    variable_list saved = context->get_saved_variables();
     const Options options(*context);
+    if (const auto format = context->saved_data.find("format"); format != context->saved_data.end()) {
+      saved[0] = saved[0].contiguous(static_cast<at::MemoryFormat>(format->second.toInt()));
+    }
     OutputMask wants = wanted(*context, true, options.residual, saved[2].defined(), saved[3].defined());
     variable_list result(5);
     if (options.activation == Activation::none && wants[1]) {

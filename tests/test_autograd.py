@@ -420,3 +420,24 @@ def test_input_created_in_inference_mode_is_normalised_outside_it(device: str) -
     norm = fused_bn.BatchNorm2d(5).to(device).eval()
     with torch.no_grad():
         assert torch.equal(norm(x), norm(x.clone()))
+
+
+@pytest.mark.core
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "relu6"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_mask_outlives_hooks_that_change_the_strides_of_what_is_saved(
+    layout: str, activation: str, device: str
+) -> None:
+    """The bits lie in the order of the input's memory; offloading hooks and compilers bring it back in another."""
+    case = Case((4, 6, 5, 7), layout, activation=activation, residual=True)
+    expected = run_fused(case, make_tensors(case, device))
+    other = torch.channels_last if layout == "contiguous" else torch.contiguous_format
+
+    def pack(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=other) if tensor.dim() == 4 else tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hooked = run_fused(case, make_tensors(case, device))
+    for name in ("grad_input", "grad_residual", "grad_weight", "grad_bias"):
+        assert torch.equal(getattr(hooked, name), getattr(expected, name)), name

@@ -70,7 +70,7 @@ def test_the_same_plan_gives_the_same_bits(plan: str) -> None:
 @pytest.mark.parametrize(
     ("plan", "reason"),
     [
-        ("resident exchange=words group=1000000", "(1000000 blocks|no cooperative launches)"),
+        ("resident exchange=words group=1000000", "(1000000 blocks|cooperative launches)"),
         ("resident exchange=none slots=1000", "1000 slots"),
         ("resident tile=100000", "100000"),
         ("streamed group=1000000", "1000000 blocks"),

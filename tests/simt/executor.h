@@ -28,9 +28,8 @@ using Kernel = std::function<void()>;
 // - an access outside shared memory, outside a GuardedMemory or through a bad pointer, or a misaligned one;
 // - a shuffle that not all 32 lanes of a warp take part in, with the same distance and type;
 // - an asynchronous copy that is never waited for;
-// - a push to a block whose barrier may not be initialised yet, one that the barrier does not expect, and a
-// block
-//   that ends before everything that its barrier expects has arrived;
+// - a push to a block whose barrier may not be initialised yet, or that the barrier does not expect, and a
+//   block that ends before everything that its barrier expects has arrived;
 // - a wait for other blocks of a launch that is not cooperative;
 // - threads that wait for what nobody does: a deadlock.
 // Shared memory starts as NaN, and so does what an asynchronous copy has yet to fill. What is pushed arrives
