@@ -71,6 +71,9 @@ def exercised(configuration: Configuration) -> set[str]:
         summing = name.rpartition(" ")[2] != "apply"
         if summing:
             found |= {*teams(name, tiling), *columns(name, tiling)}
+        if name.endswith("words"):
+            owners = c.module.words_have_owners(tiling.group, tiling.tile_channels)
+            found.add(f"{name}, {'channels have owners' if owners else 'all blocks read all'}")
         if summing and c.plan.resident and c.plan.slots > c.plan.first.passes:
             found.add(f"{name}, slots that stay empty")
         residual = "residual" if c.case.residual else "no residual"
@@ -101,7 +104,8 @@ def demanded() -> Iterator[str]:
     yield from each(["evaluation"], DIRECTIONS, ["apply"], EVERY_KIND, list(ACTIVATIONS), residual)
 
     yield from each(DIRECTIONS, ["words"], ("one iteration", "several iterations", "several groups"))
-    yield from each(DIRECTIONS, ["words"], ["a group has fewer iterations"])
+    how = ("a group has fewer iterations", "channels have owners", "all blocks read all")
+    yield from each(DIRECTIONS, ["words"], how)
     summing = (*RESIDENT, "reduce")
     yield from each(DIRECTIONS, summing[1:], ("blocks with equal shares", "blocks with unequal shares"))
     yield from each(DIRECTIONS, (*summing, "apply"), ["a last pass that is not full"])

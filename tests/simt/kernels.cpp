@@ -174,6 +174,7 @@ void bind_tiling(py::module_& module) {
       .def("block_units", &Tiling::block_units)
       .def_readonly("passes", &Tiling::passes)
       .def_readonly("pass_units", &Tiling::pass_units);
+  module.def("words_have_owners", words_have_owners, py::arg("group"), py::arg("tile_channels"));
   Struct<SharedLayout>(module, "SharedLayout").field("bytes", &SharedLayout::bytes);
   module.def("shared_layout", layout_of, py::arg("tiling"), py::arg("kernel"), py::arg("dtype"),
              py::arg("exchange"), py::arg("slots"), py::arg("tensors"));

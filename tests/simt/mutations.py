@@ -61,7 +61,7 @@ MUTATIONS = (
         "while (word.epoch != epoch(iteration)) {",
         "while (word.epoch == epoch(iteration) + 1000) {",
         "output: error",
-        (6,),
+        (12,),
         quick=False,
     ),
     Mutation(

@@ -25,7 +25,7 @@ def launches() -> Iterator[tuple[Case, Launch]]:
         (rows, small("words", group=5, groups=1)),
         (rows, small("streamed", group=3)),
         (columns, small("words", group=3, tile=64, groups=2)),
-        (columns, small("words", group=8, tile=128, groups=1)),
+        (columns, small("words", group=9, tile=256, groups=1)),
         (columns, small("words", group=2, tile=32)),
         (columns, small("cluster", group=2)),
         (columns, small("streamed", group=2)),

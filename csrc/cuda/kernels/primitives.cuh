@@ -350,7 +350,7 @@ FUSED_BN_DEVICE void narrow(double value, double& result) { result = value; }
 template <class T, bool clamp>
 FUSED_BN_DEVICE uint32_t narrow_pair(float low, float high) {
   uint32_t pair;
-  constexpr bool bf16 = kDType<T> == DType::bf16;
+  [[maybe_unused]] constexpr bool bf16 = kDType<T> == DType::bf16;
 #if __CUDA_ARCH__ >= 800
   if constexpr (bf16 && clamp) asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   if constexpr (bf16 && !clamp) asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
