@@ -429,7 +429,7 @@ def test_input_created_in_inference_mode_is_normalised_outside_it(device: str) -
 def test_a_mask_outlives_hooks_that_change_the_strides_of_what_is_saved(
     layout: str, activation: str, device: str
 ) -> None:
-    """The bits lie in the order of the input's memory; offloading hooks and compilers bring it back in another."""
+    """The bits lie in the order of the input's memory, though hooks may bring the input back in another."""
     case = Case((4, 6, 5, 7), layout, activation=activation, residual=True)
     expected = run_fused(case, make_tensors(case, device))
     other = torch.channels_last if layout == "contiguous" else torch.contiguous_format
