@@ -195,8 +195,8 @@ READINGS = (
 # Two passes over rows of 3 and of 5 vectors are not among them: 802816x24 bf16 took 43.8 and 68.0, of which
 # 33 and 54 are predicted, and 200704x40 bf16 24.6 and 41.5, of which 20 and 26 are. Nobody knows why.
 
-# Cases, and the times of their best prototypes, forward and backward. Most of the prototypes with channels last
-# load through rings of 2-D TMA boxes, as none of our kernels does.
+# Cases, and the times of their best prototypes, forward and backward. Most prototypes with channels last load
+# through rings of 2-D TMA boxes, as none of our kernels does.
 BEST = (
     (Problem(256, 256, 3136), 316, 514),
     (Problem(256, 64, 12544), 306, 499),

@@ -87,7 +87,7 @@ def _all_lenet_activations(steps: int) -> dict[str, Tensor]:
 
 
 def adversarial(layout: str) -> list[Data]:
-    """Means much larger than the deviation, a far first element, a constant, and plain N(0, 1) beside them."""
+    """Means much larger than the deviation, a far first element, a constant; N(0, 1) beside them."""
     float32 = partial(Data, layout=layout)
     return [
         float32("N(0, 1)", normal),
