@@ -56,8 +56,9 @@ struct alignas(16) Partial {
 // Threads of a block; fewer registers than a thread can have let several blocks share a multiprocessor.
 constexpr int kThreads = 256;
 constexpr int kMergeThreads = 1024;
-// Blocks of the resident kernel that a multiprocessor's 64 K registers hold: the planner counts on them, and
-// the kernel's launch bounds demand them.
+// Blocks that a multiprocessor's 64 K registers hold. The launch bounds of the resident kernels demand them.
+// The planner counts on them for the streamed kernels too, though some of those take registers for one to
+// three.
 constexpr int blocks_by_registers(bool backward, bool mixed, Curve curve) {
   const int blocks = backward && mixed ? 3 : 4;
   return curve == Curve::other ? blocks - 1 : blocks;
