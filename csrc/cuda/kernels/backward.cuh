@@ -42,7 +42,7 @@ class Backward {
     return p_.mask != nullptr || p_.grad_residual != nullptr || p_.grad_input == nullptr;
   }
 
-  FUSED_BN_DEVICE void prepare(int c, int channel) const { statistics(c) = prepare_affine(c, channel); }
+  FUSED_BN_DEVICE void prepare(int c, int channel, bool) const { statistics(c) = prepare_affine(c, channel); }
   template <class Load>
   FUSED_BN_DEVICE void choose_pivot(int, int64_t, Load) const {}
 

@@ -23,7 +23,8 @@ class GroupExchange {
   // The group's index among the groups, and the block's within it.
   FUSED_BN_DEVICE int index() const { return index_; }
   FUSED_BN_DEVICE int rank() const { return rank_; }
-  // Whether this block writes what is saved of the channels that it merges.
+  // Whether this block writes what is saved of the tile's channel c; of those that it merges.
+  FUSED_BN_DEVICE bool is_writer(int c) const { return has_owners() ? c % t_.group == rank_ : rank_ == 0; }
   FUSED_BN_DEVICE bool is_writer() const { return has_owners() || rank_ == 0; }
 
   // Before the first sync_block().

@@ -76,9 +76,11 @@ FUSED_BN_DEVICE void blend(const ChannelVector& running, int64_t c, double befor
 struct ForwardParameters {
   double weight, bias, running_mean, running_var, momentum;
 
-  FUSED_BN_DEVICE ForwardParameters(const ForwardParams& p, int channel) : momentum(p.momentum) {
+  FUSED_BN_DEVICE ForwardParameters(const ForwardParams& p, int channel, bool with_running)
+      : momentum(p.momentum) {
     const uint64_t w = load_value(p.weight, channel), b = load_value(p.bias, channel);
-    const uint64_t mean = load_value(p.running_mean, channel), var = load_value(p.running_var, channel);
+    const uint64_t mean = with_running ? load_value(p.running_mean, channel) : 0;
+    const uint64_t var = with_running ? load_value(p.running_var, channel) : 0;
     weight = read(p.weight, w, 1);
     bias = read(p.bias, b, 0);
     running_mean = read(p.running_mean, mean, 0);

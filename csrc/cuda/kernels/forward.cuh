@@ -40,8 +40,11 @@ class Forward {
   FUSED_BN_DEVICE bool has_special_sums() const { return false; }
   FUSED_BN_DEVICE bool has_special_results() const { return p_.residual != nullptr; }
 
-  // Of channel c of the tile, by one thread, beside the loading of data.
-  FUSED_BN_DEVICE void prepare(int c, int channel) const { parameters(c) = ForwardParameters(p_, channel); }
+  // Of channel c of the tile, by one thread, beside the loading of data. A block that does not write the
+  // running statistics does not read them: another block may have written them already.
+  FUSED_BN_DEVICE void prepare(int c, int channel, bool writes) const {
+    parameters(c) = ForwardParameters(p_, channel, writes);
+  }
 
   // Deviations are small whatever the mean, where the pivot is a typical value: the median of three, the
   // first, a middle and the last one of `units`. An outlier, which would cost the digits of all others, is
@@ -119,7 +122,7 @@ class Forward {
 
   // In the place of all that, in the apply pass: statistics that are there.
   FUSED_BN_DEVICE void prepare_results(int c, int channel, bool writes) const {
-    const ForwardParameters own(p_, channel);
+    const ForwardParameters own(p_, channel, true);
     const bool running = p_.source == Source::running;
     const auto statistics = running ? ChannelStatistics<A>(own.running_mean, own.running_var, p_.eps)
                                     : ChannelStatistics<A>(p_.statistics, t_.C, channel);

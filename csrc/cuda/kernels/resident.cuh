@@ -33,7 +33,9 @@ class Resident {
     direction_.count_batch();
     for (int iteration = 0, tile = exchange_.index();; ++iteration) {
       const int channels = t_.channels(tile), own = thread_index_anew();
-      if (own < channels) direction_.prepare(own, t_.first_channel(tile) + own);
+      if (own < channels) {
+        direction_.prepare(own, t_.first_channel(tile) + own, exchange_.is_writer(own));
+      }
       wait_copies();
       sync_block();
       if (own < channels) {

@@ -61,7 +61,7 @@ class Reduce {
     direction_.count_batch();
     const int channels = t_.channels(place_.tile), own = thread_index();
     if (own < channels) {
-      direction_.prepare(own, t_.first_channel(place_.tile) + own);
+      direction_.prepare(own, t_.first_channel(place_.tile) + own, true);
       direction_.choose_pivot(own, t_.units, [&](int64_t unit) { return element(unit, own); });
     }
     sync_block();
