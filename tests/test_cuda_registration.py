@@ -54,6 +54,6 @@ def test_a_mask_on_cuda_has_a_bit_an_element(
 ) -> None:
     """Whatever the layout, so that compilers may change it."""
     with FakeTensorMode():
-        x = torch.empty(shape, device="cuda").contiguous(memory_format=layout)
+        x = torch.empty(shape, device="cuda", memory_format=layout)
         assert torch.ops.fused_bn.mask_size(x, x, "relu", True) == size
         assert torch.ops.fused_bn.mask_size(x, None, "relu", True) == 0
