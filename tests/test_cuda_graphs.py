@@ -173,11 +173,11 @@ def test_the_end_of_a_graph_gives_back_what_it_kept(plan: str) -> None:
 
 
 def test_streams_that_torch_does_not_own_end_with_work_queued(plan: str) -> None:
-    """Their addresses may come back. Beyond 64 of them, one waits for the last use of what it takes over."""
+    """Their addresses come back, and nothing may be left that belongs to them."""
     expected = Work(plan)
     expected.run()
     before, works = memory_beside_torch(), []
-    for _ in range(110):
+    for _ in range(50):
         with foreign_stream() as stream:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
@@ -185,7 +185,7 @@ def test_streams_that_torch_does_not_own_end_with_work_queued(plan: str) -> None
                 works[-1].run()
     for work in works:
         assert_same_bits(work, expected)
-    assert memory_beside_torch() - before < 70 * 2.2e6
+    assert memory_beside_torch() - before < 20e6
 
 
 def test_the_first_call_on_a_stream_while_another_thread_captures(plan: str) -> None:
@@ -193,33 +193,33 @@ def test_the_first_call_on_a_stream_while_another_thread_captures(plan: str) -> 
     mine, other, expected = Work(plan), Work(plan), Work(plan)
     captured, called = threading.Event(), threading.Event()
     failures: list[BaseException] = []
-    with foreign_stream() as stream:
-        with torch.cuda.stream(stream):  # for the call, which torch's allocator could not serve either
-            memory = [torch.empty(1 << size, device="cuda") for size in (17, 19) for _ in range(16)]
+    stream = torch.cuda.Stream(priority=-2)  # that no other test has used
+    with torch.cuda.stream(stream):  # for the call, which torch's allocator could not serve either
+        memory = [torch.empty(1 << size, device="cuda") for size in (17, 19) for _ in range(16)]
 
-        def call() -> None:
-            captured.wait(60)
-            try:
-                with torch.cuda.stream(stream):
-                    other.run()
-            except BaseException as error:
-                failures.append(error)
-            called.set()
+    def call() -> None:
+        captured.wait(60)
+        try:
+            with torch.cuda.stream(stream):
+                other.run()
+        except BaseException as error:
+            failures.append(error)
+        called.set()
 
-        thread = threading.Thread(target=call, daemon=True)
-        thread.start()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            mine.run()
-            memory.clear()
-            captured.set()
-            called.wait(60)
-        thread.join(60)
-        assert not failures
-        graph.replay()
-        expected.run()
-        assert_same_bits(mine, expected)
-        assert_same_bits(other, expected)
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        mine.run()
+        memory.clear()
+        captured.set()
+        called.wait(60)
+    thread.join(60)
+    assert not failures
+    graph.replay()
+    expected.run()
+    assert_same_bits(mine, expected)
+    assert_same_bits(other, expected)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -19,24 +19,16 @@ int64_t alignment_of(std::initializer_list<const void*> addresses) {
 }
 
 Problem problem_of(const Tensor& x, const ForwardParams& p, Part part) {
-  return {view_of(x),
-          dtype_of(x),
-          Direction::forward,
-          part,
-          p.activation,
-          p.residual != nullptr,
-          alignment_of({p.input, p.residual, p.output})};
+  const int64_t alignment = alignment_of({p.input, p.residual, p.output});
+  const bool residual = p.residual != nullptr;
+  return {view_of(x), dtype_of(x), Direction::forward, part, p.activation, residual, alignment};
 }
 
 // The same whatever gradients are wanted, which must not change any of their bits.
 Problem problem_of(const Tensor& x, const BackwardParams& p, Part part) {
-  return {view_of(x),
-          dtype_of(x),
-          Direction::backward,
-          part,
-          p.activation,
-          p.mask != nullptr || p.residual != nullptr,
-          alignment_of({p.grad_output, p.input, p.residual, p.grad_input, p.grad_residual})};
+  const int64_t alignment = alignment_of({p.grad_output, p.input, p.residual, p.grad_input, p.grad_residual});
+  const bool residual = p.mask != nullptr || p.residual != nullptr;
+  return {view_of(x), dtype_of(x), Direction::backward, part, p.activation, residual, alignment};
 }
 
 void check_launch(cudaError_t error, const std::string& how) {

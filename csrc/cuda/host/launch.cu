@@ -1,7 +1,5 @@
 #include "cuda/host/launch.h"
 
-#include <type_traits>
-
 #include "cuda/host/kernels.h"
 #include "cuda/kernels/merge.cuh"
 
@@ -16,18 +14,12 @@ __global__ void __launch_bounds__(kMergeThreads, 1)
   merge_kernel<A>(params);
 }
 
+using Find = Entry* (*)(Kernel, Direction, const Tiling&, Activation);
+constexpr Find kFind[] = {entry_of<float>, entry_of<double>, entry_of<BFloat16>, entry_of<Float16>};
+
 Entry* find_entry(Kernel kernel, DType dtype, Direction direction, const Tiling& tiling,
                   Activation activation) {
-  switch (dtype) {
-    case DType::f64:
-      return entry_of<double>(kernel, direction, tiling, activation);
-    case DType::bf16:
-      return entry_of<BFloat16>(kernel, direction, tiling, activation);
-    case DType::f16:
-      return entry_of<Float16>(kernel, direction, tiling, activation);
-    default:
-      return entry_of<float>(kernel, direction, tiling, activation);
-  }
+  return kFind[static_cast<int>(dtype)](kernel, direction, tiling, activation);
 }
 
 // What a kernel has to ask for once a device: more than 48 KB of shared memory, and clusters of 16 blocks.
@@ -99,11 +91,8 @@ cudaLaunchConfig_t config_of(int64_t blocks, int threads, int shared_bytes, cuda
   return config;
 }
 
-template <class Params>
-constexpr Direction direction_of(const Params&) {
-  return std::is_same_v<Params, ForwardParams> ? Direction::forward : Direction::backward;
-}
-
+Direction direction_of(const ForwardParams&) { return Direction::forward; }
+Direction direction_of(const BackwardParams&) { return Direction::backward; }
 bool has_outputs(const ForwardParams&) { return true; }
 bool has_outputs(const BackwardParams& p) { return p.grad_input != nullptr || p.grad_residual != nullptr; }
 

@@ -7,11 +7,11 @@
 
 #include <array>
 #include <cstdlib>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
 #include <stdexcept>
-#include <unordered_map>
 
 #include "cuda/host/launch.h"
 
@@ -63,23 +63,13 @@ Key key_of(const Problem& p, bool streamed) {
   return {p.view.N, p.view.C, p.view.S, rest, p.alignment};
 }
 
-struct Hash {
-  size_t operator()(const Key& key) const {
-    uint64_t hash = 0;
-    for (const int64_t part : key)
-      hash = (hash ^ static_cast<uint64_t>(part)) * 0x9E3779B97F4A7C15u + (hash >> 29);
-    return hash;
-  }
-};
-
 struct Plans {
   std::shared_mutex mutex;
-  std::unordered_map<Key, std::shared_ptr<const Plan>, Hash> made;
+  std::map<Key, std::shared_ptr<const Plan>> made;
   Forced forced;
 
   Plans() {
-    const char* text = std::getenv("FUSED_BN_CUDA_PLAN");
-    if (text != nullptr) forced = parse_forced(text);
+    if (const char* text = std::getenv("FUSED_BN_CUDA_PLAN")) forced = parse_forced(text);
   }
 };
 
