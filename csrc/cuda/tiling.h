@@ -90,7 +90,11 @@ struct Tiling {
   // 2^(shift + 1), multiplier * divisor exceeds 2^(32 + shift) by less than 2^(shift + 1), which is too
   // little to show.
   FUSED_BN_HOST_DEVICE uint32_t row_of(uint32_t place) const {
+#if defined(__CUDA_ARCH__)
+    return __umulhi(place, row_multiplier) >> row_shift;
+#else
     return static_cast<uint32_t>(uint64_t{place} * row_multiplier >> 32) >> row_shift;
+#endif
   }
 
   // The first unit of block b.

@@ -54,7 +54,7 @@ def test_nothing_spills(architecture: int) -> None:
     run side by side.
     """
     found = build.usages(architecture)
-    assert [fault for each in found for fault in faults_of_usage(*each)] == []
+    assert [fault for kernel, usage in found for fault in faults_of_usage(kernel, architecture, usage)] == []
 
 
 @needs_nvcc

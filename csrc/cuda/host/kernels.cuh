@@ -9,38 +9,41 @@
 namespace fused_bn::cuda {
 namespace {
 
+template <Kernel kernel, bool backward, bool mixed, Curve curve>
+constexpr int kBlocks = blocks_by_registers(kArchitecture, kernel, backward, mixed, curve);
+
 template <class T, int vector, bool mixed, Curve curve>
-__global__ void __launch_bounds__(kThreads, blocks_by_registers(/*backward=*/false, mixed, curve))
+__global__ void __launch_bounds__(kThreads, (kBlocks<Kernel::resident, false, mixed, curve>))
     batch_norm_resident_forward(const __grid_constant__ ForwardParams params) {
   resident_forward<T, vector, mixed, curve>(params);
 }
 
 template <class T, int vector, bool mixed, Curve curve>
-__global__ void __launch_bounds__(kThreads, blocks_by_registers(/*backward=*/true, mixed, curve))
+__global__ void __launch_bounds__(kThreads, (kBlocks<Kernel::resident, true, mixed, curve>))
     batch_norm_resident_backward(const __grid_constant__ BackwardParams params) {
   resident_backward<T, vector, mixed, curve>(params);
 }
 
 template <class T, int vector, bool mixed>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, (kBlocks<Kernel::reduce, false, mixed, Curve::relu>))
     batch_norm_reduce_forward(const __grid_constant__ ForwardParams params) {
   reduce_forward<T, vector, mixed>(params);
 }
 
 template <class T, int vector, bool mixed, Curve curve>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, (kBlocks<Kernel::reduce, true, mixed, curve>))
     batch_norm_reduce_backward(const __grid_constant__ BackwardParams params) {
   reduce_backward<T, vector, mixed, curve>(params);
 }
 
 template <class T, int vector, bool mixed, Curve curve>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, (kBlocks<Kernel::apply, false, mixed, curve>))
     batch_norm_apply_forward(const __grid_constant__ ForwardParams params) {
   apply_forward<T, vector, mixed, curve>(params);
 }
 
 template <class T, int vector, bool mixed, Curve curve>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, (kBlocks<Kernel::apply, true, mixed, curve>))
     batch_norm_apply_backward(const __grid_constant__ BackwardParams params) {
   apply_backward<T, vector, mixed, curve>(params);
 }

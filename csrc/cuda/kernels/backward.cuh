@@ -22,7 +22,7 @@ class Backward {
   using Sums = ThreadSums<A, vector, mixed>;
 
   static constexpr int kSummed = 2, kSumAhead = 4, kApplyAhead = 4;
-  static constexpr int kSumUnroll = mixed && vector == 8 ? 2 : 4;
+  static constexpr int kSumUnroll = 4;
   template <bool special>
   static constexpr int kApplyUnroll = special ? 1
                                       : mixed ? 2

@@ -91,7 +91,8 @@ constexpr int kOwn = mixed ? vector : 1;
 // body(k, c) for each of a thread's channels c, counted within the tile.
 template <int vector, bool mixed, class Body>
 FUSED_BN_DEVICE void for_own_channels(const Tiling& t, int column, Body body) {
-  const int first = t.walk == Walk::along_rows ? 0 : column * vector;
+  if (!mixed && t.walk == Walk::along_rows) return body(0, 0);
+  const int first = column * vector;
   int c = first / t.channel_length, within = first - c * t.channel_length;
   if (t.fold > 1) c %= t.tile_channels;
   FUSED_BN_UNROLL

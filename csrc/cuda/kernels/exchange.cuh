@@ -39,11 +39,11 @@ class GroupExchange {
   }
 
   // This block's partial result of channel c, by all threads; each lane of the channel's team has it.
-  FUSED_BN_DEVICE void publish(int iteration, const Team& team, int c, bool on,
-                               const Partial<float>& partial) {
-    if (kind_ == Exchange::none) {
-      own_ = partial;
-    } else if (kind_ == Exchange::words) {
+  FUSED_BN_DEVICE void publish(int iteration, const Team& team, int c, const Partial<float>& partial) {
+    own_ = partial;
+    if (kind_ == Exchange::none) return;
+    const bool on = team.has_channel();
+    if (kind_ == Exchange::words) {
       if (!on || team.sub != 0) return;
       store_word(words(iteration) + c * t_.group + rank_,
                  {{partial.pivot, partial.mean, partial.rms}, epoch(iteration)});
@@ -61,8 +61,8 @@ class GroupExchange {
   FUSED_BN_DEVICE void merge(int iteration, int channels, Body body) const {
     if (kind_ == Exchange::cluster) wait_barrier(barrier());
     const int own = has_owners() ? (channels - rank_ + t_.group - 1) / t_.group : channels;
-    const Team team(own > 0 ? own : 1);
-    const bool on = team.index < own;
+    const Team team(own);
+    const bool on = team.has_channel();
     const int c = !on ? 0 : has_owners() ? rank_ + team.index * t_.group : team.index;
     body(team, c, on && team.sub == 0,
          [&](int first, Partial<float>(&batch)[kBatch]) { fetch(iteration, team, c, on, first, batch); });

@@ -23,6 +23,13 @@ struct alignas(16) Pack {
   uint32_t words[4];
 };
 
+// What this pass compiles for: 90 is sm_90.
+#if defined(__CUDA_ARCH__)
+constexpr int kArchitecture = __CUDA_ARCH__ / 10;
+#else
+constexpr int kArchitecture = 0;
+#endif
+
 FUSED_BN_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 // The same, but the compiler does not know: what is made of it is made again, rather than kept in registers.
 FUSED_BN_DEVICE int thread_index_anew() {

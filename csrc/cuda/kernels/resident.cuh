@@ -109,16 +109,15 @@ class Resident {
 
   FUSED_BN_DEVICE void tell(int iteration, int tile, int channels) {
     const Team team(channels);
-    const bool on = team.index < channels;
-    const int c = on ? team.index : 0;
+    const int c = team.has_channel() ? team.index : 0;
     const auto sum = [&](auto scaled) {
       const Vectors<mixed> at = vectors(tile);
       return direction_.has_special_sums() ? sum_slots<scaled.value, true>(at)
                                            : sum_slots<scaled.value, false>(at);
     };
-    const auto sums = BlockSums::of<A, vector, mixed>(t_, shared_part<A>(at_.sums), team, c, on, sum);
+    const auto sums = BlockSums::of<A, vector, mixed>(t_, shared_part<A>(at_.sums), team, c, sum);
     const A inverse_count = A{1} / static_cast<A>(static_cast<int>(t_.block_values(exchange_.rank())));
-    exchange_.publish(iteration, team, c, on, direction_.partial(sums, c, inverse_count));
+    exchange_.publish(iteration, team, c, direction_.partial(sums, c, inverse_count));
   }
 
   FUSED_BN_DEVICE void finish(int iteration, int tile, int channels) const {

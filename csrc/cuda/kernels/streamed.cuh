@@ -103,13 +103,13 @@ class Reduce {
   // another.
   FUSED_BN_DEVICE void finish(int channels) const {
     const Team team(channels);
-    const bool on = team.index < channels;
-    const int c = on ? team.index : 0, channel = t_.first_channel(place_.tile) + c;
+    const int c = team.has_channel() ? team.index : 0, channel = t_.first_channel(place_.tile) + c;
     const auto sums =
-        BlockSums::of<A, vector, mixed>(t_, shared_part<A>(p_.layout.sums), team, c, on, [&](auto scaled) {
+        BlockSums::of<A, vector, mixed>(t_, shared_part<A>(p_.layout.sums), team, c, [&](auto scaled) {
           return direction_.has_special_sums() ? sum<scaled.value, true>() : sum<scaled.value, false>();
         });
     launch_dependents();
+    const bool on = team.has_channel();
     const A inverse_count = A{1} / static_cast<A>(t_.block_values(place_.rank));
     const Partial<A> own = direction_.partial(sums, c, inverse_count);
     Partial<A>* const partials =
@@ -164,16 +164,18 @@ class Apply {
     }
     sync_block();
     typename Direction::template Results<special> results(direction_, at);
-    for (int64_t first = 0; first < passes; first += kAhead) {
-      if (first > 0) chunk = Ahead(direction_, at, count - first);
+    for (int64_t first = 0; first < passes;) {
       FUSED_BN_UNROLL
       for (int i = 0; i < kAhead; ++i) {
         const bool exists = first + i < count;
         if (special || exists) results.apply(chunk.raw[i][0], chunk.second(i), at, exists);
         at.next();
       }
+      first += kAhead;
+      if (first >= passes) return;
       at.rebase();
       results.rebase(at);
+      chunk = Ahead(direction_, at, count - first);
     }
   }
 

@@ -89,14 +89,17 @@ class ThreadSums {
 
 // Lanes side by side that work for one channel: as many as there are for each, up to a warp.
 struct Team {
-  int size, sub, index;
+  int channels, size, sub, index;
 
-  FUSED_BN_DEVICE explicit Team(int channels) {
+  FUSED_BN_DEVICE explicit Team(int channels_) : channels(channels_) {
     size = 32;
     while (size > 1 && size * channels > kThreads) size /= 2;
     index = thread_index() / size;
     sub = thread_index() % size;
   }
+
+  // Whether it has a channel. Compared again each time: kept, the answer would take a register.
+  FUSED_BN_DEVICE bool has_channel() const { return anew(index) < channels; }
 
   // Of each of its lanes, in all of them.
   FUSED_BN_DEVICE void add_up(double& a, double& b) const {
@@ -115,17 +118,17 @@ struct BlockSums {
   // By all threads. sum(scaled) gives a thread's sums. Sums that overflow are made again of smaller values,
   // but only for their own channels, since those of ordinary values would vanish.
   template <class A, int vector, bool mixed, class Sum>
-  FUSED_BN_DEVICE static BlockSums of(const Tiling& t, A* shared, const Team& team, int c, bool on, Sum sum) {
+  FUSED_BN_DEVICE static BlockSums of(const Tiling& t, A* shared, const Team& team, int c, Sum sum) {
     auto sums = sum(std::false_type{});
     const bool large = sums.large();
     sums.leave(t, shared);
     const bool again = any_in_block(large);
-    const BlockSums all = gather<A, vector, mixed>(t, shared, team, c, on);
+    const BlockSums all = gather<A, vector, mixed>(t, shared, team, c);
     if (!again) return all;
     sync_block();
     sum(std::true_type{}).leave(t, shared);
     sync_block();
-    BlockSums smaller = gather<A, vector, mixed>(t, shared, team, c, on);
+    BlockSums smaller = gather<A, vector, mixed>(t, shared, team, c);
     smaller.scaled = true;
     return is_finite(all.first) && is_finite(all.second) ? all : smaller;
   }
@@ -133,14 +136,14 @@ struct BlockSums {
  private:
   // From what threads have left.
   template <class A, int vector, bool mixed>
-  FUSED_BN_DEVICE static BlockSums gather(const Tiling& t, const A* sums, const Team& team, int c, bool on) {
+  FUSED_BN_DEVICE static BlockSums gather(const Tiling& t, const A* sums, const Team& team, int c) {
     BlockSums all;
     const int copies = sum_copies(t), columns = sum_columns(t);
     const bool along = !mixed && t.walk == Walk::along_rows;
     const int length = along ? 1 : mixed ? t.channel_length : t.channel_length / vector;
     const int own = length * t.fold;  // columns of the channel
     const int column_step = own == 1 ? 1 : team.size, copy_step = own == 1 ? team.size : 1;
-    if (on) {
+    if (team.has_channel()) {
       FUSED_BN_ROLLED
       for (int copy = own == 1 ? team.sub : 0; copy < copies; copy += copy_step) {
         const A* from = sums + 2 * copy * columns;

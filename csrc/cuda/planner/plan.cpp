@@ -180,7 +180,7 @@ class Planner {
     plan.exchange = exchange;
     plan.slots = static_cast<int>(slots);
     plan.first = {t, shared_layout(t, Kernel::resident, plan.slots, kept(), 4, exchange)};
-    plan.blocks_per_multiprocessor = blocks_per_multiprocessor(t, bytes);
+    plan.blocks_per_multiprocessor = blocks_per_multiprocessor(t, Kernel::resident, bytes);
     const int64_t at_once = int64_t{plan.blocks_per_multiprocessor} * d_.multiprocessors;
     if (exchange == Exchange::words && plan.first.grid() > at_once) {
       return refused(plan.first.grid(), " blocks are too many: ", at_once, " run at once");
@@ -191,10 +191,11 @@ class Planner {
   int kept() const { return tensors_kept(p_.direction, p_.residual); }
   int64_t slot_bytes() const { return int64_t{16} * kThreads * kept(); }
 
-  int blocks_per_multiprocessor(const Tiling& t, int64_t shared_bytes) const {
+  int blocks_per_multiprocessor(const Tiling& t, Kernel kernel, int64_t shared_bytes) const {
     const int64_t by_shared = d_.shared_per_multiprocessor / (shared_bytes + kReservedShared);
     const bool backward = p_.direction == Direction::backward;
-    const int64_t by_registers = blocks_by_registers(backward, t.mixed, curve_of(p_.activation));
+    const int64_t by_registers =
+        blocks_by_registers(d_.architecture, kernel, backward, t.mixed, curve_of(p_.activation));
     const int64_t by_threads = d_.threads_per_multiprocessor / kThreads;
     return static_cast<int>(std::max<int64_t>(1, std::min({by_shared, by_registers, by_threads})));
   }
@@ -244,7 +245,7 @@ class Planner {
 
   Plan with_launch(Plan plan, Launch Plan::* launch, const Tiling& t, Kernel kernel) const {
     plan.*launch = {t, shared_layout(t, kernel, 0, 0, compute_bytes(p_.dtype), Exchange::none)};
-    const int blocks = blocks_per_multiprocessor(t, (plan.*launch).layout.bytes);
+    const int blocks = blocks_per_multiprocessor(t, kernel, (plan.*launch).layout.bytes);
     if (plan.blocks_per_multiprocessor == 0) plan.blocks_per_multiprocessor = blocks;
     return plan;
   }
