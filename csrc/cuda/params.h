@@ -59,11 +59,11 @@ constexpr int kMergeThreads = 512;
 enum class Kernel : int32_t { resident, reduce, apply };
 
 // Blocks that a multiprocessor's 64 K registers hold: the launch bounds demand them, and the planner counts
-// on them. The streamed kernels have their vectors in flight in registers. For sm_120 (architecture 120),
-// whose shared memory holds few blocks, the compiler needs more registers.
+// on them. The streamed kernels have their vectors in flight in registers. For newer architectures than sm_90
+// (90) the compiler needs more of them; sm_120 has shared memory for few blocks anyway.
 constexpr int blocks_by_registers(int architecture, Kernel kernel, bool backward, bool mixed, Curve curve) {
   if (kernel != Kernel::resident) return curve == Curve::other ? 1 : mixed ? 2 : 3;
-  const int blocks = (backward && mixed) || architecture >= 120 ? 3 : 4;
+  const int blocks = (backward && (mixed || architecture >= 100)) || architecture >= 120 ? 3 : 4;
   return curve == Curve::other ? blocks - 1 : blocks;
 }
 

@@ -35,7 +35,8 @@ def most_registers(kernel: Kernel, architecture: int) -> int:
         return REGISTERS // MERGE_THREADS
     # What the planner counts on: blocks_by_registers() in csrc/cuda/params.h.
     if is_resident(kernel):
-        fewer = (kernel.mixed and kernel.name.endswith("backward")) or architecture >= 120
+        backward = kernel.name.endswith("backward")
+        fewer = (backward and (kernel.mixed or architecture >= 100)) or architecture >= 120
         blocks = (3 if fewer else 4) - (kernel.curve == "other")
     else:
         blocks = 1 if kernel.curve == "other" else 2 if kernel.mixed else 3

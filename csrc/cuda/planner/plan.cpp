@@ -137,7 +137,7 @@ class Planner {
     const bool can = d_.cooperative && d_.architecture >= kFirstWordsArchitecture;
     if (!can) return refused("words need cooperative launches and sm_80 or later");
     const int64_t rest = shared_layout(t, Kernel::resident, 0, kept(), 4, Exchange::words).bytes;
-    for (int blocks = blocks_per_multiprocessor(t, rest); blocks >= 1; --blocks) {
+    for (int blocks = blocks_per_multiprocessor(t, Kernel::resident, rest); blocks >= 1; --blocks) {
       const int64_t own =
           std::min(d_.shared_per_multiprocessor / blocks - kReservedShared, d_.shared_per_block);
       const int64_t slots = forced_.slots.value_or((own - rest) / slot_bytes());
