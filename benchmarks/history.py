@@ -5,21 +5,29 @@ A run is a line of kind "run", with the environment and the commit, and behind i
 """
 
 import errno
-import fcntl
 import json
 import os
 import re
+import reprlib
 import subprocess
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
+
+from benchmarks import files
 
 FORMAT = 1
 """Goes up when a field changes its meaning or its name."""
 
 DIRECTORY = Path(__file__).with_suffix("")
 ROOT = Path(__file__).resolve().parent.parent
+LARGEST_FILE = 2**30
+LONGEST_WAIT_SECONDS = 60.0
+
+LEAST = {"seconds": 1e-18, "ratio": 1e-18}
+MOST = 1e18
+"""Of numbers that can be drawn: others are at least 0, and errors in ulps may be anything."""
 
 
 class HistoryError(Exception):
@@ -77,6 +85,7 @@ class Instructions:
 
 Record = Speed | Accuracy | Instructions
 R = TypeVar("R", Speed, Accuracy, Instructions)
+T = TypeVar("T")
 KINDS: dict[str, type[Record]] = {"speed": Speed, "accuracy": Accuracy, "instructions": Instructions}
 
 
@@ -123,8 +132,9 @@ def slug(device: str) -> str:
 
 
 def _write(content: bytes, path: Path) -> None:
+    files.refuse_special(path)
     with path.open("a+b", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # what is cut off below must be nobody else's
+        files.lock(file, LONGEST_WAIT_SECONDS)  # what is cut off below must be nobody else's
         end = file.seek(0, os.SEEK_END)
         if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
             content = b"\n" + content  # a torn line spoils no other
@@ -136,7 +146,7 @@ def _write(content: bytes, path: Path) -> None:
 
 
 def load(directory: Path = DIRECTORY) -> list[Run]:
-    """All runs, the oldest first; raises HistoryError."""
+    """All runs, the oldest first; raises HistoryError, and OSError where a file cannot be read."""
     runs = [run for path in sorted(directory.glob("*.jsonl")) for run in _runs(path)]
     return sorted(runs, key=lambda run: run.date)
 
@@ -148,7 +158,8 @@ def _runs(path: Path) -> list[Run]:
     for place, line in _lines(path):
         try:
             content = json.loads(line)
-        except ValueError as error:
+            json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (ValueError, RecursionError) as error:
             raise HistoryError(f"{place} is no JSON, torn perhaps: {error}") from error
         try:
             if content["kind"] == "run":
@@ -164,7 +175,7 @@ def _runs(path: Path) -> list[Run]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(files.read_at_most(path, LARGEST_FILE).splitlines(), start=1):
         if line.strip():
             yield f"{path.name}, line {number}", line
 
@@ -172,7 +183,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
 def _begin(line: dict[str, Any]) -> Run:
     if line["format"] != FORMAT:
         raise ValueError(f"format {line['format']}, this reads {FORMAT}")
-    run = Run(line["run"], line["commit"], line["environment"])
+    run = _checked(Run(line["run"], line["commit"], line["environment"]))
     if not (run.date and run.device):  # a KeyError where one is missing
         raise ValueError("a run needs a date and a device")
     return run
@@ -185,8 +196,28 @@ def _take(line: dict[str, Any], runs: dict[str, Run]) -> None:
     if id not in runs:
         raise ValueError(f"no line before it begins the run {id!r}")
     if kind == "speed":
-        line["rows"] = {name: RowSpeed(**row) for name, row in line["rows"].items()}
-    runs[id].records.append(KINDS[kind](**line))
+        line["rows"] = {name: _checked(RowSpeed(**row)) for name, row in line["rows"].items()}
+    runs[id].records.append(_checked(KINDS[kind](**line)))
+
+
+def _checked(made: T) -> T:
+    """Raises TypeError or ValueError where a field is not what its type and the bounds say."""
+    for name, hint in type(made).__annotations__.items():
+        value = getattr(made, name)
+        if not _fits(value, hint):
+            raise TypeError(f"{name} is {reprlib.repr(value)}, no {getattr(hint, '__name__', hint)}")
+        if isinstance(value, int | float) and not LEAST.get(name, 0) <= value <= MOST:
+            raise ValueError(f"{name} is {value}, not from {LEAST.get(name, 0)} to {MOST}")
+    return made
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) in (dict, list):
+        inner = list(value.values()) if isinstance(value, dict) else value
+        return isinstance(value, get_origin(hint)) and all(_fits(each, get_args(hint)[-1]) for each in inner)
+    if isinstance(value, int) and abs(value) > MOST:
+        return False  # no float can be made of some
+    return hint is Any or isinstance(value, int | float if hint is float else hint)
 
 
 def current_commit() -> str:

@@ -1,11 +1,13 @@
 """benchmarks.history: what is appended is loaded again, whole or not at all, and damage is named."""
 
+import fcntl
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -140,6 +142,33 @@ def test_a_run_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path) -> No
     assert [run.commit for run in history.load(tmp_path)] == ["a1"]
 
 
+def test_a_locked_file_is_waited_for_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that stopped while it recorded does not stop all later ones; they say which it is."""
+    path = record(tmp_path, "a1", small(), DATE)
+    before = path.read_bytes()
+    monkeypatch.setattr(history, "LONGEST_WAIT_SECONDS", 0.3)
+    with path.open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(TimeoutError, match=f"has locked {path}, still after 0.3 seconds") as error:
+            record(tmp_path, "a2", small(), DATE)
+    assert str(error.value).startswith((f"process {os.getpid()} has", "another process has"))
+    assert capsys.readouterr().err.count("waiting for its end") == 1
+    assert path.read_bytes() == before
+    record(tmp_path, "a2", small(), DATE)
+    assert len(history.load(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
+    """A pipe that nobody writes to, or reads, would block for ever."""
+    make(tmp_path / "amd-epyc-9b45-64-core-processor.jsonl")
+    for use in (lambda: record(tmp_path, "a1", small(), DATE), lambda: history.load(tmp_path)):
+        with pytest.raises(OSError, match=r"Not a regular file: .*processor\.jsonl"):
+            use()
+
+
 # Damage
 
 
@@ -164,6 +193,21 @@ def test_a_torn_line_does_not_spoil_the_next_run(tmp_path: Path) -> None:
 
 BEGIN = {"kind": "run", "format": 1, "run": "r", "commit": "c", "environment": {"date": DATE, "device": "d"}}
 COUNT = {"kind": "instructions", "run": "r", "call": "forward", "count": 3}
+ULPS = {
+    "kind": "accuracy",
+    "run": "r",
+    "data": "d",
+    "dtype": "float32",
+    "quantity": "q",
+    "ulps": {"ours": 1.0},
+}
+ROW = {"seconds": 1e-6, "ratio": 2.0, "share_of_floor": 0.5, "peak_bytes": None}
+
+
+def timed(**fields: object) -> dict[str, object]:
+    """A line of a cell, with these fields in the row of ours."""
+    cell = {"family": "lenet", "cell": "c", "direction": "forward", "bytes": 2, "floor_seconds": 0.0}
+    return {"kind": "speed", "run": "r", **cell, "rows": {"ours": ROW | fields}}
 
 
 @pytest.mark.parametrize(
@@ -180,6 +224,19 @@ COUNT = {"kind": "instructions", "run": "r", "call": "forward", "count": 3}
         (COUNT | {"colour": "red"}, "unexpected keyword argument 'colour'"),
         ({"kind": "instructions", "run": "r", "call": "forward"}, "missing 1 required positional argument"),
         (COUNT | {"kind": "speed", "rows": [1]}, "no record of this format"),
+        (COUNT | {"count": "3"}, "count is '3', no int"),
+        (COUNT | {"count": -1}, "count is -1, not from 0 to 1e"),
+        (COUNT | {"call": None}, "call is None, no str"),
+        (COUNT | {"call": "\ud800"}, "surrogates not allowed"),
+        (BEGIN | {"commit": 3}, "commit is 3, no str"),
+        (ULPS | {"ulps": {"ours": None}}, "ulps is {'ours': None}, no dict"),
+        (ULPS | {"ulps": {"ours": 10**400}}, "ulps is {'ours': 1000"),
+        (timed(ratio=0.0), "ratio is 0.0, not from 1e-18 to 1e"),
+        (timed(ratio=-2), "ratio is -2, not from"),
+        (timed(ratio=math.nan), "ratio is nan, not from"),
+        (timed(seconds=0), "seconds is 0, not from"),
+        (timed(seconds=[1]), r"seconds is \[1\], no float"),
+        (timed(peak_bytes="many"), r"peak_bytes is 'many', no int \| None"),
         ([1], "no record of this format"),
         ("run", "no record of this format"),
         (3, "no record of this format"),
@@ -189,6 +246,13 @@ def test_a_wrong_line_is_named(wrong: object, message: str, tmp_path: Path) -> N
     lines = [json.dumps(line) for line in (BEGIN, COUNT, wrong, COUNT)]
     (tmp_path / "d.jsonl").write_text("\n".join(lines))
     with pytest.raises(HistoryError, match=f"^d.jsonl, line 3 .*{message}"):
+        history.load(tmp_path)
+
+
+def test_json_nested_too_deeply_is_named(tmp_path: Path) -> None:
+    """It exhausts the reader's stack, not the user's patience with tracebacks."""
+    (tmp_path / "d.jsonl").write_text(json.dumps(BEGIN) + "\n" + "[" * 100_000 + "]" * 100_000 + "\n")
+    with pytest.raises(HistoryError, match=r"^d.jsonl, line 2 is no JSON"):
         history.load(tmp_path)
 
 

@@ -197,6 +197,27 @@ def test_a_damaged_history_is_named(recorded: Path, capsys: pytest.CaptureFixtur
     _refused(["--history", str(recorded), "--out", str(recorded / "out")], f"{path.name}, line 1", capsys)
 
 
+def test_what_cannot_be_drawn_is_named_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A ratio of zero has no logarithm: the sentence has its file and line, instead of a traceback."""
+    (tmp_path / "a.jsonl").mkdir()
+    argv = ["--history", str(tmp_path), "--out", str(tmp_path / "out")]
+    _refused(argv, f"Not a regular file: '{tmp_path / 'a.jsonl'}'", capsys)
+    (tmp_path / "a.jsonl").rmdir()
+    path = record(tmp_path, "a1", [speed(2.0), speed(3.0)], DATE)
+    path.write_text(path.read_text().replace('"ratio": 3.0', '"ratio": 0.0'))
+    _refused(argv, f"{path.name}, line 3 is no record of this format: ratio is 0.0, not from", capsys)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:Data has no positive values")
+def test_an_instruction_count_of_zero_is_drawn() -> None:
+    """Where every call has it, a logarithmic axis still needs a number above zero."""
+    run = run_of(Instructions("forward", 0))
+    assert set(section([run], run).charts) == {"instructions"}
+
+
 def _refused(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         job.main(argv)

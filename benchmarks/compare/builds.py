@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import files
 from benchmarks.compare.revisions import Repository, Revision, RevisionError
 
 COMPILED = ("csrc", "setup.py")
@@ -36,6 +37,9 @@ KEPT = 6
 
 LOG_LINES = 30
 
+LONGEST_WAIT_SECONDS = 3600.0
+"""For another comparison in the same checkout."""
+
 
 class BuildError(Exception):
     """A revision's extension could not be built; the text has the end of the log."""
@@ -55,15 +59,9 @@ class Workshop:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Within, no other process uses the directory: it would disturb the timings, too."""
-        import fcntl  # not on Windows
-
         self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print("Another comparison runs in this checkout: waiting for its end.", flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with (self.directory / "lock").open("wb") as file:
+            files.lock(file, LONGEST_WAIT_SECONDS)
             yield
 
     def built(self, revision: Revision) -> Path:

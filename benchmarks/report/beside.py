@@ -52,7 +52,7 @@ def accuracy(run: Run) -> Iterator[Chart]:
             f"ours is further off in {len(worse)} of {len(of_dtype)} comparisons."
         )
         words = _ends_meaning(min(ends), max(ends))
-        yield Chart(f"accuracy-{dtype}", f"Accuracy, {dtype}", words, alt, drawing.png(figure))
+        yield Chart(f"accuracy-{slug(dtype)}", f"Accuracy, {dtype}", words, alt, drawing.png(figure))
 
 
 def _errors(axes: Axes, accuracies: Sequence[Accuracy], data: Sequence[str]) -> None:

@@ -1,12 +1,10 @@
 """The job behind `python -m benchmarks.report`: arguments, which runs are shown, and the files."""
 
 import argparse
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import history, options
+from benchmarks import files, history, options
 from benchmarks.history import HistoryError, Run, Speed
 from benchmarks.report import page
 from benchmarks.report.section import Section, section
@@ -40,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         runs = history.load(args.history)
         sections = [_section(runs, last) for last in chosen(runs, args.run, args.history)]
-    except (HistoryError, NothingToShowError) as error:
+    except (HistoryError, NothingToShowError, OSError) as error:
         parser().error(str(error))
     for path in write(sections, args.out):
         print(path)
@@ -83,8 +81,5 @@ def write(sections: Sequence[Section], directory: Path) -> list[Path]:
     }
     contents["index.html"] = page.html(sections).encode()
     for name, content in contents.items():
-        with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
-            file.write(content)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, directory / name)
+        files.write_whole(directory / name, content)
     return [directory / name for name in contents]

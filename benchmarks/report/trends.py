@@ -67,7 +67,7 @@ def host(run: Run, runs: Sequence[Run]) -> Chart | None:
     axes.set_xticks(range(len(counted)), _names(counted), rotation=90, fontsize=7)
     axes.margins(x=0.1)
     every = [count for counts in calls.values() for count in counts if count is not None]
-    drawing.logarithmic(axes, "y", max(min(every), 1), max(every))
+    drawing.logarithmic(axes, "y", max(min(every), 1), max(*every, 1))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_ylabel("instructions, logarithmic; less is better")
     axes.grid(alpha=0.25)
