@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import files
+from benchmarks.console import EXIT_FAILED, EXIT_INTERRUPTED
 from benchmarks.contest import WrongResultError
-from benchmarks.options import EXIT_FAILED, EXIT_INTERRUPTED
 
 Row = TypeVar("Row")
 
@@ -48,8 +49,10 @@ def run(
 
 
 def write(table: Table, contents: Mapping[str, Any], directory: Path) -> None:
-    """Prints the table, and writes the same as results.json."""
-    Console().print(table)
+    """Writes results.json, and prints the same as a table, which is left where the file cannot be."""
     path = directory / "results.json"
-    path.write_text(json.dumps(contents, indent=1) + "\n")
+    try:
+        files.write_whole(path, json.dumps(contents, indent=1) + "\n")
+    finally:
+        Console().print(table)
     print(f"{path} is written")

@@ -2,30 +2,40 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
 
 
 def ending(parser: argparse.ArgumentParser, turns: str, out: str) -> None:
     """Adds what is last of jobs that have required figures and take `turns`: --check, --seed and --out."""
     parser.add_argument("--check", action="store_true", help="exit code 1 where a required figure is missed")
-    parser.add_argument("--seed", type=int, default=0, help=f"of the order of the {turns}")
+    parser.add_argument("--seed", type=seed, default=0, help=f"of the order of the {turns}")
     parser.add_argument("--out", type=directory, default=out, help="directory for the JSON")
 
 
-def positive(text: str) -> int:
-    """An integer of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, a whole number, but got {text!r}")
-    return value
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """The type of a whole number in these bounds."""
+
+    def value_of(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            bound = f"at most {most}" if value > most else f"at least {least}, a whole number"
+            raise argparse.ArgumentTypeError(f"must be {bound}, but got {text!r}")
+        return value
+
+    return value_of
+
+
+positive = _whole(1, 2**31 - 1)
+seed = _whole(0, 2**32 - 1)
+"""As NumPy, Keras and torch take them, torch also small multiples."""
+threads = _whole(1, 1024)
+"""Many more than the machine can start would end the process."""
 
 
 def device(text: str) -> torch.device:

@@ -1,6 +1,8 @@
 """The command `python -m benchmarks.lenet`: its arguments, what it leaves behind, and how it ends."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from benchmarks.lenet.training import Epoch, Settings, Trainer
 from tests.lenet_data import one_thread, small_data, small_mnist  # noqa: F401
 
 HELD = 10 * 2**20
+SHORT = ["--epochs", "1", "--steps", "2", "--variants", "none"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -226,6 +229,54 @@ def test_norm_times_are_of_forward_and_backward_of_both_layers() -> None:
     assert times["one"] > 0
     assert Counting.backwards == 2 * 3  # layers, rounds with warm-up
     assert Counting.forwards == 2 * 3 + 2  # and the step that their inputs come from
+
+
+@pytest.mark.usefixtures("small")
+def test_the_directory_is_made_again_where_it_went_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of training do not end without a file because somebody cleaned up."""
+    norm_times, out = measure.norm_times, tmp_path / "out"
+
+    def tidied(*args: Any) -> dict[str, float]:
+        out.rmdir()
+        return norm_times(*args)
+
+    monkeypatch.setattr(measure, "norm_times", tidied)
+    assert job.main([*SHORT, "--out", str(out)]) == 0
+    assert list(results(out)["variants"]) == ["none"]
+    assert (out / "accuracy.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_directory_in_the_place_of_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are kept beside it, and printed."""
+    (tmp_path / "results.json").mkdir()
+    with pytest.raises(IsADirectoryError) as error:
+        job.main([*SHORT, "--out", str(tmp_path)])
+    (kept,) = (path for path in tmp_path.iterdir() if path.is_file())
+    assert str(kept) in str(error.value)
+    assert str(tmp_path / "results.json") in str(error.value)
+    assert list(json.loads(kept.read_text())["variants"]) == ["none"]
+    assert "\n  none " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small")
+def test_a_full_disk_leaves_earlier_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are not overwritten by a part of the new ones, which are printed."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "results.json").write_text("earlier")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/results\.json'"):
+        job.main([*SHORT, "--out", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert (tmp_path / "results.json").read_text() == "earlier"
+    assert "\n  none " in capsys.readouterr().out
 
 
 class Hold(torch.autograd.Function):

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from benchmarks import options
+from benchmarks import console, options
 from benchmarks.compare import crew, tables, verdicts
 from benchmarks.compare.builds import BuildError, Workshop
 from benchmarks.compare.crew import ROOT, Conditions, WorkerError
@@ -48,7 +48,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", type=options.device, default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument(
-        "--threads", type=options.positive, default=1, help="of torch; with one, a busy core disturbs least"
+        "--threads", type=options.threads, default=1, help="of torch; with one, a busy core disturbs least"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="the cells with TEXT in their names")
     parser.add_argument("--rounds", type=options.positive, default=ROUNDS, help="readings a launch")
@@ -56,7 +56,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--minutes", type=float, default=MINUTES, help="after which what is unstable is not measured again"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the order of cells and turns")
+    parser.add_argument("--seed", type=options.seed, default=0, help="of the order of cells and turns")
     parser.add_argument(
         "--out", type=options.directory, default="results/compare", help="directory for the JSON"
     )
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("Interrupted before anything was measured: nothing is written.", file=sys.stderr)
-        return options.EXIT_INTERRUPTED
+        return console.EXIT_INTERRUPTED
     return _leave(results, args.out)
 
 
@@ -171,11 +171,13 @@ def _leave(results: Results, out: Path) -> int:
     """Prints and writes what was found, and returns the exit code."""
     if all(result.verdict is Verdict.NO_DATA and result.failed is None for result in results.cells):
         print("Interrupted before a cell could be judged: nothing is written.", file=sys.stderr)
-        return options.EXIT_INTERRUPTED
+        return console.EXIT_INTERRUPTED
     path = out / "compare.json"
-    results.write(path)
-    # Where no terminal tells its width, the table is wider than the 80 columns that rich assumes.
-    Console(width=None if sys.stdout.isatty() else 120).print(tables.terminal(results))
+    try:
+        results.write(path)
+    finally:
+        # Where no terminal tells its width, the table is wider than the 80 columns that rich assumes.
+        Console(width=None if sys.stdout.isatty() else 120).print(tables.terminal(results))
     for result in results.cells:
         if result.failed is not None:
             print(f"NO DATA: {result.cell.id}: {result.failed}", file=sys.stderr)

@@ -7,12 +7,11 @@ python -m benchmarks.compare.record FILE --null runs/null-* --planted runs/plant
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import options
+from benchmarks import console, files
 from benchmarks.compare.verdicts import CONFIDENCE, LEAST, RULED_OUT, Verdict
 
 FORMAT = 1
@@ -23,11 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the file and prints the two counts; 1 where a run was wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare.record", description=__doc__)
     parser.add_argument("file", type=Path, help="what is written")
-    parser.add_argument("--null", nargs="+", type=Path, default=[], help="of a revision against itself")
-    parser.add_argument("--planted", nargs="+", type=Path, default=[], help="of one with a slowdown in it")
+    parser.add_argument("--null", nargs="+", type=_load, default=[], help="of a revision against itself")
+    parser.add_argument("--planted", nargs="+", type=_load, default=[], help="of one with a slowdown in it")
     parser.add_argument("--note", default="", help="what was planted")
     args = parser.parse_args(argv)
-    null, planted = ([_load(directory) for directory in chosen] for chosen in (args.null, args.planted))
+    null, planted = args.null, args.planted
     if not null + planted:
         parser.error("no run is named")
     content = {
@@ -46,20 +45,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         "null": [summary(run) for run in null],
         "planted": [summary(run) for run in planted],
     }
-    args.file.write_text(json.dumps(content, indent=1) + "\n")
+    files.write_whole(args.file, json.dumps(content, indent=1) + "\n")
     print(f"{alarms(null)} of {len(null)} without a slowdown raised an alarm")
     print(f"{alarms(planted)} of {len(planted)} with one did")
-    return options.EXIT_FAILED if alarms(null) or alarms(planted) < len(planted) else 0
+    return console.EXIT_FAILED if alarms(null) or alarms(planted) < len(planted) else 0
 
 
-def _load(directory: Path) -> dict[str, Any]:
-    run: dict[str, Any] = json.loads((directory / "compare.json").read_text())
+def _load(directory: str) -> dict[str, Any]:
+    """The run that was written there; the type of an argument."""
+    path = Path(directory) / "compare.json"
+    try:
+        run: dict[str, Any] = json.loads(path.read_text())
+        summary(run)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{path} holds no comparison: {error!r}") from error
     return run
 
 
 def alarms(runs: Sequence[dict[str, Any]]) -> int:
     """How many said that something is slower."""
-    return sum(run["exit_code"] == options.EXIT_FAILED for run in runs)
+    return sum(run["exit_code"] == console.EXIT_FAILED for run in runs)
 
 
 def summary(run: dict[str, Any]) -> dict[str, Any]:
@@ -82,4 +87,4 @@ def summary(run: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import options
+from benchmarks import console, files
 from benchmarks.compare.revisions import Revision
 from benchmarks.compare.verdicts import Judgement, Launch, Verdict, judge
 from benchmarks.grid.cells import Cell
@@ -59,9 +59,9 @@ class Results:
     def exit_code(self) -> int:
         verdicts = [result.verdict for result in self.cells]
         if self.interrupted:
-            return options.EXIT_INTERRUPTED
+            return console.EXIT_INTERRUPTED
         if Verdict.SLOWER in verdicts:
-            return options.EXIT_FAILED
+            return console.EXIT_FAILED
         return EXIT_ERROR if Verdict.NO_DATA in verdicts else 0
 
     @property
@@ -84,9 +84,7 @@ class Results:
             "environment": self.environment,
             "cells": [_plain(result) for result in self.cells],
         }
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.replace(path)
+        files.write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def _plain(result: CellResult) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from benchmarks import mnist, options
+from benchmarks import console, mnist, options
 from benchmarks.experiments import plots, torch_api
 from benchmarks.experiments.data import Split
 from benchmarks.experiments.experiment import Curve, Experiment, Length, Training
@@ -87,11 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         held = _job(args)
     except KeyboardInterrupt:
-        return options.EXIT_INTERRUPTED
+        return console.EXIT_INTERRUPTED
     except (ImportError, mnist.MnistError, OSError) as error:
         print(error, file=sys.stderr)
-        return options.EXIT_FAILED
-    return options.EXIT_FAILED if args.check and not held else 0
+        return console.EXIT_FAILED
+    return console.EXIT_FAILED if args.check and not held else 0
 
 
 def _job(args: argparse.Namespace) -> bool:
@@ -159,13 +159,19 @@ def _leave(results: Results, directory: Path) -> None:
         print(f"Interrupted: {left} written.", file=sys.stderr)
     if not results.seeds:
         return
+    stem = directory / results.stem
+    try:
+        results.write(stem.with_suffix(".json"))
+        plots.write(results, stem.with_suffix(".png"))
+    finally:
+        _print(results)
+    print(f"{stem}.json and .png are written")
+
+
+def _print(results: Results) -> None:
     print(f"\n{results.experiment.title}\n{results.conditions}")
     for variant in results.experiment.variants:
         print(f"  {variant.id}: {variant.description}")
     Console(width=None if sys.stdout.isatty() else 120).print(results.table())
     for judged in results.judged():
         print(judged)
-    stem = directory / results.stem
-    results.write(stem.with_suffix(".json"))
-    plots.write(results, stem.with_suffix(".png"))
-    print(f"{stem}.json and .png are written")

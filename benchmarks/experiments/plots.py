@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from benchmarks import files
 from benchmarks.experiments.results import Results
 
 COLORS = ("#000000", "#0072B2", "#D55E00")  # Okabe and Ito's; a panel has three variants at most
@@ -32,7 +33,7 @@ def write(results: Results, path: Path) -> None:
     figure.suptitle(results.experiment.title)
     conditions = results.conditions.replace("\n", ", ")
     figure.supxlabel(f"line: mean, band: range; {conditions}", fontsize=7, color="#555555")
-    figure.savefig(path)
+    files.write_whole(path, figure.savefig)
 
 
 def _panel(axes: Axes, results: Results, ids: tuple[str, ...]) -> None:

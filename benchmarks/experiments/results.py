@@ -11,6 +11,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from benchmarks import files
 from benchmarks.experiments.experiment import Curve, Experiment, Length, Variant, Verdict, first_epoch
 
 FORMAT = 1
@@ -112,7 +113,7 @@ class Results:
             },
             "claims": [{"claim": judged.claim, **asdict(judged.verdict)} for judged in self.judged()],
         }
-        path.write_text(json.dumps(content, allow_nan=False) + "\n")
+        files.write_whole(path, json.dumps(content, allow_nan=False) + "\n")
 
     def table(self) -> Table:
         """A row a variant: mean and standard deviation over the seeds; below it the published figures."""

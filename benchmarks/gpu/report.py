@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import files
+
 FORMAT = 2
 """Goes up when a field of the JSON files changes its meaning or its name."""
 SMOKE = "SMOKE RUN, tiny sizes: it proves that everything runs; NONE OF ITS NUMBERS IS A MEASUREMENT."
@@ -19,9 +21,11 @@ Line = dict[str, Any]
 def write(directory: Path) -> str:
     """The text, which is also left in table.txt beside results.json."""
     parts = packed((directory / "results.jsonl").read_text().splitlines())
-    (directory / "results.json").write_text(json.dumps({"format": FORMAT, "parts": parts}, indent=1) + "\n")
+    files.write_whole(
+        directory / "results.json", json.dumps({"format": FORMAT, "parts": parts}, indent=1) + "\n"
+    )
     told = text(parts)
-    (directory / "table.txt").write_text(told)
+    files.write_whole(directory / "table.txt", told)
     return told
 
 

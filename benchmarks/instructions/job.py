@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from benchmarks import options
+from benchmarks import console
 from benchmarks.history import Instructions
 from benchmarks.instructions import count, stored, table
 from benchmarks.instructions.calls import GATED
@@ -28,15 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     if reason := count.missing():
         print(reason, file=sys.stderr)
-        return options.EXIT_FAILED
+        return console.EXIT_FAILED
     try:
         return _job(args.update)
     except (OSError, stored.StoredCountsError) as error:
         print(error, file=sys.stderr)
-        return options.EXIT_FAILED
+        return console.EXIT_FAILED
     except KeyboardInterrupt:
         print("Interrupted: nothing is stored.", file=sys.stderr)
-        return options.EXIT_INTERRUPTED
+        return console.EXIT_INTERRUPTED
 
 
 def _job(update: bool) -> int:
@@ -55,4 +55,4 @@ def _job(update: bool) -> int:
     remarks = [stored.praise(call, found[call], before[call]) for call in known]
     complaints = [stored.complaint(call, found[call], before[call]) for call in known]
     print(*filter(None, remarks + complaints), sep="\n", end="")
-    return options.EXIT_FAILED if any(complaints) else 0
+    return console.EXIT_FAILED if any(complaints) else 0

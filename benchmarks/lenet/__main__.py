@@ -1,8 +1,7 @@
 """Entry point of `python -m benchmarks.lenet`."""
 
-import sys
-
+from benchmarks import console
 from benchmarks.lenet.job import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from benchmarks import mnist, options
+from benchmarks import console, mnist, options
 from benchmarks.environment import environment
 from benchmarks.lenet import agreement, measure, plots, processes, sharing
 from benchmarks.lenet.model import RECIPES, VARIANTS
@@ -61,7 +61,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default="article",
         help="article: softmax output into CrossEntropyLoss, as published; modern: logits",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the parameters and the order of the images")
+    parser.add_argument(
+        "--seed", type=options.seed, default=0, help="of the parameters and the order of the images"
+    )
     parser.add_argument(
         "--data",
         type=Path,
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with processes.joined():
             return _job(argv)
     except KeyboardInterrupt:
-        return options.EXIT_INTERRUPTED
+        return console.EXIT_INTERRUPTED
 
 
 def _job(argv: Sequence[str] | None) -> int:
@@ -95,7 +97,7 @@ def _job(argv: Sequence[str] | None) -> int:
         args = arguments(argv)
     images = processes.told(partial(_images, args.data))
     if images is None:
-        return options.EXIT_FAILED
+        return console.EXIT_FAILED
     device = processes.own(args.device)
     settings = Settings(args.recipe, args.batch_size, device, DTYPES[args.dtype], args.seed)
     found = {"mnist": images.source, "processes": processes.count()}
@@ -108,7 +110,7 @@ def _job(argv: Sequence[str] | None) -> int:
         _leave(results, args.out)
         raise
     _leave(results, args.out)
-    return 0 if all(a.passed for a in results.agreements) else options.EXIT_FAILED
+    return 0 if all(a.passed for a in results.agreements) else console.EXIT_FAILED
 
 
 def _images(directory: Path | None) -> mnist.Mnist | None:
@@ -142,11 +144,11 @@ def _work(args: argparse.Namespace, data: Data, settings: Settings, results: Res
 def _train(args: argparse.Namespace, trainers: list[Trainer], results: Results) -> None:
     """Trains epoch by epoch, the variants in turn, so that a slow spell of the machine meets them all."""
     steps = min(trainers[0].steps_per_epoch, args.steps or trainers[0].steps_per_epoch)
-    turns = [(n, t, r) for n in range(args.epochs) for t, r in zip(trainers, results.results, strict=True)]
+    turns = ((n, t, r) for n in range(args.epochs) for t, r in zip(trainers, results.results, strict=True))
     # Where no terminal redraws the bar, a line of it every ten seconds is enough.
     interval = 0.1 if sys.stderr.isatty() else 10
     look = {"mininterval": interval, "dynamic_ncols": True, "bar_format": BAR}
-    with tqdm(total=len(turns) * steps, disable=not processes.first(), **look) as bar:
+    with tqdm(total=args.epochs * len(trainers) * steps, disable=not processes.first(), **look) as bar:
         for turn, (number, trainer, result) in enumerate(turns):
             name = f"{number + 1}/{args.epochs} {result.variant.id}"
             bar.set_description_str(name, refresh=False)
@@ -177,9 +179,11 @@ def _leave(results: Results, directory: Path) -> None:
         return
     if results.interrupted:
         print("Interrupted: only what was finished before is written.", file=sys.stderr)
-    results.write(directory / "results.json")
-    plots.write(results, directory)
-    Console().print(results.table())
-    for checked in results.agreements:
-        print(checked)
+    try:
+        results.write(directory / "results.json")
+        plots.write(results, directory)
+    finally:
+        Console().print(results.table())
+        for checked in results.agreements:
+            print(checked)
     print(f"results.json and plots are in {directory}")

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from benchmarks import files
 from benchmarks.lenet.results import Result, Results
 
 # Okabe and Ito's palette. Of a pair that follows the same losses, PyTorch's is the wide pale line with rings
@@ -29,7 +30,7 @@ def write(results: Results, directory: Path) -> list[Path]:
         draw(axes, results.results)
         figure.supxlabel(results.conditions, fontsize=8, color="#555555")
         axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(directory / name)
+        files.write_whole(directory / name, figure.savefig)
     return [directory / name for name in drawings]
 
 

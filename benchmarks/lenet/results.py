@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from benchmarks import files
 from benchmarks.lenet.agreement import Agreement
 from benchmarks.lenet.model import Variant
 from benchmarks.lenet.training import Epoch
@@ -84,7 +85,7 @@ class Results:
             "variants": variants,
             "agreements": [asdict(agreement) for agreement in self.agreements],
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        files.write_whole(path, json.dumps(content, indent=1) + "\n")
 
     def table(self) -> Table:
         """One row a variant, with the published accuracies beside ours."""

@@ -1,8 +1,7 @@
 """`python -m benchmarks.resnet`: see job.py."""
 
-import sys
-
+from benchmarks import console
 from benchmarks.resnet.job import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

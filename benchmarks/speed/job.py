@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from benchmarks import options, timing
+from benchmarks import console, files, options, timing
 from benchmarks.contest import DIRECTIONS, DTYPES, SHAPES, Case, Contest, WrongResultError, grid
 from benchmarks.environment import environment
 from benchmarks.memory import kept_bytes, peak_bytes
@@ -34,7 +34,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--device", type=options.device, default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--threads", type=options.positive, help="of torch on the CPU; its default without")
+    parser.add_argument("--threads", type=options.threads, help="of torch on the CPU; its default without")
     parser.add_argument("--rounds", type=options.positive, help=f"readings a cell; {ROUNDS} without")
     parser.add_argument("--shapes", nargs="+", type=_shape, metavar="NxCxHxW", help="instead of the grid's")
     parser.add_argument(
@@ -45,7 +45,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     kind.add_argument("--compile", action="store_true", help="times torch.compile too, which takes minutes")
     kind.add_argument("--quick", action="store_true", help="a short look at the small shapes, in few rounds")
     parser.add_argument("--check", action="store_true", help="exit code 1 where a required figure is missed")
-    parser.add_argument("--seed", type=int, default=0, help="of the data and the order of the readings")
+    parser.add_argument(
+        "--seed", type=options.seed, default=0, help="of the data and the order of the readings"
+    )
     parser.add_argument(
         "--out", type=options.directory, default="results/speed", help="directory for JSON and plot"
     )
@@ -145,19 +147,21 @@ def _leave(results: Results, args: argparse.Namespace) -> int:
     """Writes and prints what was measured, and returns the exit code; nothing measured, nothing written."""
     if not results.results:
         print("Interrupted before a case was measured: nothing is written.", file=sys.stderr)
-        return options.EXIT_INTERRUPTED
-    results.write(args.out / "results.json")
-    plots.write(results, args.out / "speedup.png")
-    if args.markdown:
-        args.markdown.write_text(tables.markdown(results))
-    # Where no terminal tells its width, the table is wider than the 80 columns that rich assumes.
-    Console(width=None if sys.stdout.isatty() else 120).print(tables.terminal(results))
-    print(*results.requirements(), sep="\n")
+        return console.EXIT_INTERRUPTED
+    try:
+        results.write(args.out / "results.json")
+        plots.write(results, args.out / "speedup.png")
+        if args.markdown:
+            files.write_whole(args.markdown, tables.markdown(results))
+    finally:
+        # Where no terminal tells its width, the table is wider than the 80 columns that rich assumes.
+        Console(width=None if sys.stdout.isatty() else 120).print(tables.terminal(results))
+        print(*results.requirements(), sep="\n")
     for result in results.wrong:
         print(f"WRONG, not timed: {result.case.id}: {result.wrong}", file=sys.stderr)
     print(f"results.json and speedup.png are in {args.out}")
     if results.interrupted:
         print("Interrupted: only what was measured before is there.", file=sys.stderr)
-        return options.EXIT_INTERRUPTED
+        return console.EXIT_INTERRUPTED
     missed = args.check and not all(figure.met for figure in results.requirements())
-    return options.EXIT_FAILED if results.wrong or missed else 0
+    return console.EXIT_FAILED if results.wrong or missed else 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from benchmarks import files
 from benchmarks.contest import DIRECTIONS
 from benchmarks.speed.results import REQUIRED_CELL, Results, Seconds, speedup
 
@@ -45,7 +46,7 @@ def write(results: Results, path: Path) -> None:
     )
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    figure.savefig(path)
+    files.write_whole(path, figure.savefig)
 
 
 def quartiles(seconds: Seconds) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import files
 from benchmarks.contest import DIRECTIONS, Case
 
 FORMAT = 1
@@ -138,4 +139,4 @@ class Results:
                 for result in self.results
             ],
         }
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        files.write_whole(path, json.dumps(content, indent=1) + "\n")

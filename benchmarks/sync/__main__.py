@@ -1,8 +1,7 @@
 """`python -m benchmarks.sync`: see job.py."""
 
-import sys
-
+from benchmarks import console
 from benchmarks.sync.job import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console.run(main)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from torch import nn
 
-from benchmarks import case_by_case, options, timing
+from benchmarks import case_by_case, console, options, timing
 from benchmarks.contest import LAYOUTS, WrongResultError
 from benchmarks.environment import environment
 from benchmarks.resnet.model import ResNet50
@@ -53,7 +53,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--check", action="store_true", help="exit code 1 where the required figure is missed"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the order of the readings")
+    parser.add_argument("--seed", type=options.seed, default=0, help="of the order of the readings")
     parser.add_argument(
         "--model", action="store_true", help="measure nothing: print what many GPUs should cost, on paper"
     )
@@ -77,16 +77,16 @@ def main(argv: Sequence[str] | None = None, make: Callable[[], nn.Module] = ResN
         found = lockstep.run(args.batch, args.size, args.layout, args.rounds, args.seed, make)
     except WrongResultError as error:
         print(error, file=sys.stderr)
-        return options.EXIT_FAILED
+        return console.EXIT_FAILED
     except KeyboardInterrupt:
         print("Interrupted: nothing is written.", file=sys.stderr)
-        return options.EXIT_INTERRUPTED
+        return console.EXIT_INTERRUPTED
     measured = rows(found, args.batch)
     _leave(measured, args)
     speedup = next(row.speedup for row in measured if row.row == SYNCHRONISED)
     if missed := speedup < REQUIRED:
         print(f"{speedup:.2f}x as fast as in Python, required {REQUIRED:.2f}x", file=sys.stderr)
-    return options.EXIT_FAILED if missed and args.check else 0
+    return console.EXIT_FAILED if missed and args.check else 0
 
 
 def rows(found: lockstep.Findings, batch: int) -> list[Row]:

@@ -1,0 +1,58 @@
+"""How every job ends on the console: with its exit code, or with one sentence where the system refuses it."""
+
+import io
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn, TextIO
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
+
+NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
+"""In the texts of torch's errors, which have no type of their own."""
+
+
+class _Stream(io.FileIO):
+    """A standard stream that notes why it cannot be written to, and goes on: results go before messages."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            return memoryview(data).nbytes
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Runs a job's `main`, and exits.
+
+    What it prints may be lost, to a full device or a reader that has left; what it computes is not.
+    """
+    streams = [_replaced("stdout"), _replaced("stderr")]
+    try:
+        code: Any = main()
+    except SystemExit as error:
+        code = error.code
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in NO_MEMORY):
+            raise
+        print(f"The job ended early: {str(error) or 'no memory is left'}", file=sys.stderr)
+        code = EXIT_FAILED
+    sys.stdout.flush()
+    if lost := streams[0].failure:
+        print(f"Not all output could be written: {lost}", file=sys.stderr)
+    sys.exit(code or (EXIT_FAILED if any(stream.failure for stream in streams) else 0))
+
+
+def _replaced(name: str) -> _Stream:
+    """Takes the place of sys.stdout or sys.stderr; a character that its encoding lacks is a question mark."""
+    given: TextIO | None = getattr(sys, name)  # None where it is closed
+    raw = _Stream(given.fileno(), "w", closefd=False) if given else _Stream(os.devnull, "w")
+    encoding = given.encoding if given else "utf-8"
+    setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), encoding, "replace", line_buffering=True))
+    return raw
