@@ -10,7 +10,7 @@ EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
-"""In the texts of torch's errors, which have no type of their own."""
+"""In the texts of torch's errors, which have no type of their own, also behind those of its processes."""
 
 
 class _Stream(io.FileIO):
@@ -26,8 +26,8 @@ class _Stream(io.FileIO):
             return memoryview(data).nbytes
 
 
-def run(main: Callable[[], int]) -> NoReturn:
-    """Runs a job's `main`, and exits.
+def run(main: Callable[[], int], failed: int = EXIT_FAILED) -> NoReturn:
+    """Runs a job's `main`, and exits with its code, or with `failed`.
 
     What it prints may be lost, to a full device or a reader that has left; what it computes is not.
     """
@@ -38,15 +38,16 @@ def run(main: Callable[[], int]) -> NoReturn:
         code = error.code
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    except (OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(text in str(error) for text in NO_MEMORY):
+    except Exception as error:
+        said = str(error).strip() or type(error).__name__
+        if not isinstance(error, OSError | MemoryError) and not any(text in said for text in NO_MEMORY):
             raise
-        print(f"The job ended early: {str(error) or 'no memory is left'}", file=sys.stderr)
-        code = EXIT_FAILED
+        print(f"The job ended early: {said.splitlines()[-1]}", file=sys.stderr)
+        code = failed
     sys.stdout.flush()
     if lost := streams[0].failure:
         print(f"Not all output could be written: {lost}", file=sys.stderr)
-    sys.exit(code or (EXIT_FAILED if any(stream.failure for stream in streams) else 0))
+    sys.exit(code or (failed if any(stream.failure for stream in streams) else 0))
 
 
 def _replaced(name: str) -> _Stream:

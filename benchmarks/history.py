@@ -22,7 +22,7 @@ FORMAT = 1
 
 DIRECTORY = Path(__file__).with_suffix("")
 ROOT = Path(__file__).resolve().parent.parent
-LARGEST_FILE = 2**30
+LARGEST_FILE = 2**28
 LONGEST_WAIT_SECONDS = 60.0
 
 LEAST = {"seconds": 1e-18, "ratio": 1e-18}

@@ -2,6 +2,7 @@
 
 from benchmarks import console
 from benchmarks.compare.job import main
+from benchmarks.compare.results import EXIT_ERROR
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, EXIT_ERROR)
