@@ -34,12 +34,12 @@ def write_whole(path: Path, content: Content) -> None:
             os.fsync(file.fileno())
         hint = f"; {partial} holds what should be there"
         os.replace(partial, target)
-    except OSError as error:
-        if not hint:
-            partial.unlink(missing_ok=True)
-        raise OSError(error.errno, f"{error.strerror}{hint}", str(path)) from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        if not (hint and isinstance(error, OSError)):
+            with suppress(OSError):
+                partial.unlink()
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{error.strerror}{hint}", str(path)) from error
         raise
 
 

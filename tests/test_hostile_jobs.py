@@ -197,6 +197,13 @@ def test_a_file_that_does_not_fit_leaves_the_earlier_one(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path) -> None:
+    """The error is of the path that was asked for, not of what lies beside it for a moment."""
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OSError, match=r": '.*/out/results\.json'"):
+        files.write_whole(tmp_path / "out" / "results.json", "new")
+
+
 def test_links_devices_and_pipes_are_written_to(tmp_path: Path) -> None:
     """They are not replaced by a file, and a pipe that nobody reads does not block."""
     link, pipe = tmp_path / "link", tmp_path / "pipe"
