@@ -64,21 +64,31 @@ OptionalTensor optional_from(const Tensor& tensor) {
 struct Options {
   bool training;
   bool residual;
+  at::MemoryFormat format;  // of the input
   Activation activation;
   double activation_param;
 
   template <class Arguments>
   static void save(AutogradContext& context, const Arguments& a) {
     const auto activation = static_cast<int64_t>(activation_from_name(a.activation));
-    context.saved_data["options"] = activation * 4 + present(a.residual) * 2 + a.training;
+    const auto format = static_cast<int64_t>(a.input.suggest_memory_format());
+    context.saved_data["options"] = activation * 32 + format * 4 + present(a.residual) * 2 + a.training;
     context.saved_data["activation_param"] = a.activation_param;
   }
   explicit Options(AutogradContext& context) {
     const int64_t options = context.saved_data["options"].toInt();
     training = options % 2 != 0;
     residual = options / 2 % 2 != 0;
-    activation = static_cast<Activation>(options / 4);
+    format = static_cast<at::MemoryFormat>(options / 4 % 8);
+    activation = static_cast<Activation>(options / 32);
     activation_param = context.saved_data["activation_param"].toDouble();
+  }
+
+  // The saved input, which requires a gradient where it did. The bits of a mask lie in the order of its
+  // memory, which hooks on saved tensors may have changed.
+  Tensor in_order_of(const Tensor& mask, const Tensor& input) const {
+    const c10::AutoGradMode enable(true);
+    return mask.defined() ? input.contiguous(format) : input;
   }
 };
 
@@ -95,7 +105,8 @@ std::array<bool, sizeof...(Present)> wanted(AutogradContext& context, const Pres
 
 // Saved for backward: the input, the parameters and [3, C] statistics; not the running buffers, which later
 // forwards change. The mask of the activation is computed anew from them. With a residual a bit an element is
-// saved where that is enough, and else the residual itself, never a copy.
+// saved where that is enough, and else the residual itself, never a copy. Of the bias there is a copy where
+// only a mask depends on it, as PyTorch's ReLU keeps its output: the bias may be written before backward.
 class BatchNorm : public torch::autograd::Function<BatchNorm> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& input, const OptionalTensor& residual,
@@ -105,22 +116,16 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
     auto [output, statistics, mask] = call_forward(arguments);
     const bool takes_z = !has_two_slopes(activation_from_name(arguments.activation));
     context->save_for_backward({input, takes_z ? residual.value_or(Tensor()) : Tensor(),
-                                weight.value_or(Tensor()), bias.value_or(Tensor()), statistics,
+                                weight.value_or(Tensor()), kept_bias(bias, takes_z), statistics,
                                 writes_mask(residual, arguments.activation, true) ? mask : Tensor()});
     Options::save(*context, arguments);
-    // The bits of a mask lie in the order of the input's memory, which a hook on saved tensors may change.
-    if (writes_mask(residual, arguments.activation, true)) {
-      context->saved_data["format"] = static_cast<int64_t>(input.suggest_memory_format());
-    }
     return output;
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
-    variable_list saved = context->get_saved_variables();
+    const variable_list saved = context->get_saved_variables();
     const Options options(*context);
-    if (const auto format = context->saved_data.find("format"); format != context->saved_data.end()) {
-      saved[0] = saved[0].contiguous(static_cast<at::MemoryFormat>(format->second.toInt()));
-    }
+    const Tensor input = options.in_order_of(saved[5], saved[0]);
     OutputMask wants = wanted(*context, true, options.residual, saved[2].defined(), saved[3].defined());
     variable_list result(5);
     if (options.activation == Activation::none && wants[1]) {
@@ -129,7 +134,7 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
     }
     if (wants[0] || wants[1] || wants[2] || wants[3]) {
       const auto found =
-          call_backward({grads[0], saved[0], optional_from(saved[1]), optional_from(saved[2]),
+          call_backward({grads[0], input, optional_from(saved[1]), optional_from(saved[2]),
                          optional_from(saved[3]), saved[4], optional_from(saved[5]), options.training,
                          activation_name(options.activation), options.activation_param, wants});
       if (wants[0]) result[0] = std::get<0>(found);
@@ -138,6 +143,12 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
       if (wants[3]) result[3] = std::get<3>(found);
     }
     return result;
+  }
+
+ private:
+  static Tensor kept_bias(const OptionalTensor& bias, bool takes_z) {
+    if (!present(bias)) return {};
+    return takes_z ? *bias : bias->clone();
   }
 };
 
@@ -167,8 +178,9 @@ class BatchNormBackward : public torch::autograd::Function<BatchNormBackward> {
     }
     const OptionalTensor residual = optional_from(saved[2]), weight = optional_from(saved[3]),
                          bias = optional_from(saved[4]), bits = optional_from(saved[6]);
+    const Tensor input = options.in_order_of(saved[6], saved[1]);
     variable_list result = double_backward({saved[0],
-                                            saved[1],
+                                            input,
                                             residual,
                                             weight,
                                             bias,
@@ -186,6 +198,19 @@ class BatchNormBackward : public torch::autograd::Function<BatchNormBackward> {
 
 namespace {
 
+// As autograd says it, but before anything is written.
+void check_can_be_saved(const Tensor& tensor) {
+  TORCH_CHECK(
+      !tensor.is_inference(),
+      "Inference tensors cannot be saved for backward. Please do not use Tensors created in inference "
+      "mode in computation tracked by autograd. To work around this, you can make a clone to get a "
+      "normal tensor and use it in autograd, or use `torch.no_grad()` instead of "
+      "`torch.inference_mode()`.");
+}
+void check_can_be_saved(const OptionalTensor& tensor) {
+  if (present(tensor)) check_can_be_saved(*tensor);
+}
+
 Tensor batch_norm(const ForwardArguments& arguments) { return std::get<0>(call_forward(arguments)); }
 
 Tensor batch_norm_autograd(const ForwardArguments& a) {
@@ -197,6 +222,12 @@ Tensor batch_norm_autograd(const ForwardArguments& a) {
     return differentiable_forward(a);
   }
   if (any_requires_grad(a.input, a.residual, a.weight, a.bias)) {
+    check_can_be_saved(a.input);
+    check_can_be_saved(a.weight);
+    if (!has_two_slopes(activation_from_name(a.activation))) {
+      check_can_be_saved(a.residual);
+      check_can_be_saved(a.bias);
+    }
     ForwardArguments saving = a;
     saving.save_mask = true;
     return BatchNorm::apply(a.input, a.residual, a.weight, a.bias, saving);

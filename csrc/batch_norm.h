@@ -117,7 +117,7 @@ View view_of(const Tensor& input);
 // float32 for half types, else the input's own: of the statistics, [3, C].
 at::ScalarType statistics_type(const Tensor& input);
 
-// Elements of a mask, uint8, as the input's device lays it out; symbolic, for the fake kernels.
+// Elements of a mask, uint8; symbolic, for the fake kernels.
 c10::SymInt mask_size(const Tensor& input);
 
 inline bool present(const OptionalTensor& tensor) { return tensor.has_value() && tensor->defined(); }

@@ -95,10 +95,14 @@ void check_like_input(const Tensor& input, const char* name, const Tensor& tenso
               ", but the input is on ", input.device());
 }
 
-void check_activation(std::string_view activation, double param) {
+// Half types compute in float.
+void check_activation(const Tensor& input, std::string_view activation, double param) {
   activation_from_name(activation);
   TORCH_CHECK_VALUE(std::isfinite(param), "activation_param must be a finite number, but got ",
                     python_float(param));
+  TORCH_CHECK(input.scalar_type() == at::kDouble || std::isfinite(static_cast<float>(param)),
+              "activation_param cannot be converted to type float without overflow: it is ",
+              python_float(param));
 }
 
 // The buffers are written while threads read the other tensors, each value once: none may share memory.
@@ -185,16 +189,11 @@ bool writes_mask(const OptionalTensor& residual, std::string_view activation, bo
   return has_two_slopes(known) && known != Activation::none;
 }
 
-c10::SymInt mask_size(const Tensor& input) {
-  if (input.sym_numel() == 0) return 0;
-  if (input.is_cuda()) return (input.sym_numel() + 7) / 8;
-  const c10::SymInt N = input.sym_size(0), C = input.sym_size(1), S = input.sym_numel() / (N * C);
-  return mask_bytes(N, C, S, (S / kShortRow).min(1), layout_of(input));
-}
+c10::SymInt mask_size(const Tensor& input) { return mask_bytes(input.sym_numel()); }
 
 void check(const ForwardArguments& a) {
-  check_activation(a.activation, a.activation_param);
   check_input(a.input);
+  check_activation(a.input, a.activation, a.activation_param);
   if (present(a.residual)) check_like_input(a.input, "the residual", *a.residual);
   check_scalars(a);
   check_buffers(a);
@@ -227,8 +226,8 @@ ForwardArguments ElementwiseArguments::as_forward() const {
 }
 
 void check(const ElementwiseArguments& a) {
-  check_activation(a.activation, a.activation_param);
   check_input(a.input);
+  check_activation(a.input, a.activation, a.activation_param);
   if (present(a.residual)) check_like_input(a.input, "the residual", *a.residual);
   check_channel_vector(a.input, {"weight", a.weight});
   check_channel_vector(a.input, {"bias", a.bias});
@@ -236,8 +235,8 @@ void check(const ElementwiseArguments& a) {
 }
 
 void check(const BackwardArguments& a) {
-  check_activation(a.activation, a.activation_param);
   check_input(a.input);
+  check_activation(a.input, a.activation, a.activation_param);
   check_like_input(a.input, "grad_output", a.grad_output);
   check_channel_vector(a.input, {"weight", a.weight});
   check_channel_vector(a.input, {"bias", a.bias});

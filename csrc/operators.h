@@ -24,6 +24,7 @@ struct Operators {
 
   static std::tuple<Tensor, Tensor, Tensor> forward(const ForwardArguments& a) {
     check(a);
+    check_allocated(a);
     const Guard guard(a.input.device());
     const Tensor statistics = empty_statistics(a.input);
     const auto [output, mask] = Device::forward(a, statistics);
@@ -32,12 +33,14 @@ struct Operators {
 
   static std::tuple<Tensor, Tensor> elementwise(const ElementwiseArguments& a) {
     check(a);
+    check_allocated(a);
     const Guard guard(a.input.device());
     return Device::forward(a.as_forward(), a.statistics.contiguous());
   }
 
   static Tensor moments(const Tensor& input) {
     check_moments(input);
+    check_allocated("the input", input);
     const Guard guard(input.device());
     const int64_t C = input.size(1), count = C == 0 ? 0 : input.numel() / C;
     const Tensor result = at::full({2 * C + 1}, count, input.options().dtype(at::kDouble));
@@ -47,6 +50,8 @@ struct Operators {
 
   static std::tuple<Tensor, Tensor> merge(const MergeArguments& a) {
     check(a);
+    check_allocated(a.as_forward());
+    check_allocated("moments", a.moments);
     const Guard guard(a.input.device());
     const Tensor statistics =
         at::empty({3, a.input.size(1)}, a.input.options().dtype(statistics_type(a.input)));
@@ -57,6 +62,7 @@ struct Operators {
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) {
     check(a);
+    check_allocated(a);
     const Guard guard(a.input.device());
     const Gradients gradients(a);
     const auto [grad_input, grad_residual] = Device::backward(a, gradients, {});
@@ -65,6 +71,7 @@ struct Operators {
 
   static std::tuple<Tensor, Tensor, Tensor> backward_sums(const BackwardSumsArguments& a) {
     check(a.as_backward());
+    check_allocated(a);
     const Guard guard(a.input.device());
     const Gradients gradients(a.as_backward());
     const Tensor sums = at::empty({2 * a.input.size(1)}, a.input.options().dtype(at::kDouble));
@@ -78,6 +85,9 @@ struct Operators {
 
   static std::tuple<Tensor, Tensor> backward_elementwise(const BackwardElementwiseArguments& a) {
     check(a);
+    check_allocated(a);
+    check_allocated("sums", a.sums);
+    check_allocated("count", a.count);
     const Guard guard(a.input.device());
     return Device::backward(a.as_backward(), Gradients(a.as_backward()), {a.sums.contiguous(), a.count});
   }

@@ -51,9 +51,10 @@ Tensor plain_derivative(Activation activation, double param, const Tensor& z) {
       return at::erfc(-z * sqrt_half) * 0.5 + z * at::exp(z.square() * -0.5) * sqrt_half_pi;
     }
     case Activation::gelu_tanh: {
-      const Tensor inner = z * (GeluTanh<double>::first + GeluTanh<double>::second * z.square());
-      const Tensor slope = GeluTanh<double>::first + 3 * GeluTanh<double>::second * z.square();
-      return at::sigmoid(inner) * (1 + z * at::sigmoid(-inner) * slope);
+      const Tensor y = at::clamp(z, -GeluTanh<double>::last, GeluTanh<double>::last);
+      const Tensor inner = y * (GeluTanh<double>::first + GeluTanh<double>::second * y.square());
+      const Tensor slope = GeluTanh<double>::first + 3 * GeluTanh<double>::second * y.square();
+      return at::sigmoid(inner) * (1 + y * at::sigmoid(-inner) * slope);
     }
     case Activation::tanh:
       return 4 * at::sigmoid(2 * z) * at::sigmoid(-2 * z);

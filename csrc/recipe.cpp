@@ -35,13 +35,24 @@ Recipe::Recipe(const Tensor& input, const OptionalTensor& residual, const Tensor
       activation_(activation_name(activation)),
       activation_param_(activation_param) {}
 
-bool Recipe::keep() {
+Recipe::Recipe(const Recipe& other, const Tensor& input, const Tensor& residual)
+    : input_(other.input_),
+      residual_(other.residual_),
+      kept_input_(input, /*is_output=*/false),
+      kept_residual_(residual, /*is_output=*/false),
+      weight_(other.weight_),
+      bias_(other.bias_),
+      statistics_(other.statistics_),
+      activation_(other.activation_),
+      activation_param_(other.activation_param_) {}
+
+std::optional<c10::intrusive_ptr<Recipe>> Recipe::keep() const {
   const Tensor input = input_.lock();
   const Tensor residual = residual_ ? residual_->lock() : Tensor();
-  if (!input.defined() || (residual_ && !residual.defined()) || saved_tensors_are_hooked()) return false;
-  kept_input_ = {input, /*is_output=*/false};
-  kept_residual_ = {residual, /*is_output=*/false};
-  return true;
+  if (!input.defined() || (residual_ && !residual.defined()) || saved_tensors_are_hooked()) {
+    return std::nullopt;
+  }
+  return c10::make_intrusive<Recipe>(*this, input, residual);
 }
 
 Tensor Recipe::compute() const {

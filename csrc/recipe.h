@@ -21,12 +21,16 @@ class Recipe final : public torch::CustomClassHolder {
   Recipe(const Tensor& input, const OptionalTensor& residual, const Tensor& weight, const Tensor& bias,
          const Tensor& statistics, Activation activation, double activation_param);
 
-  // From now on, keeps what the output is computed from. False where that cannot be done: it is gone, or
+  // The same, but keeping what the output is computed from. None where that cannot be done: it is gone, or
   // was written since, or hooks decide how tensors are saved.
-  bool keep();
+  std::optional<c10::intrusive_ptr<Recipe>> keep() const;
 
-  // The output, bit for bit. Raises, as backward does, where the input or the residual was written since.
+  // The output, bit for bit, of one that keeps what it needs. Raises, as backward does, where the input or
+  // the residual was written since.
   Tensor compute() const;
+
+  // Of keep().
+  Recipe(const Recipe& other, const Tensor& input, const Tensor& residual);
 
  private:
   // A tensor that is there as long as somebody else keeps it.

@@ -3,6 +3,43 @@
 #include <ATen/ATen.h>
 
 namespace fused_bn {
+namespace {
+
+void check_allocated(const char* name, const OptionalTensor& tensor) {
+  if (present(tensor)) fused_bn::check_allocated(name, *tensor);
+}
+
+}  // namespace
+
+void check_allocated(const char* name, const Tensor& tensor) {
+  TORCH_CHECK(tensor.unsafeGetTensorImpl()->storage_initialized(), "fused_bn: ", name, " has ",
+              tensor.numel(), " element(s), but its data is not allocated yet");
+}
+
+void check_allocated(const ForwardArguments& a) {
+  check_allocated("the input", a.input);
+  check_allocated("the residual", a.residual);
+  check_allocated("weight", a.weight);
+  check_allocated("bias", a.bias);
+  check_allocated("running_mean", a.running_mean);
+  check_allocated("running_var", a.running_var);
+  check_allocated("num_batches_tracked", a.num_batches_tracked);
+}
+
+void check_allocated(const ElementwiseArguments& a) {
+  check_allocated(a.as_forward());
+  check_allocated("statistics", a.statistics);
+}
+
+void check_allocated(const BackwardTensors& a) {
+  check_allocated("grad_output", a.grad_output);
+  check_allocated("the input", a.input);
+  check_allocated("the residual", a.residual);
+  check_allocated("weight", a.weight);
+  check_allocated("bias", a.bias);
+  check_allocated("statistics", a.statistics);
+  check_allocated("the mask", a.mask);
+}
 
 DType dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {

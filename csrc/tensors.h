@@ -9,6 +9,14 @@ namespace fused_bn {
 
 DType dtype_of(const Tensor& tensor);
 
+// Raise where the storage of a tensor with elements has no memory, as that of a sharded parameter may have: a
+// null pointer would mean to kernels that there is no such tensor. Not asked of fake tensors, which have
+// none.
+void check_allocated(const ForwardArguments& arguments);
+void check_allocated(const ElementwiseArguments& arguments);
+void check_allocated(const BackwardTensors& tensors);
+void check_allocated(const char* name, const Tensor& tensor);
+
 ChannelVector channel_vector(const Tensor& tensor);
 // Absent where the tensor is.
 ChannelVector channel_vector(const OptionalTensor& tensor);

@@ -21,7 +21,7 @@ _SAVED = ("_raw_saved_input", "_raw_saved_self", "_raw_saved_mat1")
 """What the nodes of convolutions, of pooling and of linear layers call their input."""
 
 _notes: Any = WeakTensorKeyDictionary()
-"""By output, as long as that lives: its residual, which it does not keep alive, or None."""
+"""By output, as long as that lives: its recipe, and its residual, which it does not keep alive, or None."""
 
 _kept: Any = WeakTensorKeyDictionary()
 """The tensors that a consumer keeps as they are: a residual among them may be relied on in backward."""
@@ -31,8 +31,10 @@ def remember(output: Tensor, residual: Tensor | None) -> None:
     """Notes how `output`, which batch_norm has just returned, was computed. Keeps nothing alive."""
     if _is_recorded() or extension is None or not output.requires_grad or output.nbytes < WORTH_BYTES:
         return
-    if torch.ops.fused_bn.recipe(output, residual) is not None:
-        _notes[output] = None if residual is None else TensorWeakRef(residual)
+    # Now: a sharded weight may be freed before the consumer is computed.
+    recipe = torch.ops.fused_bn.recipe(output, residual)
+    if recipe is not None:
+        _notes[output] = recipe, None if residual is None else TensorWeakRef(residual)
 
 
 def keep_recipe(consumer: Tensor, input: Tensor) -> None:
@@ -47,8 +49,9 @@ def keep_recipe(consumer: Tensor, input: Tensor) -> None:
         saved: Any = getattr(consumer.grad_fn, name, None)
         if getattr(saved, "data", None) is input:
             recipe = _recipe_of(input)
-            if recipe is not None and recipe.keep():
-                saved.register_hooks(lambda _, recipe=recipe: recipe, lambda recipe: recipe.compute())
+            kept = None if recipe is None else recipe.keep()
+            if kept is not None:
+                saved.register_hooks(lambda _, kept=kept: kept, lambda kept: kept.compute())
             else:
                 _kept[input] = True
             return
@@ -62,8 +65,8 @@ def _is_recorded() -> bool:
 def _recipe_of(output: Tensor) -> Any:
     if output not in _notes or output._version != 0:
         return None
-    note = _notes[output]
-    residual = None if note is None else note()
-    if note is not None and (residual is None or residual not in _kept):
+    recipe, reference = _notes[output]
+    residual = None if reference is None else reference()
+    if reference is not None and (residual is None or residual not in _kept):
         return None
-    return torch.ops.fused_bn.recipe(output, residual)
+    return recipe

@@ -85,6 +85,7 @@ class _Elementwise(torch.autograd.Function):
         pieces = _pieces_of(input)
         output, mask = pieces.elementwise(input, residual, weight, bias, statistics, activation, param)
         ctx.options, ctx.group, ctx.layer = (activation, param), group, layer
+        ctx.format = torch._prims_common.suggest_memory_format(input)
         kept = residual if pieces.keeps_residual(activation) else None
         ctx.save_for_backward(input, kept, weight, bias, statistics, mask, count)
         return output
@@ -93,8 +94,10 @@ class _Elementwise(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         wants_input, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
-        *saved, count = ctx.saved_tensors
-        pieces = _pieces_of(saved[0])
+        input, *saved, count = ctx.saved_tensors
+        pieces = _pieces_of(input)
+        # The bits of a mask lie in the order of the input's memory, which hooks may have changed.
+        saved = [input.contiguous(memory_format=ctx.format), *saved]
         sums, grad_weight, grad_bias = pieces.backward_sums(
             grad_output, *saved, *ctx.options, [wants_weight, wants_bias]
         )

@@ -22,17 +22,19 @@ def apply(
 ) -> Tensor:
     """act(norm(input) + residual), by the parameters, buffers and mode of an nn.BatchNorm* or one of ours."""
     norm._check_input_dim(input)
-    # nn.Module's attribute look-up costs as much as the rest of this call; a parametrised weight or bias is
-    # no longer in the dictionary.
+    # nn.Module's attribute look-up costs as much as the rest of this call; what is parametrised, or was put
+    # in the place of a buffer, is not in the dictionary.
     parameters, buffers = norm._parameters, norm._buffers
     weight = parameters["weight"] if "weight" in parameters else norm.weight
     bias = parameters["bias"] if "bias" in parameters else norm.bias
-    running_mean, running_var = buffers["running_mean"], buffers["running_var"]
+    running_mean = buffers["running_mean"] if "running_mean" in buffers else norm.running_mean
+    running_var = buffers["running_var"] if "running_var" in buffers else norm.running_var
     training = norm.training and not getattr(norm, "frozen", False)
     num_batches_tracked = None
     if training:
         if norm.track_running_stats:
-            num_batches_tracked = buffers["num_batches_tracked"]
+            known = "num_batches_tracked" in buffers
+            num_batches_tracked = buffers["num_batches_tracked"] if known else norm.num_batches_tracked
         else:
             running_mean = running_var = None
         group = _sync.group_of(norm.process_group) if norm.synchronised else None

@@ -176,6 +176,94 @@ def test_values_near_1e30_are_normalised_although_their_squares_overflow(
     assert result.grad_input.isfinite().all()
 
 
+@pytest.mark.core
+@pytest.mark.parametrize("mean", [1e6, -1e9])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(4, 3, 2, 2), (3, 5, 20, 20), (200, 7, 3, 3)], ids=str)
+def test_the_fp64_variance_keeps_its_digits_beside_a_large_mean(
+    shape: tuple[int, ...], layout: str, mean: float, device: str
+) -> None:
+    """Means that are rounded before they are merged cost 3e5 units in the last place.
+
+    The deviations are multiples of 2^-20, so that mean + deviation is exact, and the variance that of these.
+    """
+    values = (noise(*shape) * 2**20).round() / 2**20
+    case = Case(shape, layout, torch.float64, torch.float64, momentum=1.0, activation="none")
+    result = run_fused(case, tensors_with(case, mean + values, device))
+    exact = values.transpose(0, 1).flatten(1).var(1)
+    error = ((present(result.running_var).cpu() - exact) / exact).abs().max()
+    # A sum of n terms by lanes: at most n / 8 additions in a row, and some roundings besides.
+    assert error < (8 + values.numel() / shape[1] / 8) * 2.0**-53
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=lambda dtype: str(dtype)[6:])
+def test_a_trend_along_the_batch_costs_half_types_no_accuracy(dtype: torch.dtype, device: str) -> None:
+    """Its first row is a bad pivot, and roundings of many equal values in one float add up: to 161 units."""
+    for shape in ((32, 1, 9, 13), (64, 3, 8, 8), (5, 2, 70, 70)):
+        case = Case(shape, "contiguous", dtype)
+        values = torch.linspace(-1000, 1000, prod(shape)).double().view(shape)
+        assert_meets_demands(case, tensors_with(case, values, device))
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu", "silu", "elu", "hardswish", "tanh", "sigmoid"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda dtype: str(dtype)[6:])
+def test_slopes_of_huge_values_are_those_of_infinity(
+    dtype: torch.dtype, activation: str, device: str
+) -> None:
+    """z ** 3 overflows where the slope is 0 or 1: a NaN there made all gradients of the channel NaN."""
+    case = Case((4, 2, 3, 3), dtype=dtype, parameter_dtype=dtype, training=False, activation=activation)
+    tensors = make_tensors(case, device)
+    for place, value in enumerate((-1e14, 1e14, -3e30, 3e30)):
+        tensors.input[place, 0, 0, 0] = value
+    result = run_fused(case, tensors)
+    for name in ("grad_input", "grad_weight", "grad_bias"):
+        assert getattr(result, name).isfinite().all(), name
+    assert_meets_demands(case, tensors)
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "sigmoid"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("weight", "spread", "eps"), [(INF, 1.0, 1e-5), (-INF, 1.0, 1e-5), (3e38, 1e-30, 1e-70)]
+)
+def test_an_infinite_scale_has_the_sign_of_the_deviation(
+    weight: float, spread: float, eps: float, layout: str, activation: str, device: str
+) -> None:
+    """Not that of the value itself: a finite result of the activation would hide the difference."""
+    case = Case((4, 3, 5, 7), layout, activation=activation, eps=eps)
+    tensors = tensors_with(case, spread * (noise(*case.shape) + 0.5), device)
+    present(tensors.weight)[:] = weight
+    x = tensors.input.double()
+    z = torch.copysign(torch.full_like(x, INF), (x - x.mean((0, 2, 3), keepdim=True)) * weight)
+    expected = {"none": z, "relu": z.relu(), "sigmoid": z.sigmoid()}[activation]
+    assert torch.equal(run_fused(case, tensors).output.double(), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("value", [INF, -INF])
+def test_an_infinite_gradient_reaches_the_parameters(value: float, layout: str, device: str) -> None:
+    """inf * (x - mean) is infinite, where inf * x - inf * mean is NaN."""
+    case = Case((4, 3, 5, 7), layout, activation="none")
+    tensors = make_tensors(case, device)
+    tensors.grad_output[1, 1, 2, 3] = value
+    ours, theirs = run_fused(case, tensors), run_torch(case, tensors)
+    for name in ("grad_weight", "grad_bias"):
+        assert same_bits(classes(getattr(ours, name)), classes(getattr(theirs, name))), name
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_subnormal_bfloat16_values_are_kept(layout: str) -> None:
+    """An instruction that rounds to bfloat16 makes 0 of them."""
+    case = Case((4, 3, 5, 7), layout, torch.bfloat16, training=False, activation="none", eps=0.0)
+    tensors = tensors_with(case, 1e-39 * noise(*case.shape), "cpu")
+    for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+        present(getattr(tensors, name))[:] = value
+    assert torch.equal(run_fused(case, tensors).output, tensors.input)
+
+
 def test_fp64_values_near_1e150_are_normalised(device: str) -> None:
     """Squares of 1e300 still fit: no shortcut through fp32 anywhere."""
     case = Case((8, 5, 6, 7), "channels_last", torch.float64, torch.float64)

@@ -57,6 +57,24 @@ def test_bits_do_not_depend_on_the_number_of_threads(case: Case) -> None:
         assert_same(run_fused(case, tensors), expected, f"{threads} threads")
 
 
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor flushes no subnormals")
+def test_threads_flush_subnormals_where_the_caller_does() -> None:
+    """torch.set_flush_denormal is of one thread: others kept what it flushed."""
+    case = Case((2, 6, 65537), training=False, activation="none", eps=0.0)
+    tensors = make_tensors(case)
+    tensors.input.mul_(1e-40)
+    for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+        getattr(tensors, name).fill_(value)
+    torch.set_flush_denormal(True)
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert not run_fused(case, tensors).output.any()
+    finally:
+        torch.set_flush_denormal(False)
+    assert run_fused(case, tensors).output.any()
+
+
 @pytest.mark.parametrize("case", CASES[::3], ids=str)
 def test_repeated_runs_give_the_same_bits(case: Case, device: str) -> None:
     """On fresh memory each time, with other allocations between, so that addresses differ."""

@@ -250,6 +250,32 @@ def test_evaluation_never_touches_the_statistics(device: str) -> None:
         assert value._version == before[name][1]
 
 
+class Halved(nn.Module):
+    def forward(self, value: Tensor) -> Tensor:
+        return value / 2 if value.is_floating_point() else value
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "num_batches_tracked"])
+@pytest.mark.parametrize("way", ["attribute", "parameter", "parametrised"])
+def test_statistics_need_not_be_buffers(way: str, name: str) -> None:
+    """As in nn.BatchNorm, which reads attributes; a deleted one is missing in the same words."""
+    found = []
+    for kind in (nn.BatchNorm1d, fused_bn.BatchNorm1d):
+        norm: Any = kind(3)
+        value = getattr(norm, name).clone()
+        if way == "parametrised":
+            nn.utils.parametrize.register_parametrization(norm, name, Halved(), unsafe=True)
+        else:
+            delattr(norm, name)
+            with pytest.raises(AttributeError, match=f"has no attribute '{name}'"):
+                norm(torch.randn(4, 3))
+            made = nn.Parameter(value, requires_grad=False) if way == "parameter" else value
+            setattr(norm, name, made)
+        norm(torch.arange(12.0).view(4, 3))
+        found.append(getattr(norm, name).detach())
+    assert torch.allclose(*found)
+
+
 def test_tracking_switched_off_later_behaves_as_in_nn_batchnorm(device: str) -> None:
     """track_running_stats set to False on a module that has buffers: a known trick to freeze them."""
     for training in (True, False):

@@ -296,6 +296,44 @@ def test_forward_operators_refuse_wrong_arguments_and_change_nothing(name: str, 
         assert torch.equal(value, before[key]), key
 
 
+FREEABLE = [
+    *((forward, forward_arguments, name) for name in FORWARD_ARGUMENTS[:7]),
+    *((user_operator, forward_arguments, name) for name in FORWARD_ARGUMENTS[:7]),
+    *((backward, backward_arguments, name) for name in BACKWARD_ARGUMENTS[:7]),
+    *((elementwise, forward_arguments, name) for name in ELEMENTWISE_ARGUMENTS[:5]),
+]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(
+    ("operator", "make", "name"), FREEABLE, ids=[f"{f.__name__}-{name}" for f, _, name in FREEABLE]
+)
+def test_a_tensor_without_memory_is_refused_and_not_taken_for_absent(
+    operator: Any, make: Any, name: str, training: bool
+) -> None:
+    """A sharded parameter has a shape and no memory: the input crashed, weights counted as 1."""
+    activation = "silu" if name == "residual" else "relu"
+    case = Case((2, 3, 4, 4), activation=activation, residual=name in ("residual", "mask"), training=training)
+    arguments = make(case)
+    arguments.setdefault("statistics", torch.ones(3, 3))
+    buffers = {key: arguments[key] for key in ("running_mean", "num_batches_tracked") if key in arguments}
+    before = {key: value.clone() for key, value in buffers.items()}
+    arguments[name].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="its data is not allocated yet"):
+        operator(arguments)
+    assert all(torch.equal(buffers[key], before[key]) for key in before if key != name)
+
+
+def test_lazily_negated_buffers_are_refused_before_anything_is_written() -> None:
+    """Of such a view the operator is given a copy: what it wrote would be lost, and PyTorch asserts."""
+    arguments = forward_arguments(Case((2, 3, 4, 4))) | {"running_var": torch.ones(3)._neg_view()}
+    before = arguments["running_mean"].clone()
+    with pytest.raises(RuntimeError, match=r"a negated view of shape \[3\] cannot be a running statistic"):
+        user_operator(arguments)
+    assert torch.equal(arguments["running_mean"], before)
+    assert arguments["num_batches_tracked"] == 2
+
+
 def test_shared_memory_is_named_and_read_in_evaluation() -> None:
     """Training would write one element several times, in turn or at once; evaluation only reads."""
     arguments = forward_arguments(Case((2, 3, 4, 4))) | {"running_mean": torch.full((1,), 0.5).expand(3)}
@@ -341,6 +379,7 @@ WRONG_BACKWARD: dict[str, dict[str, Any]] = {
     "statistics on meta": {"statistics": torch.ones(3, 3, device="meta")},
     "unknown activation": {"activation": "swish"},
     "infinite activation_param": {"activation_param": float("inf")},
+    "activation_param beyond float": {"activation_param": 1e39},
     "output_mask of three": {"output_mask": [True, True, True]},
     "mask too short": {"mask": torch.zeros(11, dtype=torch.uint8)},
     "mask too long": {"mask": torch.zeros(13, dtype=torch.uint8)},

@@ -190,6 +190,16 @@ def test_merge_of_nothing_and_of_infinities(pieces: ModuleType) -> None:
     assert counter == 3
 
 
+@pytest.mark.needs_extension
+def test_merge_without_channels_counts_the_values(device: str) -> None:
+    """The count is told once, not by the first channel."""
+    moments = torch.tensor([[20.0], [4.0]], dtype=torch.float64, device=device)
+    x = torch.empty(4, 0, 5, device=device)
+    statistics, count = torch.ops.fused_bn.batch_norm_merge(x, moments, None, None, None, 0.1, 1e-5)
+    assert statistics.shape == (3, 0)
+    assert count == 24
+
+
 def test_merge_counts_as_a_write_of_the_buffers(device: str) -> None:
     """So that autograd notices; and inference tensors are refused before anything is written."""
     arguments = merge_arguments(Case((2, 3, 4, 4)), device)

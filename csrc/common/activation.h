@@ -90,6 +90,7 @@ struct GeluTanh {
   static constexpr double scale = 1.5957691216057308;  // 2 * sqrt(2 / pi)
   static constexpr A first = static_cast<A>(scale);
   static constexpr A second = static_cast<A>(scale * 0.044715);
+  static constexpr A last = 64;  // beyond it the derivative is 0 or 1 in every type; its terms may overflow
 };
 
 template <class Math, class V>
@@ -137,9 +138,11 @@ FUSED_BN_ANY_DEVICE V derivative_other(V z, const Activated<typename Math::A>& f
       return Math::normal_cdf(z) + z * density;
     }
     case Activation::gelu_tanh: {
-      const Logistic<Math, V> s(z * (z * z * GeluTanh<A>::second + GeluTanh<A>::first));
-      const V slope = z * z * (A{3} * GeluTanh<A>::second) + GeluTanh<A>::first;
-      return s.value * (z * s.complement * slope + A{1});
+      constexpr A last = GeluTanh<A>::last;
+      const V y = z <= -last ? V{} - last : (z >= last ? V{} + last : z);
+      const Logistic<Math, V> s(y * (y * y * GeluTanh<A>::second + GeluTanh<A>::first));
+      const V slope = y * y * (A{3} * GeluTanh<A>::second) + GeluTanh<A>::first;
+      return s.value * (y * s.complement * slope + A{1});
     }
     case Activation::tanh: {
       const Logistic<Math, V> s(z * A{2});

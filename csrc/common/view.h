@@ -27,16 +27,10 @@ struct View {
   int64_t elements() const { return N * C * S; }
 };
 
-// Bytes set aside for the CPU's mask of one bit an element, in which every row that a kernel knows begins a
-// new byte: enough for all of them, and for rows of a multiple of 8 elements exactly a bit each. (CUDA's has
-// no rows: the bits follow the elements.) Int counts elements; of a symbolic one S is not compared, which
-// would bind an exported program to one side: long_rows is 1 where S >= kShortRow, else 0.
+// Bytes of a mask: one bit an element, in the order of the tensor's memory. Of a symbolic number too.
 template <class Int>
-Int mask_bytes(const Int& N, const Int& C, const Int& S, const Int& long_rows, Layout layout) {
-  const auto bytes = [](const Int& bits) { return (bits + 7) / 8; };
-  if (layout == Layout::channels_last) return C <= 64 ? bytes(N * S) * C : (N * S + 7) * bytes(C);
-  const Int short_rows = N * bytes(C * S);
-  return short_rows + long_rows * (N * C * bytes(S) - short_rows);
+Int mask_bytes(const Int& elements) {
+  return (elements + 7) / 8;
 }
 
 }  // namespace fused_bn

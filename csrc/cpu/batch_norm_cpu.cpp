@@ -5,6 +5,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 #include "common/activation.h"
 #include "cpu/kernels.h"
@@ -13,12 +16,37 @@
 namespace fused_bn::cpu {
 namespace {
 
-Execution execution() {
-  const int threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  return {threads, [](int64_t tasks, const std::function<void(int64_t, int64_t)>& body) {
-            at::parallel_for(0, tasks, 1, body);
-          }};
+#if defined(__SSE__)
+// How a thread rounds and whether it takes subnormal numbers for 0 (torch.set_flush_denormal): as another
+// thread does, while this object lives.
+class FloatingPoint {
+ public:
+  explicit FloatingPoint(unsigned mode) : before_(_mm_getcsr()) {
+    if (mode != before_) _mm_setcsr(mode);
+  }
+  ~FloatingPoint() { _mm_setcsr(before_); }
+
+  static unsigned current() { return _mm_getcsr() & ~0x3fu; }  // without the flags of what has happened
+
+ private:
+  const unsigned before_;
+};
+#else
+struct FloatingPoint {
+  explicit FloatingPoint(unsigned) {}
+  static unsigned current() { return 0; }
+};
+#endif
+
+// Other threads compute as this one, so that no bit depends on their number.
+void parallel_for(int64_t tasks, const std::function<void(int64_t, int64_t)>& body) {
+  at::parallel_for(0, tasks, 1, [&, mode = FloatingPoint::current()](int64_t begin, int64_t end) {
+    const FloatingPoint same(mode);
+    body(begin, end);
+  });
 }
+
+Execution execution() { return {at::in_parallel_region() ? 1 : at::get_num_threads(), parallel_for}; }
 
 // Memory of this size comes fresh from the kernel every time (32 MiB is the largest that glibc's malloc keeps
 // for the next call), and faulting in 4 KiB pages costs more than writing them; huge pages fault 512 times
@@ -46,13 +74,20 @@ Tensor empty_output(const Tensor& like, at::MemoryFormat format) {
   return output;
 }
 
-// The counter's step, and the momentum that follows from it.
-double count_batch(const ForwardArguments& a) {
-  if (!a.training) return 0;
-  int64_t batches = 0;
-  if (present(a.num_batches_tracked)) batches = ++*a.num_batches_tracked->data_ptr<int64_t>();
+int64_t* counter_of(const ForwardArguments& a) {
+  return a.training && present(a.num_batches_tracked) ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;
+}
+
+// The share of this batch in the running statistics.
+double momentum_of(const ForwardArguments& a) {
   if (a.momentum.has_value()) return *a.momentum;
-  return batches == 0 ? 0.0 : 1.0 / static_cast<double>(batches);
+  const int64_t* counter = counter_of(a);
+  return counter == nullptr ? 0.0 : 1.0 / static_cast<double>(*counter + 1);
+}
+
+// Last: what was refused, or failed, is not counted.
+void count_batch(const ForwardArguments& a) {
+  if (int64_t* counter = counter_of(a)) ++*counter;
 }
 
 // Room for the half of a float that does not fit a gradient of a half type: where the activation takes an
@@ -86,37 +121,32 @@ struct Cpu {
     const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
     Tensor output = empty_output(x, format);
     Tensor mask = empty_mask(a);
-    // Where rows end within a byte, or there are more than are written.
-    if (mask.numel() > 0 && 8 * mask.numel() != x.numel()) mask.zero_();
-    const Kernels& kernels = active_kernels();  // first: it may refuse, and what is refused is not counted
-    const double factor = count_batch(a);
-    if (x.numel() == 0) return {output, mask};
-    auto p = params_of(a, x, residual, output, statistics, mask);
-    p.divisor = static_cast<double>(p.view.values_per_channel() - 1);
-    p.momentum = factor;
-    kernels.forward(p);
+    if (x.numel() > 0) {
+      auto p = params_of(a, x, residual, output, statistics, mask);
+      p.divisor = static_cast<double>(p.view.values_per_channel() - 1);
+      p.momentum = momentum_of(a);
+      active_kernels().forward(p);
+    }
+    count_batch(a);
     return {output, mask};
   }
 
-  // As running statistics in which this batch has all the weight, and the old ones, which are finite, none;
-  // and of which the second is not the variance but the sum of squared deviations.
   static void moments(const Tensor& input, const Tensor& result) {
-    const int64_t C = input.size(1);
-    const OptionalTensor absent, mean = result.narrow(0, 0, C), m2 = result.narrow(0, C, C);
+    const OptionalTensor absent;
     const Tensor x = input.contiguous(input.suggest_memory_format()), statistics = empty_statistics(input);
-    auto p = params_of(
-        {input, absent, absent, absent, mean, m2, absent, true, /*momentum=*/1.0, /*eps=*/1.0, "none", 0.0},
-        x, {}, {}, statistics, {});
-    p.divisor = p.momentum = 1;
+    auto p = params_of({input, absent, absent, absent, absent, absent, absent, true, std::nullopt,
+                        /*eps=*/1.0, "none", 0.0},
+                       x, {}, {}, statistics, {});
+    p.moments = result.data_ptr<double>();
     active_kernels().forward(p);
   }
 
   static void merge(const MergeArguments& a, const Tensor& moments, const Tensor& statistics,
                     const Tensor& count) {
-    const Kernels& kernels = active_kernels();
     auto p = merge_params<MergeParams>(a, moments, statistics, count);
-    p.momentum = count_batch(a.as_forward());
-    kernels.merge(p);
+    p.momentum = momentum_of(a.as_forward());
+    active_kernels().merge(p);
+    count_batch(a.as_forward());
   }
 
   static std::tuple<Tensor, Tensor> backward(const BackwardArguments& a, const Gradients& gradients,

@@ -1,6 +1,7 @@
-// A mask: one bit an element, the first element's lowest. Every row of the mask begins a new byte, and is
-// written from its beginning to its end by one thread.
+// A mask: one bit an element, in the order of the tensor's memory, a byte's first element lowest.
 #pragma once
+
+#include <algorithm>
 
 #include "cpu/simd.h"
 
@@ -11,13 +12,8 @@ namespace {
 template <class A>
 using LaneMask = decltype(Vec<A>{} < Vec<A>{});
 
-// Where the elements of rows of so many have their bits.
-struct BitRows {
-  int64_t length;
-
-  int64_t padded() const { return (length + 7) / 8 * 8; }
-  int64_t bit(int64_t element) const { return element / length * padded() + element % length; }
-};
+// Lanes that write to bytes of the mask in which other threads have bits, and which began as 0.
+struct Edge : First {};
 
 template <class A>
 FUSED_BN_INLINE uint32_t pack(LaneMask<A> mask) {
@@ -56,31 +52,55 @@ FUSED_BN_INLINE LaneMask<A> unpack(uint32_t bits) {
 FUSED_BN_INLINE int used(int lanes, Whole) { return lanes; }
 FUSED_BN_INLINE int used(int, First first) { return first.count; }
 
-FUSED_BN_INLINE uint64_t byte_of(int64_t bit) { return static_cast<uint64_t>(bit) / 8; }
+FUSED_BN_INLINE uint64_t byte_of(int64_t at) { return static_cast<uint64_t>(at) / 8; }
+FUSED_BN_INLINE int bit_of(int64_t at) { return static_cast<int>(at % 8); }
 
-// Where a vector fills part of a byte, the first one in it also clears the rest.
+// Whole vectors of eight lanes and more begin a byte. Where a vector fills part of a byte, the first one in
+// it also clears the rest.
 template <class A, class Lanes>
-FUSED_BN_INLINE void store_bits(uint8_t* mask, int64_t bit, LaneMask<A> passes, Lanes lanes) {
+FUSED_BN_INLINE void store_bits(uint8_t* mask, int64_t at, LaneMask<A> passes, Lanes lanes) {
   const int count = used(kLanes<A>, lanes);
-  const uint32_t bits = pack<A>(passes) & ((1u << count) - 1);
-  uint8_t* byte = mask + byte_of(bit);
-  if constexpr (kLanes<A> >= 8) {
+  uint32_t bits = pack<A>(passes) & ((1u << count) - 1);
+  uint8_t* byte = mask + byte_of(at);
+  if constexpr (std::is_same_v<Lanes, Edge>) {
+    for (bits <<= bit_of(at); bits != 0; bits >>= 8, ++byte) {
+      __atomic_fetch_or(byte, static_cast<uint8_t>(bits), __ATOMIC_RELAXED);
+    }
+  } else if constexpr (kLanes<A> >= 8) {
     byte[0] = static_cast<uint8_t>(bits);
     if (count > 8) byte[1] = static_cast<uint8_t>(bits >> 8);
   } else {
-    const int shift = static_cast<int>(bit % 8);
+    const int shift = bit_of(at);
     *byte = static_cast<uint8_t>((shift == 0 ? 0 : *byte) | bits << shift);
   }
 }
 
-// Whole vectors of eight lanes and more begin a byte.
+// Lanes that take no part have any bit.
 template <class A, class Lanes>
-FUSED_BN_INLINE LaneMask<A> load_bits(const uint8_t* mask, int64_t bit, Lanes lanes) {
-  const uint8_t* byte = mask + byte_of(bit);
-  const bool begins_byte = kLanes<A> >= 8 && std::is_same_v<Lanes, Whole>;
-  uint32_t bits = static_cast<uint32_t>(*byte) >> (begins_byte ? 0 : bit % 8);
-  if (kLanes<A> > 8 && used(kLanes<A>, lanes) > 8) bits |= static_cast<uint32_t>(byte[1]) << 8;
-  return unpack<A>(bits);
+FUSED_BN_INLINE LaneMask<A> load_bits(const uint8_t* mask, int64_t at, Lanes lanes) {
+  const uint8_t* byte = mask + byte_of(at);
+  const int first = bit_of(at), end = first + used(kLanes<A>, lanes);
+  uint32_t bits = byte[0];
+  if (end > 8) bits |= static_cast<uint32_t>(byte[1]) << 8;
+  if (kLanes<A> > 8 && end > 16) bits |= static_cast<uint32_t>(byte[2]) << 16;
+  return unpack<A>(bits >> first);
+}
+
+// Runs body(offset, lanes) over [0, length) of elements that begin `at` in memory. Whole vectors begin a byte
+// of the mask, and lie where memory that is aligned for a vector is aligned.
+template <class A, class Body>
+FUSED_BN_INLINE void for_each_byte(int64_t at, int64_t length, Body body) {
+  constexpr int64_t unit = kLanes<A> < 8 ? 8 : kLanes<A>;
+  const int64_t head = std::min((unit - at % unit) % unit, length), tail = (length - head) % 8;
+  // Out of line: inline it makes GCC 12 end with an internal error.
+  const auto edge = [&](int64_t begin, int64_t end) __attribute__((noinline)) {
+    for (int64_t i = begin; i < end; i += kLanes<A>) {
+      body(i, Edge{{static_cast<int>(std::min<int64_t>(end - i, kLanes<A>))}});
+    }
+  };
+  edge(0, head);
+  for_each_vector<A, 1>(length - head - tail, [&](int64_t i, auto, auto lanes) { body(head + i, lanes); });
+  edge(length - tail, length);
 }
 
 }  // namespace

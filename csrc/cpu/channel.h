@@ -24,6 +24,10 @@ double read_element(const void* data, int64_t i) {
   }
 }
 
+inline double median(const double (&values)[3]) {
+  return std::max(std::min(values[0], values[1]), std::min(std::max(values[0], values[1]), values[2]));
+}
+
 template <class T>
 void write_element(void* data, int64_t i, double value) {
   if constexpr (sizeof(T) == 2) {
@@ -68,6 +72,20 @@ inline void write(const ChannelVector& v, int64_t c, double value) {
   });
 }
 
+// What the means of a channel's parts are told from until all are merged: the median of its first, middle and
+// last value. Of float64 they would lose the digits of a deviation much smaller than the mean; the sums of
+// other types have digits to spare.
+template <class T>
+double origin_of(const T* x, const View& view, int64_t c) {
+  if constexpr (!std::is_same_v<T, double>) return 0;
+  double values[3];
+  for (int64_t i = 0; i < 3; ++i) {
+    const int64_t at = (view.values_per_channel() - 1) * i / 2;
+    values[i] = read_element<T>(x, view.offset(at / view.S, c, at % view.S));
+  }
+  return median(values);
+}
+
 // Of the sums of values - pivot and of their squares; m2 may be below 0.
 inline Moments moments_of(double count, double pivot, double sum, double squares) {
   const double shift = sum / count;
@@ -99,33 +117,35 @@ struct Statistics {
   // shift: either rounds once, x - mean or the shift; largest errors of z in ulps, taken off and left, of
   // N(r, 1) inputs: r = 0: 2.0, 1.9; 1: 2.4, 2.1; 2: 2.2, 2.4; 4: 1.8, 2.8. The sums of the other types are
   // no wider than their terms, and would lose digits to a mean left in.
-  bool centres(int64_t c) const {
-    return !std::is_same_v<T, float> || !(std::abs(mean_hi[c] * invstd[c]) <= 2);
+  // An infinite scale takes the sign of what it multiplies.
+  bool centres(int64_t c, A scale) const {
+    return !std::is_same_v<T, float> || !(std::abs(mean_hi[c] * invstd[c]) <= 2) || !std::isfinite(scale);
   }
 
+  A scale(int64_t c, double weight) const { return static_cast<A>(weight) * invstd[c]; }
   // What of the mean is not in the origin.
-  double rest(int64_t c) const {
+  double rest(int64_t c, A scale) const {
     const double left = mean_lo[c];
-    return centres(c) ? left : left + static_cast<double>(mean_hi[c]);
+    return centres(c, scale) ? left : left + static_cast<double>(mean_hi[c]);
   }
 
   Affine<A> affine(int64_t c, double weight, double bias) const {
-    const A scale = static_cast<A>(weight) * invstd[c];
-    const double moved = std::fma(-rest(c), static_cast<double>(scale), bias);
-    return {centres(c) ? mean_hi[c] : A{0}, scale, static_cast<A>(std::isfinite(scale) ? moved : bias)};
+    const A own = scale(c, weight);
+    const double moved = std::fma(-rest(c, own), static_cast<double>(own), bias);
+    return {centres(c, own) ? mean_hi[c] : A{0}, own, static_cast<A>(std::isfinite(own) ? moved : bias)};
   }
   Affine<A> affine(int64_t c, const ChannelVector& weight, const ChannelVector& bias) const {
     return affine(c, read(weight, c, 1.0), read(bias, c, 0.0));
   }
 
   // The sum of g * xhat, from those of g, the gradient behind the activation, and of g * (x - origin).
-  double grad_xhat(int64_t c, double grad, double grad_centred) const {
-    return (grad_centred - rest(c) * grad) * invstd[c];
+  double grad_xhat(int64_t c, double weight, double grad, double grad_centred) const {
+    return (grad_centred - rest(c, scale(c, weight)) * grad) * invstd[c];
   }
   // From the sums of g and of g * xhat over so many values.
-  GradFactors<A> grad_factors(int64_t c, double grad, double grad_xhat, double count) const {
+  GradFactors<A> grad_factors(int64_t c, double weight, double grad, double grad_xhat, double count) const {
     const double slope = -grad_xhat / count * static_cast<double>(invstd[c]);
-    return {static_cast<A>(slope), static_cast<A>(-rest(c) * slope - grad / count)};
+    return {static_cast<A>(slope), static_cast<A>(-rest(c, scale(c, weight)) * slope - grad / count)};
   }
 };
 
@@ -176,19 +196,19 @@ inline double blended(double running, double momentum, double of_batch) {
   return (1 - momentum) * running + momentum * of_batch;
 }
 
-// Saves a channel's batch statistics and blends them into the running ones.
-template <class T, class Params>
-void save_and_blend(const Params& p, const Statistics<T>& statistics, int64_t c, const Moments& moments,
-                    double divisor) {
-  save(statistics, c, moments.mean, moments.m2 / moments.count, p.eps);
-  write(p.running_mean, c, blended(read(p.running_mean, c, 0), p.momentum, moments.mean));
-  write(p.running_var, c, blended(read(p.running_var, c, 0), p.momentum, moments.m2 / divisor));
+template <class Params>
+void blend(const Params& p, int64_t c, double mean, double variance) {
+  write(p.running_mean, c, blended(read(p.running_mean, c, 0), p.momentum, mean));
+  write(p.running_var, c, blended(read(p.running_var, c, 0), p.momentum, variance));
 }
 
 template <class T>
 void finish_channel(const ForwardParams& p, int64_t c, Moments moments) {
   if (!std::isfinite(moments.m2)) moments = exact_moments<T>(p, c);
-  save_and_blend(p, Statistics<T>(p.statistics, p.view.C), c, moments, p.divisor);
+  save(Statistics<T>(p.statistics, p.view.C), c, moments.mean, moments.m2 / moments.count, p.eps);
+  if (p.moments == nullptr) return;
+  p.moments[c] = moments.mean;
+  p.moments[p.view.C + c] = moments.m2;
 }
 
 // The two sums of backward: of g, the gradient behind the activation, and of g * (x - origin).
@@ -202,11 +222,18 @@ struct GradSums {
   }
 };
 
-// For channels in which float sums overflowed or met inf or NaN. A finite one of the sums `known` is right,
+// The sums of g and of g * xhat.
+struct GradTotals {
+  double grad, grad_xhat;
+};
+
+// For channels in which float sums overflowed or met inf or NaN. The finite one of the sums `known` is right,
 // and one that is NaN here stays so: the channel is not read further than it takes to know both.
 template <class T, Path path>
-GradSums exact_grad_sums(const BackwardParams& p, int64_t c, const Affine<Compute<T>>& affine,
-                         const BitRows& bits, const GradSums& known) {
+GradTotals exact_totals(const BackwardParams& p, int64_t c, const GradSums& known) {
+  const Statistics<T> statistics(const_cast<void*>(p.statistics), p.view.C);
+  const Affine<Compute<T>> affine = statistics.affine(c, p.weight, p.bias);
+  const double mean = affine.origin + statistics.rest(c, affine.scale);
   const BackwardElements<T, path> elements(p);
   const auto a = spread(affine);
   GradSums sums;
@@ -216,20 +243,11 @@ GradSums exact_grad_sums(const BackwardParams& p, int64_t c, const Affine<Comput
   for (int64_t n = 0; n < p.view.N && !settled(); ++n) {
     for (int64_t s = 0; s < p.view.S; ++s) {
       const int64_t at = p.view.offset(n, c, s);
-      const Place place{at, bits.bit(at)};
-      const double g = elements.grad(place, a, elements.centred(place, a, First{1}), First{1})[0];
-      sums.add({g, g * (read_element<T>(p.input, at) - static_cast<double>(affine.origin))});
+      const double g = elements.grad(at, a, elements.centred(at, a, First{1}), First{1})[0];
+      sums.add({g, g * (read_element<T>(p.input, at) - mean)});
     }
   }
-  if (std::isfinite(known.grad)) sums.grad = known.grad;
-  return sums;
-}
-
-template <class T, Path path>
-GradSums exact_where_needed(const BackwardParams& p, int64_t c, const BitRows& bits, const GradSums& sums) {
-  if (std::isfinite(sums.grad + sums.grad_centred)) return sums;
-  const Statistics<T> statistics(const_cast<void*>(p.statistics), p.view.C);
-  return exact_grad_sums<T, path>(p, c, statistics.affine(c, p.weight, p.bias), bits, sums);
+  return {std::isfinite(known.grad) ? known.grad : sums.grad, sums.grad_centred * statistics.invstd[c]};
 }
 
 // Of a channel.
@@ -239,16 +257,20 @@ inline double values_summed(const BackwardParams& p) {
 
 // Writes a channel's parameter gradients and returns what its input gradient needs.
 template <class T, Path path>
-GradFactors<Compute<T>> finish_grad_channel(const BackwardParams& p, int64_t c, const BitRows& bits,
-                                            GradSums sums) {
+GradFactors<Compute<T>> finish_grad_channel(const BackwardParams& p, int64_t c, const GradSums& sums) {
   const Statistics<T> statistics(const_cast<void*>(p.statistics), p.view.C);
-  if (p.total == nullptr) sums = exact_where_needed<T, path>(p, c, bits, sums);
-  const double grad = p.total == nullptr ? sums.grad : p.total[c];
-  const double grad_xhat =
-      p.total == nullptr ? statistics.grad_xhat(c, sums.grad, sums.grad_centred) : p.total[p.view.C + c];
-  write(p.grad_weight, c, grad_xhat);
-  write(p.grad_bias, c, grad);
-  return statistics.grad_factors(c, grad, grad_xhat, values_summed(p));
+  const double weight = read(p.weight, c, 1.0);
+  GradTotals totals;
+  if (p.total != nullptr) {
+    totals = {p.total[c], p.total[p.view.C + c]};
+  } else if (std::isfinite(sums.grad + sums.grad_centred)) {
+    totals = {sums.grad, statistics.grad_xhat(c, weight, sums.grad, sums.grad_centred)};
+  } else {
+    totals = exact_totals<T, path>(p, c, sums);
+  }
+  write(p.grad_weight, c, totals.grad_xhat);
+  write(p.grad_bias, c, totals.grad);
+  return statistics.grad_factors(c, weight, totals.grad, totals.grad_xhat, values_summed(p));
 }
 
 }  // namespace

@@ -85,35 +85,47 @@ void finish_channels(const ForwardParams& p, int64_t first, int64_t channels, do
     }
     const double eps = p.eps;
     for (int64_t i = 0; i < count; ++i) save(statistics, c + i, means[i], m2s[i] / values, eps);
-    ChannelBuffer running;
+    if (p.moments == nullptr) return;
+    std::copy_n(means, count, p.moments + c);
+    std::copy_n(m2s, count, p.moments + p.view.C + c);
+  });
+}
+
+// Blends the moments of all channels into the running statistics.
+inline void blend_moments(const ForwardParams& p) {
+  for_each_buffer(p.view.C, [&](int64_t c, int64_t count) {
+    const double *const mean = p.moments + c, *const m2 = p.moments + p.view.C + c;
+    ChannelBuffer running{};
     read(p.running_mean, c, count, 0, running);
-    for (int64_t i = 0; i < count; ++i) running[i] = blended(running[i], p.momentum, means[i]);
+    for (int64_t i = 0; i < count; ++i) running[i] = blended(running[i], p.momentum, mean[i]);
     write(p.running_mean, c, count, running);
     read(p.running_var, c, count, 0, running);
-    for (int64_t i = 0; i < count; ++i) running[i] = blended(running[i], p.momentum, m2s[i] / p.divisor);
+    for (int64_t i = 0; i < count; ++i) running[i] = blended(running[i], p.momentum, m2[i] / p.divisor);
     write(p.running_var, c, count, running);
   });
 }
 
 // finish_grad_channel of each, from their sums of g and of g * (x - origin).
 template <class T, Path path>
-void finish_grad_channels(const BackwardParams& p, int64_t first, int64_t channels, const BitRows& bits,
-                          double* grad, double* grad_centred, Compute<T>* slope, Compute<T>* constant) {
+void finish_grad_channels(const BackwardParams& p, int64_t first, int64_t channels, double* grad,
+                          double* grad_centred, Compute<T>* slope, Compute<T>* constant) {
   const Statistics<T> statistics(const_cast<void*>(p.statistics), p.view.C);
   const double values = values_summed(p);
   for_each_buffer(channels, [&](int64_t begin, int64_t count) {
     const int64_t c = first + begin;
     double *const grads = grad + begin, *const centred = grad_centred + begin;
-    ChannelBuffer grads_xhat;
+    ChannelBuffer weights, grads_xhat;
+    read(p.weight, c, count, 1.0, weights);
     if (p.total == nullptr) {
+      for (int64_t i = 0; i < count; ++i) {
+        grads_xhat[i] = statistics.grad_xhat(c + i, weights[i], grads[i], centred[i]);
+      }
       const bool finite = all_finite(grads, count) && all_finite(centred, count);
       for (int64_t i = finite ? count : 0; i < count; ++i) {
-        const GradSums exact = exact_where_needed<T, path>(p, c + i, bits, {grads[i], centred[i]});
+        if (std::isfinite(grads[i] + centred[i])) continue;
+        const GradTotals exact = exact_totals<T, path>(p, c + i, {grads[i], centred[i]});
         grads[i] = exact.grad;
-        centred[i] = exact.grad_centred;
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        grads_xhat[i] = statistics.grad_xhat(c + i, grads[i], centred[i]);
+        grads_xhat[i] = exact.grad_xhat;
       }
     } else {
       std::copy_n(p.total + c, count, grads);
@@ -122,7 +134,8 @@ void finish_grad_channels(const BackwardParams& p, int64_t first, int64_t channe
     write(p.grad_weight, c, count, grads_xhat);
     write(p.grad_bias, c, count, grads);
     for (int64_t i = 0; i < count; ++i) {
-      const GradFactors<Compute<T>> f = statistics.grad_factors(c + i, grads[i], grads_xhat[i], values);
+      const GradFactors<Compute<T>> f =
+          statistics.grad_factors(c + i, weights[i], grads[i], grads_xhat[i], values);
       slope[begin + i] = f.slope;
       constant[begin + i] = f.constant;
     }

@@ -23,9 +23,9 @@ template <class T>
 void add_deviations(ColumnSums<T>& sums, const Compute<T>* pivot, const T* x, const Block& block) {
   sums.gather(
       block, [=](int64_t j, auto lanes) { return load(pivot + j, lanes); },
-      [=](Vec<Compute<T>> k, Place place, auto lanes, Wide<T>& sum, Wide<T>& squares) {
-        fetch_next_rows(x, place, block);
-        const Wide<T> d = load_wide(x + place.at, lanes) - widen<T>(k);
+      [=](Vec<Compute<T>> k, int64_t at, auto lanes, Wide<T>& sum, Wide<T>& squares) {
+        fetch_next_rows(x, at, block);
+        const Wide<T> d = load_wide(x + at, lanes) - widen<T>(k);
         sum.add(d);
         squares.add_product(d, d);
       });
@@ -37,7 +37,9 @@ class ColumnMoments {
   using A = Compute<T>;
 
  public:
-  explicit ColumnMoments(int64_t columns) : pivot_(columns), sums_(columns), mean_(columns), m2_(columns) {}
+  // The means are told from the origin, one for each column of a whole row.
+  ColumnMoments(int64_t columns, const double* origin)
+      : origin_(origin), pivot_(columns), sums_(columns), mean_(columns), m2_(columns) {}
 
   // The pivot is the mean so far, which bounds the error by that of the deviations themselves; at first that
   // of a few rows spread over the block, so that neither an outlier nor a trend makes a bad pivot.
@@ -46,7 +48,7 @@ class ColumnMoments {
     const int64_t sampled = std::min<int64_t>(kRowsAtOnce, block.rows);
     const Block sample = block.every(block.rows / sampled, sampled);
     for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) {
-      store(pivot_.data() + j, load(x + block.first.at + j, lanes), lanes);
+      store(pivot_.data() + j, load(x + block.first + j, lanes), lanes);
     });
     gather(x, sample);
     const double each = 1.0 / static_cast<double>(sample.rows);
@@ -89,17 +91,18 @@ class ColumnMoments {
     const bool first = count_ == 0;
     for (size_t j = 0; j < mean_.size(); ++j) {
       const double sum = sums_.first()[j];
-      const double mean = static_cast<double>(pivot_[j]) + sum * inverse;
+      const double mean = static_cast<double>(pivot_[j]) - origin_[j] + sum * inverse;
       const double m2 = std::max(sums_.second()[j] - sum * (sum * inverse), 0.0);
       const double before = first ? mean : mean_[j];
       const double delta = mean - before;
       mean_[j] = before + delta * share;
       m2_[j] += m2 + delta * delta * between;
-      pivot_[j] = static_cast<A>(mean_[j]);
+      pivot_[j] = static_cast<A>(origin_[j] + mean_[j]);
     }
     count_ += rows;
   }
 
+  const double* origin_;
   AlignedRow<A> pivot_;
   ColumnSums<T> sums_;
   std::vector<double> mean_, m2_;
@@ -121,9 +124,9 @@ class PlainColumns {
     if (block_.rows == 0) return result;  // all values are in the short row
     sums_.gather(
         block_, [](int64_t, auto) { return 0; },
-        [&](int, Place place, auto lanes, Wide<T>& sum, Wide<T>& squares) {
-          fetch_next_rows(x, place, block_);
-          const Wide<T> value = load_wide(x + place.at, lanes);
+        [&](int, int64_t at, auto lanes, Wide<T>& sum, Wide<T>& squares) {
+          fetch_next_rows(x, at, block_);
+          const Wide<T> value = load_wide(x + at, lanes);
           sum.add(value);
           squares.add_product(value, value);
         });

@@ -33,8 +33,8 @@ constexpr int kRowsAtOnce = 16;
 // Fetches what lies so many rows on: prefetchers follow no piece of a row into the next row's. Of tensors
 // that are in no cache, moments took 0.88 of the time; backward, which reads two, took the same.
 template <class T>
-FUSED_BN_INLINE void fetch_next_rows(const T* x, Place place, const Block& block) {
-  __builtin_prefetch(x + place.at + kRowsAtOnce * block.stride.at);
+FUSED_BN_INLINE void fetch_next_rows(const T* x, int64_t at, const Block& block) {
+  __builtin_prefetch(x + at + kRowsAtOnce * block.stride);
 }
 
 // How many vectors of columns pass side by side: as many as have their sums in registers, of which AVX-512
@@ -55,7 +55,7 @@ FUSED_BN_INLINE void for_each_group(int64_t columns, Body body) {
 }
 
 // Two sums a column, over few rows. prepare(j, lanes) gives what column j's values share, and
-// add(prepared, place, lanes, first, second) adds the values at a place to a vector of each sum.
+// add(prepared, at, lanes, first, second) adds the values there to a vector of each sum.
 template <class T>
 class ColumnSums {
   using A = Compute<T>;
@@ -78,8 +78,8 @@ class ColumnSums {
         // A loop of one row took 92 or 104 us (32x96x14x14), by where in memory it came to lie.
 #pragma GCC unroll 2
         for (int64_t row = r; row < end; ++row) {
-          const Place place = block.row(row) + j;
-          unrolled<n>([&](auto v) { add(column[v], place + v * kLanes<A>, lanes, first[v], second[v]); });
+          const int64_t at = block.row(row) + j;
+          unrolled<n>([&](auto v) { add(column[v], at + v * kLanes<A>, lanes, first[v], second[v]); });
         }
         unrolled<n>([&](auto v) {
           SumType<T>* sum = sums + j + v * kLanes<A>;

@@ -83,8 +83,8 @@ TileGradSums grad_sums(const BackwardElements<T, path>& elements, const Matrix& 
   for_each_stretch<T>(block, [&](const Block& stretch) {
     sums.gather(
         stretch, [n = typename ColumnNumbers<T>::Reader(numbers)](int64_t j, auto) { return n.affine(j); },
-        [&](const Affine<Vec<A>>& a, Place place, auto lanes, Wide<T>& sum, Wide<T>& sum_centred) {
-          elements.add(place, a, lanes, sum, sum_centred);
+        [&](const Affine<Vec<A>>& a, int64_t at, auto lanes, Wide<T>& sum, Wide<T>& sum_centred) {
+          elements.add(at, a, lanes, sum, sum_centred);
         });
     m.fold(tile, block.columns, sums.first(), result.grad.data());
     m.fold(tile, block.columns, sums.second(), result.grad_centred.data());

@@ -9,13 +9,6 @@
 namespace fused_bn::cpu {
 namespace {
 
-// Where an element lies: in the tensors, and its bit in the mask.
-struct Place {
-  int64_t at, bit;
-
-  FUSED_BN_INLINE Place operator+(int64_t i) const { return {at + i, bit + i}; }
-};
-
 // z = fma(x - origin, scale, shift). A large mean is the origin, subtracted first, because bias - mean *
 // scale would lose all digits where the mean is much larger than the deviation; what the mean's rounding left
 // over, mean_lo, is small enough to be folded into the shift. So is a small mean, whose origin is 0.
@@ -60,12 +53,12 @@ class ForwardElements {
   const T* written() const { return y_; }
 
   template <bool streaming, class Lanes>
-  FUSED_BN_INLINE void write(Place place, const Affine<V>& affine, Lanes lanes) const {
-    V z = affine.transform(affine.centre(load(x_ + place.at, lanes)));
-    if (!is_plain(path) && residual_ != nullptr) z += load(residual_ + place.at, lanes);
+  FUSED_BN_INLINE void write(int64_t at, const Affine<V>& affine, Lanes lanes) const {
+    V z = affine.transform(affine.centre(load(x_ + at, lanes)));
+    if (!is_plain(path) && residual_ != nullptr) z += load(residual_ + at, lanes);
     if (!is_plain(path) && mask_ != nullptr)
-      store_bits<A>(mask_, place.bit, passes<curve_of(path), VectorMath<A>>(z), lanes);
-    put<streaming>(y_ + place.at, activate<path, A>(z, activation_), lanes);
+      store_bits<A>(mask_, at, passes<curve_of(path), VectorMath<A>>(z), lanes);
+    put<streaming>(y_ + at, activate<path, A>(z, activation_), lanes);
   }
 
  private:
@@ -75,6 +68,17 @@ class ForwardElements {
   uint8_t* mask_;
   Activated<A> activation_;
 };
+
+// Whether rows of so many elements end within a byte of the mask, in which other threads then write too.
+inline bool cuts_bytes(const ForwardParams& p, int64_t row) { return p.mask != nullptr && row % 8 != 0; }
+inline void clear_mask(const ForwardParams& p) { std::memset(p.mask, 0, mask_bytes(p.view.elements())); }
+
+// Calls body(std::bool_constant), for a path that may have a mask with either.
+template <Path path, class Body>
+FUSED_BN_INLINE void with_mask(bool by_bytes, Body body) {
+  if (!is_plain(path) && by_bytes) return body(std::bool_constant<!is_plain(path)>{});
+  body(std::false_type{});
+}
 
 inline bool needs_sums(const BackwardParams& p) {
   if (p.total != nullptr) return false;
@@ -108,28 +112,27 @@ class BackwardElements {
   T* written() const { return dx_ != nullptr ? dx_ : dresidual_; }
 
   template <class Lanes>
-  FUSED_BN_INLINE V centred(Place place, const Affine<V>& affine, Lanes lanes) const {
-    return affine.centre(load(x_ + place.at, lanes));
+  FUSED_BN_INLINE V centred(int64_t at, const Affine<V>& affine, Lanes lanes) const {
+    return affine.centre(load(x_ + at, lanes));
   }
 
   // g, the gradient behind the activation; 0 in lanes that take no part, which load a zero gradient.
   template <class Lanes>
-  FUSED_BN_INLINE V grad(Place place, const Affine<V>& affine, V centred, Lanes lanes) const {
+  FUSED_BN_INLINE V grad(int64_t at, const Affine<V>& affine, V centred, Lanes lanes) const {
     V z = affine.transform(centred);
-    if (!is_plain(path) && residual_ != nullptr) z += load(residual_ + place.at, lanes);
-    if (!is_plain(path) && mask_ != nullptr)
-      z = load_bits<A>(mask_, place.bit, lanes) ? broadcast(A{1}) : V{};
-    return activate_backward<path, A>(z, in_register<A>(load(dy_ + place.at, lanes)), activation_);
+    if (!is_plain(path) && residual_ != nullptr) z += load(residual_ + at, lanes);
+    if (!is_plain(path) && mask_ != nullptr) z = load_bits<A>(mask_, at, lanes) ? broadcast(A{1}) : V{};
+    return activate_backward<path, A>(z, in_register<A>(load(dy_ + at, lanes)), activation_);
   }
 
   // To sums of g and of g * (x - origin). The difference is exact where the origin is 0, and where x is
   // between half of it and twice, as most are of a mean of two deviations or more.
   template <class Lanes>
-  FUSED_BN_INLINE void add(Place place, const Affine<V>& affine, Lanes lanes, Wide<T>& sum,
+  FUSED_BN_INLINE void add(int64_t at, const Affine<V>& affine, Lanes lanes, Wide<T>& sum,
                            Wide<T>& sum_centred) const {
-    const V c = centred(place, affine, lanes);
-    const V g = grad(place, affine, c, lanes);
-    if (path == Path::other && keeps_) keep(place.at, g, lanes);
+    const V c = centred(at, affine, lanes);
+    const V g = grad(at, affine, c, lanes);
+    if (path == Path::other && keeps_) keep(at, g, lanes);
     const Wide<T> wide = widen<T>(g);
     sum.add(wide);
     sum_centred.add_product(wide, widen<T>(c));
@@ -137,14 +140,14 @@ class BackwardElements {
 
   // In evaluation the statistics are constants.
   template <bool streaming, bool training, class Lanes>
-  FUSED_BN_INLINE void write(Place place, const Affine<V>& affine, const GradFactors<V>& factors,
+  FUSED_BN_INLINE void write(int64_t at, const Affine<V>& affine, const GradFactors<V>& factors,
                              Lanes lanes) const {
-    const V c = centred(place, affine, lanes);
-    const V g = path == Path::other && keeps_ ? kept(place.at, lanes) : grad(place, affine, c, lanes);
-    if (!is_plain(path) && dresidual_ != nullptr) put<streaming>(dresidual_ + place.at, g, lanes);
+    const V c = centred(at, affine, lanes);
+    const V g = path == Path::other && keeps_ ? kept(at, lanes) : grad(at, affine, c, lanes);
+    if (!is_plain(path) && dresidual_ != nullptr) put<streaming>(dresidual_ + at, g, lanes);
     if (!is_plain(path) && dx_ == nullptr) return;
-    put<streaming>(dx_ + place.at,
-                   affine.scale * (training ? g + fma(c, factors.slope, factors.constant) : g), lanes);
+    put<streaming>(dx_ + at, affine.scale * (training ? g + fma(c, factors.slope, factors.constant) : g),
+                   lanes);
   }
 
  private:

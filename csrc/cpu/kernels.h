@@ -32,8 +32,9 @@ struct ForwardParams {
   uint8_t* mask;         // of mask_bytes(); null where none is wanted
   ChannelVector weight;
   ChannelVector bias;
-  ChannelVector running_mean;  // read in evaluation, updated in training
+  ChannelVector running_mean;  // read in evaluation; updated in training, when all else has succeeded
   ChannelVector running_var;
+  double* moments;   // [2, C], written in training: mean and sum of squared deviations; null where not wanted
   void* statistics;  // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float. Read where they are
                      // neither the batch's nor the running ones
   bool training;

@@ -20,8 +20,7 @@ inline bool has_long_rows(const View& view) {
   return view.layout == Layout::channels_first && view.S >= kShortRow;
 }
 
-// What a kernel writes: one tensor or two of the view's shape, of backward gradients, and whether it reads or
-// writes a mask.
+// What a kernel writes: one tensor or two of the view's shape, of backward gradients, and whether a mask.
 struct Written {
   const void* tensor;
   const void* other;
@@ -31,7 +30,7 @@ struct Written {
   explicit Written(const ForwardParams& p)
       : tensor(p.output), other(nullptr), gradients(false), mask(p.mask != nullptr) {}
   explicit Written(const BackwardParams& p)
-      : tensor(p.grad_input), other(p.grad_residual), gradients(true), mask(p.mask != nullptr) {
+      : tensor(p.grad_input), other(p.grad_residual), gradients(true), mask(false) {
     if (tensor == nullptr) std::swap(tensor, other);
   }
 
@@ -45,26 +44,25 @@ struct Written {
   static uintptr_t offset(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes; }
 };
 
-// Stores past the caches take whole aligned vectors: long rows align themselves, unless the bits of a mask
-// must be aligned too; a matrix must be aligned.
+// Stores past the caches take whole aligned vectors: long rows align themselves, the tensor must be aligned
+// where bits of a mask are to be so too; a matrix must be aligned.
 template <class T>
 bool streams(const View& view, const Written& written) {
   constexpr int64_t bytes = kLanes<Compute<T>> * sizeof(T);
   const int64_t size = sizeof(T);
   if (view.elements() * size < kStreamedBytes) return false;
   if (has_long_rows(view)) {
-    const bool rows_aligned = written.aligned(bytes) && view.S * size % bytes == 0;
-    return view.S * size >= kStreamedRowBytes && (written.mask ? rows_aligned : written.aligned_alike(bytes));
+    return view.S * size >= kStreamedRowBytes &&
+           (written.mask ? written.aligned(bytes) : written.aligned_alike(bytes));
   }
   const Matrix m(view, kLanes<Compute<T>>);
   return written.aligned(bytes) && m.stride() * size % bytes == 0 && m.columns(0) * size % bytes == 0;
 }
 
 // In backward a matrix of so few rows costs more to set up, five numbers a column, than its full vectors
-// save: by rows 8x512x7x7 takes 0.89 of the time, but 1.10 in forward. A mask has the matrix' rows.
+// save: by rows 8x512x7x7 takes 0.89 of the time, but 1.10 in forward.
 inline bool has_few_rows(const View& view, const Written& written) {
-  return written.gradients && !written.mask && view.layout == Layout::channels_first && view.N <= 16 &&
-         view.S >= 32;
+  return written.gradients && view.layout == Layout::channels_first && view.N <= 16 && view.S >= 32;
 }
 
 // Calls body with a value of the kernel class that fits.
@@ -101,9 +99,15 @@ void with_path(const Params& p, Body body) {
   }
 }
 
+// The running statistics are written last: nothing fails then.
 template <class T>
-void run(const ForwardParams& p) {
+void run(const ForwardParams& given) {
+  ForwardParams p = given;
+  const bool blends = p.training && p.running_mean.data != nullptr;
+  std::vector<double> moments(blends ? 2 * p.view.C : 0);
+  if (blends) p.moments = moments.data();
   with_path<T>(p, [&](auto kernel) { decltype(kernel)::forward(p); });
+  if (blends) blend_moments(p);
 }
 
 template <class T>

@@ -30,17 +30,11 @@ constexpr int64_t kPartRows = 128;
 
 // A rectangle of the matrix: rows of neighbouring columns, strides apart.
 struct Block {
-  Place first;
-  int64_t rows, columns;
-  Place stride;
+  int64_t first, rows, columns, stride;
 
-  FUSED_BN_INLINE Place row(int64_t r) const {
-    return {first.at + r * stride.at, first.bit + r * stride.bit};
-  }
+  FUSED_BN_INLINE int64_t row(int64_t r) const { return first + r * stride; }
   Block rows_between(int64_t begin, int64_t end) const { return {row(begin), end - begin, columns, stride}; }
-  Block every(int64_t step, int64_t count) const {
-    return {first, count, columns, {step * stride.at, step * stride.bit}};
-  }
+  Block every(int64_t step, int64_t count) const { return {first, count, columns, step * stride}; }
 };
 
 // The columns of one channel within a block.
@@ -80,16 +74,13 @@ class Matrix {
   int64_t channels(int64_t tile) const { return std::min(tile_channels_, view_.C - first_channel(tile)); }
   int64_t columns(int64_t tile) const { return channels(tile) * per_channel_ * pixels_; }
   int64_t stride() const { return stride_; }
-  BitRows bits() const { return {stride_}; }
 
   // The short row is a part of its own, behind the others.
   Block block(int64_t tile, int64_t part) const {
     const int64_t origin = first_channel(tile) * per_channel_;
-    const Place stride{stride_, bits().padded()};
-    const auto at_row = [&](int64_t row) { return Place{row * stride.at, row * stride.bit}; };
-    if (part == full_parts_) return {at_row(rows_), 1, short_row_, stride};
+    if (part == full_parts_) return {rows_ * stride_, 1, short_row_, stride_};
     const int64_t first = rows_ * part / full_parts_;
-    return {at_row(first) + origin, rows_ * (part + 1) / full_parts_ - first, columns(tile), stride};
+    return {first * stride_ + origin, rows_ * (part + 1) / full_parts_ - first, columns(tile), stride_};
   }
 
   // Adds the columns of each channel, of a row of so many of the tile's, to the channels' sums.

@@ -25,14 +25,18 @@ inline TileMoments merge_parts(const TileMoments* parts, int64_t count) {
   return total;
 }
 
-// Runs write(j, place, lanes) for every element of a block, a row after the other: where rows are a multiple
-// of 4 KiB apart, a load from the next row would wait for the store to this one, which looks like its
-// address.
-template <class A, bool streaming, class Write>
+// Runs write(j, at, lanes) for every element of a block, a row after the other: where rows are a multiple of
+// 4 KiB apart, a load from the next row would wait for the store to this one, which looks like its address.
+// by_bytes: whole vectors begin a byte of the mask.
+template <class A, bool streaming, bool by_bytes, class Write>
 FUSED_BN_INLINE void write_block(const Block& block, Write write) {
   for (int64_t r = 0; r < block.rows; ++r) {
-    const Place row = block.row(r);
-    for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) { write(j, row + j, lanes); });
+    const int64_t row = block.row(r);
+    if constexpr (by_bytes) {
+      for_each_byte<A>(row, block.columns, [&](int64_t j, auto lanes) { write(j, row + j, lanes); });
+    } else {
+      for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) { write(j, row + j, lanes); });
+    }
   }
   if constexpr (streaming) stream_fence();
 }
@@ -49,17 +53,20 @@ struct MatrixKernels {
     const Matrix m = matrix(p.view);
     const T* x = static_cast<const T*>(p.input);
     std::vector<Numbers> numbers(m.tiles());
+    const bool by_bytes = cuts_bytes(p, m.stride());
+    if (by_bytes) clear_mask(p);
     if (reads_running_statistics(p)) save_running_statistics<T>(p);
     run_units<TileMoments>(
         m.tiles(), m.parts(), p.view.elements(), p.execution,
         [&](int64_t tile, int64_t part) {
-          return p.training ? part_moments(x, m, tile, part) : TileMoments{};
+          return p.training ? part_moments(x, p.view, m, tile, part) : TileMoments{};
         },
         [&](int64_t tile, const TileMoments* parts) {
           if (p.training) {
             TileMoments total = merge_parts(parts, m.parts());
-            finish_channels<T>(p, m.first_channel(tile), m.channels(tile), total.count, total.mean.data(),
-                               total.m2.data());
+            const int64_t first = m.first_channel(tile);
+            for (size_t c = 0; c < total.mean.size(); ++c) total.mean[c] += origin_of(x, p.view, first + c);
+            finish_channels<T>(p, first, m.channels(tile), total.count, total.mean.data(), total.m2.data());
           }
           if (p.output != nullptr) numbers[tile] = make_numbers(m, tile, p, p.statistics);
         },
@@ -67,8 +74,10 @@ struct MatrixKernels {
           const ForwardElements<T, path> elements(p);
           if (elements.written() == nullptr) return;
           const typename ColumnNumbers<T>::Reader n(*numbers[tile]);
-          write_block<A, streaming>(m.block(tile, part), [&](int64_t j, Place place, auto lanes) {
-            elements.template write<streaming>(place, n.affine(j), lanes);
+          with_mask<path>(by_bytes, [&](auto by_bytes) {
+            write_block<A, streaming, by_bytes>(m.block(tile, part), [&](int64_t j, int64_t at, auto lanes) {
+              elements.template write<streaming>(at, n.affine(j), lanes);
+            });
           });
         });
   }
@@ -91,9 +100,8 @@ struct MatrixKernels {
           TileGradSums sums = parts[0];
           for (int64_t part = 1; part < m.parts(); ++part) sums.add(parts[part]);
           ColumnNumbers<T>& own = *numbers[tile];
-          finish_grad_channels<T, path>(p, m.first_channel(tile), m.channels(tile), m.bits(),
-                                        sums.grad.data(), sums.grad_centred.data(), own.slopes(),
-                                        own.constants());
+          finish_grad_channels<T, path>(p, m.first_channel(tile), m.channels(tile), sums.grad.data(),
+                                        sums.grad_centred.data(), own.slopes(), own.constants());
           own.spread_factors();
         },
         [&](int64_t tile, int64_t part) {
@@ -101,8 +109,8 @@ struct MatrixKernels {
           if (elements.written() == nullptr) return;
           const typename ColumnNumbers<T>::Reader n(*numbers[tile]);
           const auto write_part = [&](auto training) {
-            write_block<A, streaming>(m.block(tile, part), [&](int64_t j, Place place, auto lanes) {
-              elements.template write<streaming, decltype(training)::value>(place, n.affine(j), n.factors(j),
+            write_block<A, streaming, false>(m.block(tile, part), [&](int64_t j, int64_t at, auto lanes) {
+              elements.template write<streaming, decltype(training)::value>(at, n.affine(j), n.factors(j),
                                                                             lanes);
             });
           };
@@ -116,12 +124,16 @@ struct MatrixKernels {
     return std::make_unique<ColumnNumbers<T>>(m, tile, Statistics<T>(statistics, p.view.C), p.weight, p.bias);
   }
 
-  static TileMoments part_moments(const T* x, const Matrix& m, int64_t tile, int64_t part) {
+  static TileMoments part_moments(const T* x, const View& view, const Matrix& m, int64_t tile, int64_t part) {
     const Block block = m.block(tile, part);
     if constexpr (kWiderSums<T>) {
       return PlainColumns<T>(m, tile, block).moments(x);
     } else {
-      ColumnMoments<T> columns(block.columns);
+      AlignedRow<double> origin(m.columns(tile));
+      for (int64_t c = 0; c < m.channels(tile); ++c)
+        origin[c] = origin_of(x, view, m.first_channel(tile) + c);
+      m.spread(tile, origin.data());
+      ColumnMoments<T> columns(block.columns, origin.data());
       columns.add(x, block);
       return std::move(columns).channels(m, tile, block);
     }

@@ -10,17 +10,19 @@ template <class A>
 void merge_processes(const MergeParams& p) {
   const Statistics<A> statistics(p.statistics, p.C);
   const int64_t length = 2 * p.C + 1;
+  *p.count = 0;
+  for (int64_t i = 0; i < p.processes; ++i) *p.count += p.moments[i * length + 2 * p.C];
   for (int64_t c = 0; c < p.C; ++c) {
     Moments all;  // in the order of the processes: the same bits in each of them
     for (int64_t i = 0; i < p.processes; ++i) {
       const double* own = p.moments + i * length;
       all = merge(all, {own[2 * p.C], own[c], own[p.C + c]});
     }
-    if (c == 0) *p.count = all.count;
     if (all.count == 0) {
       save(statistics, c, 0, 0, p.eps);
     } else {
-      save_and_blend(p, statistics, c, all, all.count - 1);
+      save(statistics, c, all.mean, all.m2 / all.count, p.eps);
+      blend(p, c, all.mean, all.m2 / (all.count - 1));
     }
   }
 }

@@ -109,11 +109,15 @@ FUSED_BN_INLINE Vec<float> widen(Bits16 bits, BFloat16*) {
 #endif
 }
 
-// Round to nearest even; a NaN stays a quiet NaN.
+// Round to nearest even; a NaN stays a quiet NaN. The instruction takes what is below the smallest normal
+// number for 0.
 FUSED_BN_INLINE Bits16 narrow(Vec<float> v, BFloat16*) {
 #if FUSED_BN_NATIVE_BF16
-  return (Bits16)_mm512_cvtneps_pbh((__m512)v);
-#else
+  constexpr int subnormal = 0x20;
+  if (__builtin_expect(_mm512_fpclass_ps_mask((__m512)v, subnormal) == 0, 1)) {
+    return (Bits16)_mm512_cvtneps_pbh((__m512)v);
+  }
+#endif
   const Bits32 bits = (Bits32)v;
   const Bits32 rounded = bits + (0x7fffu + ((bits >> 16) & 1u));
   const Bits32 result = (v == v ? rounded : bits | 0x400000u) >> 16;
@@ -121,7 +125,6 @@ FUSED_BN_INLINE Bits16 narrow(Vec<float> v, BFloat16*) {
   return (Bits16)_mm512_cvtepi32_epi16((__m512i)result);
 #else
   return __builtin_convertvector(result, Bits16);
-#endif
 #endif
 }
 
