@@ -1,6 +1,7 @@
 """Forwards whose Python does more than compute: what a traced graph would freeze, lose or do twice."""
 
 import copy
+import os
 import random
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fused_bn
+from fused_bn.fusion.watch import is_of, is_users_file
 from tests.fuse_models import Written, assert_fuses_to_the_same, assert_same, images, made
 
 SCALE = 2.0
@@ -213,3 +215,40 @@ class Mixed(nn.Module):
 def test_a_frozen_norm_stays_frozen() -> None:
     report = assert_fuses_to_the_same(made(Mixed), images())
     assert report.share == 1
+
+
+DROPPING = """
+class Dropping(Written):
+    drop_rate = 0.3
+
+    def forward(self, x):
+        z = self.act(self.bn(self.conv(x)))
+        return F.dropout(z, self.drop_rate, self.training)
+"""
+
+
+def test_a_package_whose_name_begins_with_torchs_is_the_models_own_code() -> None:
+    """torchvision lies beside torch: what its forwards read was not noted, and dropout stayed on."""
+    home = os.path.dirname(torch.__file__)
+    scope: dict[str, Any] = {"Written": Written, "F": nn.functional, "__name__": "torchlike.models"}
+    exec(compile(DROPPING, f"{home}like/models.py", "exec"), scope)
+    block = made(scope["Dropping"])
+    fused = fused_bn.fuse(copy.deepcopy(block).train()).eval()
+    assert torch.equal(fused(images()), fused(images()))
+    assert_same(block.eval(), fused, images())
+    assert not is_users_file(f"{home}/nn/modules/conv.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "packages", "found"),
+    [
+        ("torch.nn.modules.conv", ("torch.nn",), True),
+        ("torch.nn", ("torch.nn",), True),
+        ("torch.nnapi", ("torch.nn", "fused_bn"), False),
+        ("torchvision.ops", ("torch",), False),
+    ],
+)
+def test_a_package_is_more_than_the_beginning_of_a_name(
+    name: str, packages: tuple[str, ...], found: bool
+) -> None:
+    assert is_of(name, *packages) is found

@@ -92,6 +92,17 @@ def test_what_is_no_pair_stays_as_written(kind: type[nn.Module], reason: str) ->
     assert reason in report["bn"].reason
 
 
+def test_what_follows_a_sum_without_activation_is_no_part_of_the_pair() -> None:
+    """An nn.Identity there was taken out of the graph together with the sum, and was still in use."""
+
+    class Block(Written):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.act(self.bn(self.conv(x)) + x)
+
+    report = assert_fuses_to_the_same(made(lambda: Block(act=nn.Identity())), images())
+    assert report["bn"].fused == ("add",)
+
+
 def test_a_norm_does_not_move_behind_a_write_to_its_input() -> None:
     """Catches the norm being computed at the addition, of values that were overwritten meanwhile."""
 

@@ -4,6 +4,7 @@ import copy
 import inspect
 import io
 import pickle
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -231,3 +232,27 @@ def test_the_report_is_a_table() -> None:
     assert "blocks.1.downsample.1" in text
     assert "add, relu" in text
     assert text.endswith("6 of 7 norms fused with what follows them")
+
+
+def test_other_threads_compute_while_one_fuses() -> None:
+    """Tracing replaces methods of nn.Module, which all threads share: NameError and RefusedError there."""
+    model, x = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.randn(2, 4, 6, 6)
+    expected, stop, failures, calls = model(x), threading.Event(), list[BaseException](), list[int]()
+
+    def compute() -> None:
+        try:
+            while not stop.is_set():
+                model.written = "meanwhile"  # type: ignore[assignment]
+                assert torch.equal(model(x), expected)
+                calls.append(1)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    for _ in range(20):
+        fused_bn.fuse(Basic())
+    stop.set()
+    thread.join()
+    assert calls
+    assert not failures

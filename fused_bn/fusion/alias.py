@@ -7,6 +7,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fused_bn.fusion import activations
+from fused_bn.fusion.watch import is_of
 
 FRESH_MODULES = (
     nn.modules.conv._ConvNd,
@@ -58,7 +59,7 @@ def _memory_of(
         return frozenset({OUTSIDE})
     if node.op == "call_module":
         child = module.get_submodule(str(node.target))
-        if isinstance(child, FRESH_MODULES) and type(child).__module__.startswith(("torch.nn", "fused_bn")):
+        if isinstance(child, FRESH_MODULES) and is_of(type(child).__module__, "torch.nn", "fused_bn"):
             return frozenset({node})
     if node.op == "call_function" and node.target in FRESH_FUNCTIONS and "out" not in node.kwargs:
         return frozenset({node})
@@ -69,15 +70,14 @@ def _written(node: fx.Node, module: nn.Module) -> list[fx.Node]:
     """The arguments that a call may change."""
     if node.op == "call_module":
         child = module.get_submodule(str(node.target))
-        known = all(type(each).__module__.startswith(("torch.nn", "fused_bn")) for each in child.modules())
+        known = all(is_of(type(each).__module__, "torch.nn", "fused_bn") for each in child.modules())
         harmless = known and not any(getattr(each, "inplace", False) for each in child.modules())
         return [] if harmless else node.all_input_nodes
     if node.op == "call_method":
         return node.all_input_nodes if str(node.target).endswith("_") else []
     if node.op == "call_function":
-        torchs = str(getattr(node.target, "__module__", "") or "torch").startswith(
-            ("torch", "_operator", "builtins")
-        )
+        home = str(getattr(node.target, "__module__", None) or "torch")
+        torchs = is_of(home, "torch", "_operator", "builtins")
         name = getattr(node.target, "__name__", "")
         in_place = node.target in activations.IN_PLACE_FUNCTIONS or (
             name.endswith("_") or name in IN_PLACE_NAMES or node.kwargs.get("inplace") or "out" in node.kwargs

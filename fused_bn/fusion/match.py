@@ -141,7 +141,10 @@ def _pair_from(norm: fx.Node, module: nn.Module, taken: set[fx.Node]) -> Pair | 
         why_not = moving_changes(norm, addition.node, module)
         if why_not:
             return why_not
-        value, user = _only_user(addition.node, module, skipped)
+        behind: list[fx.Node] = []
+        value, user = _only_user(addition.node, module, behind)
+        if isinstance(user, fx.Node) and _activation(user, value, module) is user:
+            skipped += behind
     activation = None if isinstance(user, str) else _activation(user, value, module)
     if isinstance(activation, str) and not addition:
         return activation

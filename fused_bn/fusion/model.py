@@ -3,6 +3,7 @@
 The steps are those of the package.
 """
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -21,6 +22,9 @@ from fused_bn.fusion.trace import MODES
 
 Model = TypeVar("Model", bound=nn.Module)
 
+one_at_a_time = threading.RLock()
+"""Of traces, whose patches of nn.Module are undone in the reverse order."""
+
 
 def fuse(model: Model, example_inputs: object = None, *, recompute: bool = True) -> Model:
     """Lets a model compute its batch norms, with the additions and activations behind them, in one pass each.
@@ -36,7 +40,8 @@ def fuse(model: Model, example_inputs: object = None, *, recompute: bool = True)
     parameters, buffers, hooks and modes, so `state_dict` and optimisers are not affected; classes keep their
     names, and `isinstance` its answers. The model can be copied, pickled, compiled and fused again. Hooks
     added to a norm or an activation later see what they would have seen: their pair is then no longer
-    computed in one pass. `torch.jit.script` needs the model as `unfuse` returns it.
+    computed in one pass. `torch.jit.script` needs the model as `unfuse` returns it. Other threads may run
+    other models meanwhile, a little slower: torch.fx replaces `nn.Module.__call__` while it traces.
 
     Args:
         model: any module, with parameters on any device.
@@ -69,7 +74,8 @@ def fuse(model: Model, example_inputs: object = None, *, recompute: bool = True)
         else:
             left_alone[norm] = reason
     try:
-        plan = plan_of(model)
+        with one_at_a_time:
+            plan = plan_of(model)
     except BaseException:
         _release_all(model)
         raise

@@ -10,6 +10,7 @@ from fused_bn.fusion.norms import is_norm
 from fused_bn.fusion.rewrite import Variant, variant_of
 from fused_bn.fusion.runtime import is_identity, normalises_only
 from fused_bn.fusion.trace import MODES, Trace, traces_of
+from fused_bn.fusion.watch import is_of
 
 Inlined = frozenset[nn.Module]
 
@@ -124,5 +125,5 @@ def _behind_identities(node: fx.Node, block: nn.Module) -> fx.Node:
 
 def _is_function_in_a_module(child: nn.Module) -> bool:
     """Whether a module outside PyTorch holds no state of its own, as transformers' GELUActivation."""
-    own = not type(child).__module__.startswith(("torch.", "fused_bn."))
+    own = not is_of(type(child).__module__, "torch", "fused_bn")
     return own and next(child.children(), None) is None and not child.state_dict()

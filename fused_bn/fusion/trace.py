@@ -3,6 +3,7 @@
 import inspect
 import operator
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -128,6 +129,22 @@ class _Tracer(fx.Tracer):
         self.asked = False
         self.guards = Guards()
         self.drawn: dict[fx.Node, list[fx.Node]] = {}
+        self.thread = threading.get_ident()
+
+    # torch.fx replaces calls and attributes of all modules while it traces, in other threads too, where these
+    # two keep what they are.
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def run(self, training: bool) -> Trace:
         self.training = training

@@ -10,7 +10,8 @@ import keyword
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from types import FrameType
@@ -24,9 +25,10 @@ class RefusedError(Exception):
     """A forward that must stay as it is; the text says why."""
 
 
-PYTHON = sysconfig.get_path("stdlib")
-TORCH = os.path.dirname(torch.__file__)
-HERE = os.path.dirname(__file__)
+# With a separator behind them: torchvision lies beside torch.
+PYTHON = os.path.join(sysconfig.get_path("stdlib"), "")
+TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+HERE = os.path.join(os.path.dirname(__file__), "")
 
 INTERNAL = frozenset(vars(nn.Module())) - {"training"}
 BY_IDENTITY = (torch.dtype, torch.device, torch.layout, torch.memory_format, enum.Enum, type)
@@ -43,6 +45,11 @@ def is_users_file(name: str) -> bool:
     if "site-packages" in name or "dist-packages" in name:
         return not name.startswith((TORCH, HERE))
     return not name.startswith((TORCH, HERE, PYTHON, "<frozen"))
+
+
+def is_of(name: str, *packages: str) -> bool:
+    """Whether the module of this dotted name is one of the packages, or lies in one."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def expression_of(path: str) -> str:
@@ -134,9 +141,18 @@ class View:
     __eq__ = __ne__ = __lt__ = __gt__ = __le__ = __ge__ = _refuse
 
 
+def _in_this_thread(function: Callable[..., Any], elsewhere: Callable[..., Any]) -> Callable[..., Any]:
+    own = threading.get_ident()
+
+    def call(*arguments: Any) -> Any:
+        return (function if threading.get_ident() == own else elsewhere)(*arguments)
+
+    return call
+
+
 @contextmanager
 def watching(paths: Mapping[nn.Module, str], guards: Guards, training: bool) -> Iterator[None]:
-    """Notes what the model's own code reads of any module, and refuses what it writes.
+    """Notes what the model's own code reads of any module, and refuses what it writes; in this thread alone.
 
     Args:
         paths: the modules that may be read, with their names.
@@ -150,7 +166,7 @@ def watching(paths: Mapping[nn.Module, str], guards: Guards, training: bool) -> 
         return expression_of(paths[module])
 
     def read(module: nn.Module, name: str) -> Any:
-        caller = sys._getframe(1)
+        caller = sys._getframe(2)
         if name == "_modules" and caller.f_globals.get("__name__") == "torch.nn.modules.container":
             children = tuple(object.__getattribute__(module, name))
             guards.conditions[f"tuple({expression(module)}._modules) == {children!r}"] = None
@@ -169,8 +185,8 @@ def watching(paths: Mapping[nn.Module, str], guards: Guards, training: bool) -> 
         raise RefusedError(f"its forward sets {expression(module)}.{name}")
 
     original = nn.Module.__setattr__
-    nn.Module.__getattribute__ = read  # type: ignore[assignment]
-    nn.Module.__setattr__ = write  # type: ignore[assignment]
+    nn.Module.__getattribute__ = _in_this_thread(read, object.__getattribute__)  # type: ignore[method-assign]
+    nn.Module.__setattr__ = _in_this_thread(write, original)  # type: ignore[method-assign]
     try:
         yield
     finally:
