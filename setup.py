@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parent
 # SASS runs on every later minor version of its major one; PTX covers what is newer than the list.
 DEFAULT_ARCHITECTURES = ("7.5", "8.0", "9.0", "10.0", "12.0")
 
+# The standard is torch's choice, which asks for C++20 from 2.14 on; the sources need C++17.
 # -ffp-contract=off: backward recomputes the ReLU mask of forward, which must agree bit for bit, so the
 # compiler may not choose between a fused and a separate multiply-add. -g0: Python's own flags may hold -g.
 # -fno-math-errno, -fno-trapping-math: who would set errno or an exception's flag for each element makes no
 # vectors of loops with square roots and selections.
 COMMON_FLAGS = [
-    "-std=c++17",
     "-Wall",
     "-Wextra",
     "-ffp-contract=off",
@@ -50,7 +50,7 @@ SANITIZE_FLAGS = [
     "-fno-sanitize=vptr,null",
     "-fno-sanitize-recover=undefined",
 ]
-NVCC_FLAGS = ["-std=c++17", "-O3"]
+NVCC_FLAGS = ["-O3"]
 
 
 class Toolkit(NamedTuple):

@@ -9,7 +9,7 @@ DISABLE_VARIABLE = "FUSED_BN_DISABLE_EXTENSION"
 
 HOW_TO_BUILD = (
     "build it with `pip install --no-build-isolation .` in a checkout of fused_bn "
-    "(it needs a C++17 compiler), with the same torch that runs it"
+    "(it needs a compiler of C++20, or of C++17 for torch before 2.14), with the same torch that runs it"
 )
 
 

@@ -25,7 +25,7 @@ CACHE = setup.ROOT / "build" / "cuda"
 INCLUDE = setup.ROOT / "csrc"
 SOURCES = tuple(sorted(INCLUDE.glob("cuda/host/*.cu")))
 # torch's own come first, as in the build of an extension.
-FLAGS = (*cpp_extension.COMMON_NVCC_FLAGS, "--compiler-options", "-fPIC", *setup.NVCC_FLAGS)
+FLAGS = (*cpp_extension.COMMON_NVCC_FLAGS, "--compiler-options", "-fPIC", "-std=c++17", *setup.NVCC_FLAGS)
 
 
 def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
