@@ -4,6 +4,7 @@
 #   PYTHON=/path/to/python VENV=   that interpreter as it is, with the torch it has: nothing is installed
 #   BASE=revision                  of `make compare`: what the working tree is compared with
 #   ARGS="..."                     passed on to what the target runs
+#   SECONDS=600                    of `make fuzz`
 #   OUT=folder CALLS="..."         of `make gpu`: where it writes to, and a part of what it does
 #
 # setup.py lists the variables that steer the build (FORCE_CUDA, FUSED_BN_CPU_ONLY, ...).
@@ -16,6 +17,7 @@ BASE ?=
 ARGS ?=
 OUT ?= results/gpu
 CALLS ?=
+SECONDS ?= 600
 
 # The interpreter that everything runs in, what must be there before it can, and how to demand a package
 # of it: its own .venv has all of them.
@@ -105,6 +107,11 @@ build: build/extension ## the extension, in place
 sanitize: $(ready) ## the operator tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(require) pytest hypothesis numpy
 	.ci/sanitize $(run)
+
+.PHONY: fuzz
+fuzz: $(ready) ## random calls and values under the sanitizers, for SECONDS=600
+	@$(require) hypothesis numpy pytest
+	.ci/sanitize $(run) $(SECONDS)
 
 .PHONY: cuda
 cuda: $(ready) ## a build with CUDA in an environment of its own, without need of a GPU
