@@ -2,11 +2,14 @@
 #include "batch_norm.h"
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+
+#include <cstring>
 
 #include "differentiable.h"
 #include "recipe.h"
@@ -105,8 +108,8 @@ std::array<bool, sizeof...(Present)> wanted(AutogradContext& context, const Pres
 
 // Saved for backward: the input, the parameters and [3, C] statistics; not the running buffers, which later
 // forwards change. The mask of the activation is computed anew from them. With a residual a bit an element is
-// saved where that is enough, and else the residual itself, never a copy. Of the bias there is a copy where
-// only a mask depends on it, as PyTorch's ReLU keeps its output: the bias may be written before backward.
+// saved where that is enough, and else the residual itself, never a copy. Of the bias there is a copy on the
+// CPU where only a mask depends on it, as PyTorch's ReLU keeps its output: it may be written before backward.
 class BatchNorm : public torch::autograd::Function<BatchNorm> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& input, const OptionalTensor& residual,
@@ -114,10 +117,14 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
                         const ForwardArguments& arguments) {
     at::AutoDispatchBelowAutograd guard;
     auto [output, statistics, mask] = call_forward(arguments);
-    const bool takes_z = !has_two_slopes(activation_from_name(arguments.activation));
+    const Activation activation = activation_from_name(arguments.activation);
+    const bool takes_z = !has_two_slopes(activation),
+               has_mask = writes_mask(residual, arguments.activation, true);
+    const Tensor kept = takes_z                                      ? bias.value_or(Tensor())
+                        : has_mask || activation == Activation::none ? unread(bias)
+                                                                     : copied(bias);
     context->save_for_backward({input, takes_z ? residual.value_or(Tensor()) : Tensor(),
-                                weight.value_or(Tensor()), kept_bias(bias, takes_z), statistics,
-                                writes_mask(residual, arguments.activation, true) ? mask : Tensor()});
+                                weight.value_or(Tensor()), kept, statistics, has_mask ? mask : Tensor()});
     Options::save(*context, arguments);
     return output;
   }
@@ -146,9 +153,21 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
   }
 
  private:
-  static Tensor kept_bias(const OptionalTensor& bias, bool takes_z) {
-    if (!present(bias)) return {};
-    return takes_z ? *bias : bias->clone();
+  // Without a version, as backward asks for its dtype alone.
+  static Tensor unread(const OptionalTensor& bias) {
+    return present(bias) ? bias->variable_data() : Tensor();
+  }
+
+  // By hand, where that is possible: a call of an operator would take a tenth of a small forward. On CUDA it
+  // would be a launch as long as the kernel's.
+  static Tensor copied(const OptionalTensor& bias) {
+    if (!present(bias) || bias->is_cuda()) return bias.value_or(Tensor());
+    if (!bias->is_cpu() || bias->unsafeGetTensorImpl()->is_python_dispatch() || !bias->is_contiguous()) {
+      return bias->clone();
+    }
+    Tensor copy = at::detail::empty_cpu(bias->sizes(), bias->scalar_type());
+    std::memcpy(copy.data_ptr(), bias->const_data_ptr(), bias->nbytes());
+    return copy;
   }
 };
 
@@ -222,6 +241,7 @@ Tensor batch_norm_autograd(const ForwardArguments& a) {
     return differentiable_forward(a);
   }
   if (any_requires_grad(a.input, a.residual, a.weight, a.bias)) {
+    WrittenBuffers{a};  // refuses in its own words, and first
     check_can_be_saved(a.input);
     check_can_be_saved(a.weight);
     if (!has_two_slopes(activation_from_name(a.activation))) {

@@ -67,6 +67,38 @@ def test_every_activation_compiles(activation: str, device: str) -> None:
     assert_same_calls(function, compiled, eager, BOTH_SIDES[:1], device)
 
 
+class OddPlanes(nn.Module):
+    """Inductor lays out what a convolution returns as it likes."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, padding=1)
+        self.norm = fused_bn.BatchNorm2d(6, activation=activation)
+        self.head = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(x), residual))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("size", [3, 7])
+def test_a_mask_has_a_size_that_no_layout_changes(size: int, training: bool, device: str) -> None:
+    """3x3 planes are rows of 9: padded to bytes, a mask had another size in another layout."""
+    model = OddPlanes("relu").to(device).train(training)
+    x = torch.randn(4, 4, size, size, device=device)
+    residual = torch.randn(4, 6, size, size, device=device, requires_grad=True)
+    found = []
+    for run in (model, torch.compile(model)):
+        output = run(x, residual)
+        wanted = [*model.parameters(), residual]
+        found.append([output.detach(), *torch.autograd.grad(output.square().sum(), wanted)])
+    for eager, compiled in zip(*found, strict=True):
+        # Convolutions add up to 4 * 49 products of two roundings each in another order; the gradient of the
+        # first bias is 0 in training, of terms of unit size.
+        size_of_terms = max(1.0, float(eager.abs().max()))
+        torch.testing.assert_close(compiled, eager, rtol=0, atol=400 * 2.0**-24 * size_of_terms)
+
+
 def test_inductor_with_a_residual_is_bit_equal_to_eager(device: str) -> None:
     """The default backend, for images on both sides of 64 pixels at once."""
     eager = WithResidual("relu").to(device)

@@ -380,3 +380,26 @@ def of_one(rank: int) -> bool:
 def test_evaluation_and_groups_of_one_exchange_nothing(two: Team) -> None:
     assert all(two.run(evaluated))
     assert all(two.run(of_one))
+
+
+# ---- hooks
+
+
+def under_hooks(rank: int) -> bool:
+    """Whether the gradients are the same where what is saved comes back in another layout."""
+    case = Case((5, 6, 5, 7), activation="relu", residual=True)
+    tensors = make_tensors(case, seed=rank)
+
+    def re_lay(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    plain, hooked = (norm_of(fused_bn.SyncBatchNorm, case, tensors) for _ in range(2))
+    expected = step(plain, tensors.input, tensors.residual, tensors.grad_output)
+    with torch.autograd.graph.saved_tensors_hooks(re_lay, lambda tensor: tensor):
+        found = step(hooked, tensors.input, tensors.residual, tensors.grad_output)
+    return all(same_bits(found[name], expected[name]) for name in expected)
+
+
+def test_a_mask_outlives_hooks_that_change_strides(two: Team) -> None:
+    """Its bits lie in the order of the input's memory in forward."""
+    assert all(two.run(under_hooks))
