@@ -177,6 +177,7 @@ def test_values_near_1e30_are_normalised_although_their_squares_overflow(
 
 
 @pytest.mark.core
+@pytest.mark.needs_extension
 @pytest.mark.parametrize("mean", [1e6, -1e9])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", [(4, 3, 2, 2), (3, 5, 20, 20), (200, 7, 3, 3)], ids=str)
@@ -207,6 +208,7 @@ def test_a_trend_along_the_batch_costs_half_types_no_accuracy(dtype: torch.dtype
 
 
 @pytest.mark.core
+@pytest.mark.needs_extension
 @pytest.mark.parametrize("activation", ["gelu_tanh", "gelu", "silu", "elu", "hardswish", "tanh", "sigmoid"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda dtype: str(dtype)[6:])
 def test_slopes_of_huge_values_are_those_of_infinity(

@@ -211,7 +211,7 @@ def test_ours_needs_no_more_than_batch_norm_alone() -> None:
     contest = Contest(CASE, CPU)
     job._measure_memory(contest, result, CPU)
     a_channel = 4 * CASE.shape[1]
-    assert result.kept_bytes["ours"] <= result.kept_bytes["batch_norm"] + a_channel
+    assert result.kept_bytes["ours"] <= result.kept_bytes["batch_norm"] + 2 * a_channel  # mean_lo, the bias
     assert result.peak_bytes["ours"] < result.peak_bytes["batch_norm"] < result.peak_bytes["eager"]
 
 

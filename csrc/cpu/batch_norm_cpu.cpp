@@ -121,11 +121,12 @@ struct Cpu {
     const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
     Tensor output = empty_output(x, format);
     Tensor mask = empty_mask(a);
+    const Kernels& kernels = active_kernels();  // first: it may refuse, and what is refused is not counted
     if (x.numel() > 0) {
       auto p = params_of(a, x, residual, output, statistics, mask);
       p.divisor = static_cast<double>(p.view.values_per_channel() - 1);
       p.momentum = momentum_of(a);
-      active_kernels().forward(p);
+      kernels.forward(p);
     }
     count_batch(a);
     return {output, mask};
