@@ -162,7 +162,9 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
   // would be a launch as long as the kernel's.
   static Tensor copied(const OptionalTensor& bias) {
     if (!present(bias) || bias->is_cuda()) return bias.value_or(Tensor());
-    if (!bias->is_cpu() || bias->unsafeGetTensorImpl()->is_python_dispatch() || !bias->is_contiguous()) {
+    const bool is_plain = bias->is_cpu() && !bias->unsafeGetTensorImpl()->is_python_dispatch() &&
+                          bias->is_contiguous() && !bias->is_neg() && !bias->_is_zerotensor();
+    if (!is_plain || bias->numel() == 0) {
       return bias->clone();
     }
     Tensor copy = at::detail::empty_cpu(bias->sizes(), bias->scalar_type());
