@@ -1,5 +1,6 @@
 """How every job ends on the console: with its exit code, or with one sentence where the system refuses it."""
 
+import errno
 import io
 import os
 import sys
@@ -20,10 +21,13 @@ class _Stream(io.FileIO):
 
     def write(self, data: Any, /) -> int:
         try:
-            return super().write(data)
+            written: int | None = super().write(data)
         except OSError as error:
-            self.failure = error
+            self.failure, written = error, None
+        if written is None:  # or it would block
+            self.failure = self.failure or BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             return memoryview(data).nbytes
+        return written
 
 
 def run(main: Callable[[], int], failed: int = EXIT_FAILED) -> NoReturn:

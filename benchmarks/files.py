@@ -39,7 +39,7 @@ def write_whole(path: Path, content: Content) -> None:
             with suppress(OSError):
                 partial.unlink()
         if isinstance(error, OSError):
-            raise OSError(error.errno, f"{error.strerror}{hint}", str(path)) from error
+            raise OSError(error.errno, f"{error.strerror or error}{hint}", str(path)) from error
         raise
 
 
@@ -95,8 +95,10 @@ def lock(file: IO[bytes], seconds: float) -> None:
 def _holder(file: IO[bytes]) -> str:
     """Of the lock: the process, where Linux tells it."""
     with suppress(OSError):
+        status = os.fstat(file.fileno())
+        place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
         for line in Path("/proc/locks").read_text().splitlines():
-            _, kind, _, _, process, place, *_ = line.split()
-            if kind == "FLOCK" and place.endswith(f":{os.fstat(file.fileno()).st_ino}"):
+            _, kind, _, _, process, locked, *_ = line.split()
+            if kind == "FLOCK" and locked == place:
                 return f"process {process}"
     return "another process"

@@ -87,7 +87,7 @@ struct Options {
     activation_param = context.saved_data["activation_param"].toDouble();
   }
 
-  // The saved input, which requires a gradient where it did. The bits of a mask lie in the order of its
+  // The saved input, a gradient of which reaches what was saved. The bits of a mask lie in the order of its
   // memory, which hooks on saved tensors may have changed.
   Tensor in_order_of(const Tensor& mask, const Tensor& input) const {
     const c10::AutoGradMode enable(true);
@@ -120,9 +120,11 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
     const Activation activation = activation_from_name(arguments.activation);
     const bool takes_z = !has_two_slopes(activation),
                has_mask = writes_mask(residual, arguments.activation, true);
-    const Tensor kept = takes_z                                      ? bias.value_or(Tensor())
-                        : has_mask || activation == Activation::none ? unread(bias)
-                                                                     : copied(bias);
+    const bool reads_bias = !has_mask && activation != Activation::none;
+    const Tensor kept = takes_z || !present(bias) ? bias.value_or(Tensor())
+                        : bias->is_inference()    ? bias->clone()
+                        : reads_bias ? copied(*bias)
+                                     : bias->variable_data();  // of no version: its dtype is asked for
     context->save_for_backward({input, takes_z ? residual.value_or(Tensor()) : Tensor(),
                                 weight.value_or(Tensor()), kept, statistics, has_mask ? mask : Tensor()});
     Options::save(*context, arguments);
@@ -153,22 +155,15 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
   }
 
  private:
-  // Without a version, as backward asks for its dtype alone.
-  static Tensor unread(const OptionalTensor& bias) {
-    return present(bias) ? bias->variable_data() : Tensor();
-  }
-
   // By hand, where that is possible: a call of an operator would take a tenth of a small forward. On CUDA it
   // would be a launch as long as the kernel's.
-  static Tensor copied(const OptionalTensor& bias) {
-    if (!present(bias) || bias->is_cuda()) return bias.value_or(Tensor());
-    const bool is_plain = bias->is_cpu() && !bias->unsafeGetTensorImpl()->is_python_dispatch() &&
-                          bias->is_contiguous() && !bias->is_neg() && !bias->_is_zerotensor();
-    if (!is_plain || bias->numel() == 0) {
-      return bias->clone();
-    }
-    Tensor copy = at::detail::empty_cpu(bias->sizes(), bias->scalar_type());
-    std::memcpy(copy.data_ptr(), bias->const_data_ptr(), bias->nbytes());
+  static Tensor copied(const Tensor& bias) {
+    if (bias.is_cuda()) return bias;
+    const bool is_plain = bias.is_cpu() && !bias.unsafeGetTensorImpl()->is_python_dispatch() &&
+                          bias.is_contiguous() && !bias.is_neg() && !bias._is_zerotensor();
+    if (!is_plain || bias.numel() == 0) return bias.clone();
+    Tensor copy = at::detail::empty_cpu(bias.sizes(), bias.scalar_type());
+    std::memcpy(copy.data_ptr(), bias.const_data_ptr(), bias.nbytes());
     return copy;
   }
 };
@@ -317,7 +312,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> call_backward(const BackwardArguments
 
 TORCH_LIBRARY(fused_bn, m) {
   m.set_python_module("fused_bn._fake");
-  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+  // The bits of a mask lie in the order of the input's memory, which no compiler may change in between.
+  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag, at::Tag::needs_fixed_stride_order};
   const std::string tensors = "Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, ";
   const std::string written =
       "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, ";

@@ -29,7 +29,7 @@ class Recipe final : public torch::CustomClassHolder {
   // the residual was written since.
   Tensor compute() const;
 
-  // Of keep().
+  // Used by keep().
   Recipe(const Recipe& other, const Tensor& input, const Tensor& residual);
 
  private:

@@ -10,16 +10,13 @@ namespace fused_bn {
 
 class WrittenBuffers {
  public:
-  // Raises what bump_version would, but before anything is written; and refuses views that are negated when
-  // read, of which operators are given copies.
+  // Raises what bump_version would, but before anything is written.
   explicit WrittenBuffers(const ForwardArguments& a) : arguments_(a) {
     for_each([](const Tensor& buffer) {
       TORCH_CHECK(
           !buffer.is_inference() || c10::InferenceMode::is_enabled(),
           "Inplace update to inference tensor outside InferenceMode is not allowed. You can make a clone "
           "to get a normal tensor before doing inplace update.");
-      TORCH_CHECK(!buffer.is_neg(), "fused_bn: a negated view of shape ", buffer.sizes(),
-                  " cannot be a running statistic: resolve_neg() it");
     });
   }
 

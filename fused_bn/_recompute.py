@@ -21,14 +21,14 @@ _SAVED = ("_raw_saved_input", "_raw_saved_self", "_raw_saved_mat1")
 """What the nodes of convolutions, of pooling and of linear layers call their input."""
 
 _notes: Any = WeakTensorKeyDictionary()
-"""By output, as long as that lives: its recipe, and its residual, which it does not keep alive, or None."""
+"""By output, as long as that lives: its recipe, and a weak reference to its residual if it has one."""
 
 _kept: Any = WeakTensorKeyDictionary()
 """The tensors that a consumer keeps as they are: a residual among them may be relied on in backward."""
 
 
 def remember(output: Tensor, residual: Tensor | None) -> None:
-    """Notes how `output`, which batch_norm has just returned, was computed. Keeps nothing alive."""
+    """Notes how `output`, which batch_norm has just returned, was computed. Keeps no large tensor alive."""
     if _is_recorded() or extension is None or not output.requires_grad or output.nbytes < WORTH_BYTES:
         return
     # Now: a sharded weight may be freed before the consumer is computed.

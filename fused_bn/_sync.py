@@ -85,7 +85,7 @@ class _Elementwise(torch.autograd.Function):
         pieces = _pieces_of(input)
         output, mask = pieces.elementwise(input, residual, weight, bias, statistics, activation, param)
         ctx.options, ctx.group, ctx.layer = (activation, param), group, layer
-        ctx.format = torch._prims_common.suggest_memory_format(input)
+        ctx.format = None if mask is None else torch._prims_common.suggest_memory_format(input)
         kept = residual if pieces.keeps_residual(activation) else None
         ctx.save_for_backward(input, kept, weight, bias, statistics, mask, count)
         return output
@@ -97,7 +97,9 @@ class _Elementwise(torch.autograd.Function):
         input, *saved, count = ctx.saved_tensors
         pieces = _pieces_of(input)
         # The bits of a mask lie in the order of the input's memory, which hooks may have changed.
-        saved = [input.contiguous(memory_format=ctx.format), *saved]
+        if ctx.format is not None:
+            input = input.contiguous(memory_format=ctx.format)
+        saved = [input, *saved]
         sums, grad_weight, grad_bias = pieces.backward_sums(
             grad_output, *saved, *ctx.options, [wants_weight, wants_bias]
         )

@@ -1,7 +1,5 @@
 """Gradients as autograd sees them: gradcheck, partial requires_grad, odd strides, kept graphs, memory."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -13,7 +11,6 @@ from torch import Tensor, nn
 
 import fused_bn
 from fused_bn._activations import ACTIVATIONS
-from fused_bn.functional import batch_norm
 from tests import reference
 from tests.cases import (
     HAS_EXTENSION,
@@ -28,7 +25,6 @@ from tests.cases import (
     same_bits,
 )
 from tests.reference import beyond_rounding
-from tests.test_backends import ROOT
 
 LAYOUTS = ["contiguous", "channels_last"]
 
@@ -424,116 +420,3 @@ def test_input_created_in_inference_mode_is_normalised_outside_it(device: str) -
     norm = fused_bn.BatchNorm2d(5).to(device).eval()
     with torch.no_grad():
         assert torch.equal(norm(x), norm(x.clone()))
-
-
-@pytest.mark.core
-@pytest.mark.needs_extension
-@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "relu6"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_mask_outlives_hooks_that_change_the_strides_of_what_is_saved(
-    layout: str, activation: str, device: str
-) -> None:
-    """The bits lie in the order of the input's memory, though hooks may bring the input back in another."""
-    case = Case((4, 6, 5, 7), layout, activation=activation, residual=True)
-    expected = run_fused(case, make_tensors(case, device))
-    other = torch.channels_last if layout == "contiguous" else torch.contiguous_format
-
-    def pack(tensor: Tensor) -> Tensor:
-        return tensor.contiguous(memory_format=other) if tensor.dim() == 4 else tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        hooked = run_fused(case, make_tensors(case, device))
-    for name in ("grad_input", "grad_residual", "grad_weight", "grad_bias"):
-        assert torch.equal(getattr(hooked, name), getattr(expected, name)), name
-
-
-@pytest.mark.needs_extension
-@pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "relu6"])
-@pytest.mark.parametrize("residual", [False, True])
-def test_the_bias_may_be_written_between_forward_and_backward(
-    residual: bool, activation: str, device: str
-) -> None:
-    """Backward needs nothing of it, or which values passed, which PyTorch's ReLU notes too."""
-    if device == "cuda" and activation != "none" and not residual:
-        pytest.skip("a copy would take a launch of its own on CUDA: autograd raises")
-    case = Case((4, 6, 5, 7), activation=activation, residual=residual)
-    expected = run_fused(case, make_tensors(case, device))
-    own = make_tensors(case, device).require_grad()
-    output = call_fused(case, own)
-    with torch.no_grad():
-        present(own.bias).add_(100)
-    output.backward(own.grad_output)
-    assert torch.equal(present(own.input.grad), expected.grad_input)
-    assert same_bits(present(own.bias).grad, expected.grad_bias)
-
-
-@pytest.mark.needs_extension
-def test_a_mask_outlives_data_that_is_laid_out_anew(device: str) -> None:
-    """`x.data = ...` between forward and backward, as `model.to(memory_format=...)` does it."""
-    case = Case((4, 6, 5, 7), residual=True)
-    expected = run_fused(case, make_tensors(case, device))
-    own = make_tensors(case, device).require_grad()
-    output = call_fused(case, own)
-    own.input.data = own.input.data.contiguous(memory_format=torch.channels_last)
-    output.backward(own.grad_output)
-    assert torch.equal(present(own.input.grad), expected.grad_input)
-
-
-@pytest.mark.needs_extension
-def test_the_second_derivative_outlives_hooks_that_change_strides(device: str) -> None:
-    """The mask is saved a second time, beside the input that its bits are in the order of."""
-
-    def second() -> Tensor:
-        x = torch.randn(3, 6, 5, 7, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
-        residual = torch.ones_like(x, requires_grad=True)
-        y = batch_norm(x, None, None, training=True, activation="relu", residual=residual)
-        (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        return torch.autograd.grad(grad.square().sum(), x)[0]
-
-    def pack(tensor: Tensor) -> Tensor:
-        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-    expected = second()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        found = second()
-    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-
-
-SHORT_OF_MEMORY = """
-import resource, torch
-from fused_bn.functional import batch_norm
-C = 4_000_000  # the kernel's own numbers of a channel are larger than the output, 2 x C
-x, mean, var, count = torch.ones(2, C), torch.zeros(C), torch.ones(C), torch.tensor(3)
-batch_norm(torch.randn(2, 8), torch.zeros(8), torch.ones(8), training=True)  # starts threads
-size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + 120_000_000, -1))
-try:
-    batch_norm(x, mean, var, training=True, num_batches_tracked=count)
-except (RuntimeError, MemoryError) as error:
-    print("alloc" in str(error), mean.any().item(), (var == 1).all().item(), count.item(), mean._version)
-"""
-
-
-@pytest.mark.needs_extension
-@pytest.mark.skipif(sys.platform != "linux", reason="limits its memory as on Linux")
-def test_a_call_that_runs_out_of_memory_leaves_the_statistics_as_they_were() -> None:
-    """They are written last, when all that the kernels allocate is there."""
-    command = [sys.executable, "-c", SHORT_OF_MEMORY]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert result.stdout.split() == ["True", "False", "True", "3", "0"]
-
-
-@pytest.mark.needs_extension
-@pytest.mark.parametrize("name", ["input", "weight", "residual"])
-def test_what_cannot_be_saved_is_refused_before_the_statistics_change(name: str, device: str) -> None:
-    """A tensor made in inference mode beside parameters that want gradients."""
-    case = Case((4, 6, 5, 7), activation="silu", residual=True)
-    tensors = make_tensors(case, device)
-    with torch.inference_mode():
-        setattr(tensors, name, getattr(tensors, name).clone())
-    present(tensors.bias).requires_grad_()
-    before = present(tensors.running_mean).clone()
-    with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
-        call_fused(case, tensors)
-    assert torch.equal(present(tensors.running_mean), before)
-    assert present(tensors.num_batches_tracked) == 2

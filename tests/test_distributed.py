@@ -61,6 +61,12 @@ def theirs(activation: str) -> nn.Module:
 def in_parallel(model: nn.Module, way: str) -> nn.Module:
     if way == "ddp":
         return nn.parallel.DistributedDataParallel(model)
+    if way == "fsdp1":
+        from torch.distributed.fsdp import FullyShardedDataParallel as Sharded
+
+        cpu = torch.device("cpu")
+        model[0] = Sharded(model[0], device_id=cpu, use_orig_params=True)  # type: ignore[operator, index]
+        return Sharded(model, device_id=cpu, use_orig_params=True)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -120,7 +126,8 @@ def bump_and_train(shared: nn.Module) -> None:
 def process(rank: int, shared: nn.Module) -> dict[str, list[list[Tensor]]]:
     """All that these tests do elsewhere."""
     found = {way: [train(make, way, rank) for make in MODELS] for way in WAYS}
-    found["units"] = [train(make, "fsdp", rank) for make in (fused_units, of_units)]
+    for way in ("fsdp", "fsdp1"):
+        found[f"units, {way}"] = [train(make, way, rank) for make in (fused_units, of_units)]
     if rank == 0:
         bump_and_train(shared)
     return found
@@ -155,9 +162,12 @@ def test_steps_in_two_processes_are_those_of_the_original(way: str, ran: tuple[l
     assert first[-1] == second[-1] == 2
 
 
-def test_a_norm_may_feed_a_convolution_of_another_sharded_unit(ran: tuple[list[Any], nn.Module]) -> None:
+@pytest.mark.parametrize("way", ["fsdp", "fsdp1"])
+def test_a_norm_may_feed_a_convolution_of_another_sharded_unit(
+    way: str, ran: tuple[list[Any], nn.Module]
+) -> None:
     """What recomputes the norm's output must not read its weight, which FSDP has freed: that crashed."""
-    for mine, other in (found["units"] for found in ran[0]):
+    for mine, other in (found[f"units, {way}"] for found in ran[0]):
         for one, two in zip(mine, other, strict=True):
             tolerance = OUTPUT_TOLERANCE + 0.1 * PARAMETER_TOLERANCE
             torch.testing.assert_close(one, two, rtol=0, atol=tolerance)

@@ -44,6 +44,12 @@ def test_a_refused_call_that_writes_is_a_fault(monkeypatch: pytest.MonkeyPatch) 
     assert fault == "told: input was written by a call that raised ValueError: no"
 
 
+def test_a_worker_that_cannot_start_is_one_fault() -> None:
+    tried, faults = fuzz.watch("values", 0, 4, 60.0, worker=(sys.executable, "-c", "raise SystemExit('no')"))
+    assert tried == 0
+    assert len(faults) == 1
+
+
 def test_an_attempt_that_ends_the_process_is_a_fault_and_the_next_one_is_made() -> None:
     """By the attempts of a module that crashes at the second seed."""
     code = (

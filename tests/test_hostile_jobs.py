@@ -56,10 +56,26 @@ def left_pipe() -> IO[bytes]:
     return open(writer, "wb")
 
 
+def impatient_pipe() -> IO[bytes]:
+    """One that nobody reads, and that a writer must not wait for: it is full after 64 kB."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    os.write(writer, b" " * 2**16)
+    UNREAD.append(reader)
+    return open(writer, "wb")
+
+
+UNREAD: list[int] = []
+
+
 @pytest.mark.parametrize(
     ("lost", "reason"),
-    [(full_device, "No space left on device"), (left_pipe, "Broken pipe")],
-    ids=["full", "left"],
+    [
+        (full_device, "No space left on device"),
+        (left_pipe, "Broken pipe"),
+        (impatient_pipe, "Resource temporarily unavailable"),
+    ],
+    ids=["full", "left", "impatient"],
 )
 def test_lost_output_costs_no_results(lost: Callable[[], IO[bytes]], reason: str, tmp_path: Path) -> None:
     """The job goes on to its end, and says in one sentence and its exit code what was lost."""

@@ -1,5 +1,7 @@
 """The raw operators: what they return, what the mask leaves out, and that they check every argument."""
 
+import subprocess
+import sys
 from itertools import product
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from fused_bn._activations import ACTIVATIONS
 from tests.cases import DTYPES, Case, core_grid, layouts, make_tensors, run_fused, same_bits
+from tests.test_backends import ROOT
 
 pytestmark = pytest.mark.needs_extension
 
@@ -324,14 +327,48 @@ def test_a_tensor_without_memory_is_refused_and_not_taken_for_absent(
     assert all(torch.equal(buffers[key], before[key]) for key in before if key != name)
 
 
-def test_lazily_negated_buffers_are_refused_before_anything_is_written() -> None:
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+def test_negated_buffers_are_refused_before_anything_is_written(name: str, inference: bool) -> None:
     """Of such a view the operator is given a copy: what it wrote would be lost, and PyTorch asserts."""
-    arguments = forward_arguments(Case((2, 3, 4, 4))) | {"running_var": torch.ones(3)._neg_view()}
-    before = arguments["running_mean"].clone()
-    with pytest.raises(RuntimeError, match=r"a negated view of shape \[3\] cannot be a running statistic"):
-        user_operator(arguments)
-    assert torch.equal(arguments["running_mean"], before)
-    assert arguments["num_batches_tracked"] == 2
+    arguments = forward_arguments(Case((2, 3, 4, 4)))
+    before = {key: arguments[key].clone() for key in ("running_mean", "running_var", "num_batches_tracked")}
+    arguments[name] = torch.ones(3)._neg_view()
+    for operator in (user_operator, forward):
+        with (
+            torch.inference_mode(inference),
+            pytest.raises(RuntimeError, match=f"{name} is a view that is negated when read"),
+        ):
+            operator(arguments)
+    assert all(torch.equal(arguments[key], before[key]) for key in before if key != name)
+    training = forward_arguments(Case((2, 3, 4, 4)), training=False)
+    expected = user_operator(training | {name: -torch.ones(3)})
+    found = user_operator(training | {name: torch.ones(3)._neg_view()})
+    assert torch.equal(found.nan_to_num(), expected.nan_to_num()), "evaluation reads it"
+
+
+SHORT_OF_MEMORY = """
+import resource, torch
+from fused_bn.functional import batch_norm
+C = 4_000_000  # the kernel's own numbers of a channel are larger than the output, 2 x C
+x, mean, var, count = torch.ones(2, C), torch.zeros(C), torch.ones(C), torch.tensor(3)
+batch_norm(torch.randn(2, 8), torch.zeros(8), torch.ones(8), training=True)  # starts threads
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 120_000_000, -1))
+try:
+    batch_norm(x, mean, var, training=True, num_batches_tracked=count)
+except (RuntimeError, MemoryError) as error:
+    print("alloc" in str(error), mean.any().item(), (var == 1).all().item(), count.item(), mean._version)
+"""
+
+
+@pytest.mark.needs_extension
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its memory as on Linux")
+def test_a_call_that_runs_out_of_memory_leaves_the_statistics_as_they_were() -> None:
+    """They are written last, when all that the kernels allocate is there."""
+    command = [sys.executable, "-c", SHORT_OF_MEMORY]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.split() == ["True", "False", "True", "3", "0"]
 
 
 def test_shared_memory_is_named_and_read_in_evaluation() -> None:

@@ -168,6 +168,37 @@ def test_backward_refuses_wrong_arguments(name: str) -> None:
         elementwise(arguments | WRONG_ELEMENTWISE[name])
 
 
+def moments(arguments: dict[str, Any]) -> Tensor:
+    return OPERATORS.batch_norm_moments(arguments["input"])
+
+
+def sums(arguments: dict[str, Any]) -> list[Tensor]:
+    return list(OPERATORS.batch_norm_backward_sums(*(arguments[name] for name in SUMS)))
+
+
+FREEABLE = [
+    (moments, merge_arguments, "input"),
+    *((merge, merge_arguments, name) for name in MERGE[1:5]),
+    *((sums, elementwise_arguments, name) for name in SUMS[:7]),
+    *((elementwise, elementwise_arguments, name) for name in ELEMENTWISE[:9]),
+]
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize(
+    ("operator", "make", "name"), FREEABLE, ids=[f"{f.__name__}-{name}" for f, _, name in FREEABLE]
+)
+def test_a_tensor_without_memory_is_refused(operator: Any, make: Any, name: str, device: str) -> None:
+    """As by the whole operators: nothing is taken for absent, and nothing is written."""
+    activation = "silu" if name == "residual" else "relu"
+    arguments = make(Case((2, 3, 4, 4), activation=activation, residual=name in ("residual", "mask")), device)
+    before = {each: arguments[each].clone() for each in MERGE[2:5] if each in arguments and each != name}
+    arguments[name].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="its data is not allocated yet"):
+        operator(arguments)
+    assert all(torch.equal(arguments[each], value) for each, value in before.items())
+
+
 @pytest.mark.parametrize("pieces", [_pieces, _fallback_pieces], ids=["kernels", "fallback"])
 def test_merge_of_nothing_and_of_infinities(pieces: ModuleType) -> None:
     """Running statistics stay where all batches are empty; one infinite value makes an infinite mean."""

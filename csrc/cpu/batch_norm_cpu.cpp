@@ -17,8 +17,8 @@ namespace fused_bn::cpu {
 namespace {
 
 #if defined(__SSE__)
-// How a thread rounds and whether it takes subnormal numbers for 0 (torch.set_flush_denormal): as another
-// thread does, while this object lives.
+// While it lives, this thread rounds as another one does, and takes subnormal numbers for 0 where that one does
+// (torch.set_flush_denormal).
 class FloatingPoint {
  public:
   explicit FloatingPoint(unsigned mode) : before_(_mm_getcsr()) {
@@ -38,7 +38,7 @@ struct FloatingPoint {
 };
 #endif
 
-// Other threads compute as this one, so that no bit depends on their number.
+// On x86 other threads compute as this one, so that no bit depends on their number.
 void parallel_for(int64_t tasks, const std::function<void(int64_t, int64_t)>& body) {
   at::parallel_for(0, tasks, 1, [&, mode = FloatingPoint::current()](int64_t begin, int64_t end) {
     const FloatingPoint same(mode);

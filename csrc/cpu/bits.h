@@ -87,7 +87,7 @@ FUSED_BN_INLINE LaneMask<A> load_bits(const uint8_t* mask, int64_t at, Lanes lan
 }
 
 // Runs body(offset, lanes) over [0, length) of elements that begin `at` in memory. Whole vectors begin a byte
-// of the mask, and lie where memory that is aligned for a vector is aligned.
+// of the mask; in a tensor whose memory is aligned for vectors they are aligned too.
 template <class A, class Body>
 FUSED_BN_INLINE void for_each_byte(int64_t at, int64_t length, Body body) {
   constexpr int64_t unit = kLanes<A> < 8 ? 8 : kLanes<A>;

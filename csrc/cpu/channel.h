@@ -72,8 +72,8 @@ inline void write(const ChannelVector& v, int64_t c, double value) {
   });
 }
 
-// What the means of a channel's parts are told from until all are merged: the median of its first, middle and
-// last value. Of float64 they would lose the digits of a deviation much smaller than the mean; the sums of
+// Subtracted from the means of a channel's parts until they are merged: the median of its first, middle and
+// last value. Means in float64 would lose the digits of a deviation much smaller than the mean; those of
 // other types have digits to spare.
 template <class T>
 double origin_of(const T* x, const View& view, int64_t c) {
@@ -117,7 +117,7 @@ struct Statistics {
   // shift: either rounds once, x - mean or the shift; largest errors of z in ulps, taken off and left, of
   // N(r, 1) inputs: r = 0: 2.0, 1.9; 1: 2.4, 2.1; 2: 2.2, 2.4; 4: 1.8, 2.8. The sums of the other types are
   // no wider than their terms, and would lose digits to a mean left in.
-  // An infinite scale takes the sign of what it multiplies.
+  // An infinite scale takes the sign of what it multiplies, so that the mean is subtracted first.
   bool centres(int64_t c, A scale) const {
     return !std::is_same_v<T, float> || !(std::abs(mean_hi[c] * invstd[c]) <= 2) || !std::isfinite(scale);
   }

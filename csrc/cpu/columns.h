@@ -18,7 +18,7 @@ class ColumnNumbers {
                 const ChannelVector& bias)
       : matrix_(m),
         tile_(tile),
-        row_(divide_up(m.columns(tile), kLanes<A>) * kLanes<A>),
+        row_((divide_up(m.columns(tile), kLanes<A>) + 1) * kLanes<A>),  // the last vector may begin anywhere
         numbers_(kFields * row_) {
     affine_channels(statistics, weight, bias, m.first_channel(tile), m.channels(tile), row(kOrigin),
                     row(kScale), row(kShift));

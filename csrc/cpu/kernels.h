@@ -29,7 +29,7 @@ struct ForwardParams {
   const void* input;
   const void* residual;  // null where there is none
   void* output;          // null where only the moments are wanted
-  uint8_t* mask;         // of mask_bytes(); null where none is wanted
+  uint8_t* mask;         // a bit an element, in the order of memory; null where none is wanted
   ChannelVector weight;
   ChannelVector bias;
   ChannelVector running_mean;  // read in evaluation; updated in training, when all else has succeeded

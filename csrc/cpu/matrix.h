@@ -48,7 +48,8 @@ class Matrix {
  public:
   // vector: how many columns make one.
   Matrix(const View& view, int64_t vector) : view_(view) {
-    const int64_t lanes = std::max<int64_t>(vector, 8);  // no tiles may share a byte of the mask
+    const int64_t lanes =
+        std::max<int64_t>(vector, 8);  // no tiles share a byte of the mask where rows are whole bytes
     if (view.layout == Layout::channels_first) {
       per_channel_ = view.S;
       rows_ = view.N;

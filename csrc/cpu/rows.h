@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kChunkValues =
     4096;  // half types' float sums this short keep full accuracy; two tensors of them fit L1
-constexpr int64_t kAlignedValues = 16;  // of the longest vector, and so of whole bytes of the mask
+constexpr int64_t kAlignedValues = 16;  // of the longest vector
 constexpr int64_t kGuessValues = 96;    // of each of the three stretches whose median mean is the first pivot
 
 // Vectors of elements whose sums are kept apart: four vectors of sums each.
@@ -52,10 +52,11 @@ class Chunks {
   int64_t rows_, splits_, length_, chunks_, parts_;
 };
 
-// Calls body with rows of at most so many values.
+// Calls body with pieces of rows that take at most so many steps, of up to so many values of a row each.
 template <class Body>
-FUSED_BN_INLINE void for_each_piece(const Rows& rows, int64_t most, Body body) {
-  const int64_t at_once = std::max<int64_t>(most / rows.length, 1), length = std::min(most, rows.length);
+FUSED_BN_INLINE void for_each_piece(const Rows& rows, int64_t steps, int64_t values, Body body) {
+  const int64_t at_once = std::max<int64_t>(steps / divide_up(rows.length, values), 1);
+  const int64_t length = std::min(steps * values, rows.length);
   for (int64_t r = 0; r < rows.count; r += at_once) {
     for (int64_t begin = 0; begin < rows.length; begin += length) {
       body(Rows{rows.row(r) + begin, std::min(at_once, rows.count - r), std::min(length, rows.length - begin),
@@ -68,7 +69,7 @@ FUSED_BN_INLINE void for_each_piece(const Rows& rows, int64_t most, Body body) {
 template <class T, class Deviation>
 FUSED_BN_INLINE Moments rows_moments(const Rows& rows, double pivot, Deviation deviation) {
   LaneTotals<T> totals, totals_of_squares;
-  for_each_piece(rows, kMostAdditions<T> * kSlots<T> * kLanes<Compute<T>>, [&](const Rows& piece) {
+  for_each_piece(rows, kMostAdditions<T>, kSlots<T> * kLanes<Compute<T>>, [&](const Rows& piece) {
     Wide<T> sum[kSlots<T>] = {}, squares[kSlots<T>] = {};
     for (int64_t r = 0; r < piece.count; ++r) {
       const int64_t row = piece.row(r);

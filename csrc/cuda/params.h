@@ -136,7 +136,7 @@ struct ForwardParams {
   double* moments;          // reduce pass: [2, C], mean and sum of squared deviations in the place of all
                             // statistics; null where these are wanted
   Source source;
-  Flag cumulative;  // momentum is 1 / num_batches_tracked, which has been counted before the launch
+  Flag cumulative;  // momentum is 1 / (num_batches_tracked + 1), which is counted behind the launch
   double momentum;
   double eps;
   double inverse_count;  // 1 / (N * S)

@@ -3,6 +3,7 @@
 import argparse
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -35,20 +36,27 @@ def watch(
         options = ["--worker", "--seed", str(seed), "--seconds", str(max(end - time.monotonic(), 0.0))]
         options += [] if left is None else ["--tries", str(left)]
         command = [*worker, fuzzer, *options]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        before = seed
+        with (
+            tempfile.TemporaryFile("w+") as errors,  # a pipe would fill while nobody reads it
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        ):
             assert process.stdout is not None
-            assert process.stderr is not None
             for line in process.stdout:
                 if line.strip().isdecimal():
                     seed = int(line) + 1
                 else:
                     faults.append(line.rstrip())
                     print(line, end="", flush=True)
-            said = process.stderr.read().strip().splitlines()
+            process.wait()
+            errors.seek(0)
+            said = errors.read().strip().splitlines()
         if process.returncode == 0:
             return seed - first, faults
         faults.append(f"seed {seed - 1}: exit code {process.returncode}: {said[0] if said else ''}")
         print("\n".join([faults[-1], *said[1:20]]), flush=True)
+        if seed == before:  # it cannot even start
+            return seed - first, faults
 
 
 def main() -> int:

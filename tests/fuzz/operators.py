@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from fused_bn._activations import ACTIVATIONS
 from tests import test_operator as operators
+from tests import test_pieces as pieces
 from tests.cases import DTYPES, Case, layouts, make_tensors, run_fused, same_bits
 from tests.guard_pages import guarded
 from tests.reference import DEMANDS, errors, precision
@@ -33,23 +34,15 @@ SHAPES = (
 REFUSALS = (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError)
 """What PyTorch's operators raise."""
 
-LAST = {"batch_norm": operators.USER_ARGUMENTS, "batch_norm_forward": operators.FORWARD_ARGUMENTS}
 NAMES: dict[str, tuple[str, ...]] = {
-    **LAST,
+    "batch_norm": operators.USER_ARGUMENTS,
+    "batch_norm_forward": operators.FORWARD_ARGUMENTS,
     "batch_norm_elementwise": operators.ELEMENTWISE_ARGUMENTS,
     "batch_norm_backward": operators.BACKWARD_ARGUMENTS,
     "batch_norm_moments": ("input",),
-    "batch_norm_merge": (
-        *("input", "moments", "running_mean", "running_var", "num_batches_tracked", "momentum", "eps"),
-    ),
-    "batch_norm_backward_sums": (
-        *("grad_output", "input", "residual", "weight", "bias", "statistics", "mask", "activation"),
-        *("activation_param", "half_mask"),
-    ),
-    "batch_norm_backward_elementwise": (
-        *("grad_output", "input", "residual", "weight", "bias", "statistics", "mask", "sums", "count"),
-        *("activation", "activation_param", "half_mask"),
-    ),
+    "batch_norm_merge": pieces.MERGE,
+    "batch_norm_backward_sums": (*pieces.SUMS[:-1], "half_mask"),
+    "batch_norm_backward_elementwise": (*pieces.ELEMENTWISE[:-1], "half_mask"),
 }
 """The arguments of each operator, in the order of its schema."""
 
@@ -152,6 +145,11 @@ def of_one_element(tensor: Tensor, _: random.Random) -> Tensor:
     return tensor.flatten()[:1].expand(tensor.numel()).view(tensor.shape) if tensor.numel() > 0 else tensor
 
 
+def in_inference_mode(tensor: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return tensor.clone()
+
+
 MOVES = (spread_out, one_element_on, beside_a_guard_page)
 WRONGS: tuple[Callable[[Tensor, random.Random], Any], ...] = (
     of_another_shape,
@@ -162,6 +160,8 @@ WRONGS: tuple[Callable[[Tensor, random.Random], Any], ...] = (
     lambda tensor, _: tensor.to("meta"),
     lambda tensor, _: tensor.to_sparse() if tensor.is_floating_point() else tensor,
     lambda tensor, _: tensor._neg_view() if tensor.is_floating_point() else tensor,
+    lambda tensor, _: in_inference_mode(tensor),
+    lambda tensor, _: tensor.requires_grad_() if tensor.is_floating_point() else tensor,
 )
 NUMBERS = {
     "eps": (0.0, -1.0, float("nan"), float("inf"), 1e-300),
@@ -184,6 +184,9 @@ def attempt(seed: int) -> str | None:
     if case.shape[0] > 0 and rng.random() < 0.2:
         return under_hooks(case, rng)
     own = {name: value.clone() if name in tensors else value for name, value in plain.items()}
+    for name in ("weight", "bias"):
+        if operator == "batch_norm" and name in tensors and rng.random() < 0.5:
+            own[name].requires_grad_()
     told = f"{operator} {case}"
     if rng.random() < 0.5:
         for name in rng.sample(tensors, min(len(tensors), 2)):
@@ -215,7 +218,7 @@ def differs(operator: str, plain: Arguments, own: Arguments, told: str) -> str |
 def misbehaves(operator: str, arguments: Arguments, told: str) -> str | None:
     lying = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
     before = {name: copy_of(value) for name, value in lying.items()}
-    versions = {name: value._version for name, value in lying.items()}
+    versions = {name: version_of(value) for name, value in lying.items()}
     refusal = outcome(operator, arguments)
     empty = [name for name in NAMES[operator] if name in lying and is_freed(lying[name])]
     if not isinstance(refusal, str):
@@ -223,7 +226,7 @@ def misbehaves(operator: str, arguments: Arguments, told: str) -> str | None:
     if "INTERNAL ASSERT" in refusal:
         return f"{told}: {refusal}"
     for name, value in lying.items():
-        if value._version != versions[name] or not is_copy(value, before[name]):
+        if version_of(value) != versions[name] or not is_copy(value, before[name]):
             return f"{told}: {name} was written by a call that raised {refusal}"
     return None
 
@@ -255,6 +258,10 @@ def outcome(operator: str, arguments: Arguments) -> list[Tensor] | str:
 def is_freed(tensor: Tensor) -> bool:
     strided = tensor.layout == torch.strided and tensor.device.type == "cpu"
     return strided and tensor.numel() > 0 and tensor.untyped_storage().nbytes() == 0
+
+
+def version_of(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def copy_of(tensor: Tensor) -> Tensor | None:

@@ -312,9 +312,9 @@ class Run:
 
     def launch_forward(self) -> None:
         """Whatever of it the params ask for."""
+        self._launch("run_forward", self.p, self.configurations[0])
         if self.case.training and self.case.momentum is None and self.tracked is not None:
             self.tracked += 1
-        self._launch("run_forward", self.p, self.configurations[0])
 
     def launch_backward(self) -> None:
         self._launch("run_backward", self.b, self.configurations[1])

@@ -76,8 +76,6 @@ struct Cuda {
     }
     auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
     const auto plan = plan_for(problem_of(x, p, a.training ? Part::both : Part::apply), false);
-    // Its blocks read it at any time, so that none of them may count.
-    if (cumulative) Tensor(*a.num_batches_tracked).add_(1);
     p.num_batches_tracked = counts ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;
     p.cumulative = cumulative;
     p.momentum = a.momentum.value_or(0);
@@ -86,6 +84,7 @@ struct Cuda {
     p.inverse_count = 1 / n;
     p.unbiased = n / (n - 1);
     run(plan, x, p);
+    if (cumulative) Tensor(*a.num_batches_tracked).add_(1);  // whose blocks read it at any time
     return {output, mask};
   }
 

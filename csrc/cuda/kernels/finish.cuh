@@ -61,7 +61,9 @@ struct MergedSums {
       merged.grad_xhat += static_cast<double>(partial.mean);
     });
     team.add_up(merged.grad, merged.grad_xhat);
-    merged.grad_xhat -= static_cast<double>(s.mean_lo) * static_cast<double>(s.invstd) * merged.grad;
+    if (is_finite(merged.grad)) {  // else the sum is infinite, or NaN, without it
+      merged.grad_xhat -= static_cast<double>(s.mean_lo) * static_cast<double>(s.invstd) * merged.grad;
+    }
     return merged;
   }
 };
@@ -69,6 +71,11 @@ struct MergedSums {
 FUSED_BN_DEVICE void blend(const ChannelVector& running, int64_t c, double before, double value,
                            double momentum) {
   if (running.data != nullptr) write(running, c, (1 - momentum) * before + momentum * value);
+}
+
+// Of a cumulative average, whose counter is read by all blocks and goes on behind the launch.
+FUSED_BN_DEVICE double cumulative_momentum(const int64_t* num_batches_tracked) {
+  return num_batches_tracked == nullptr ? 0.0 : 1.0 / static_cast<double>(*num_batches_tracked + 1);
 }
 
 // What a channel is finished with: loaded early, because a cold miss behind an exchange costs most of a
@@ -85,10 +92,7 @@ struct ForwardParameters {
     bias = read(p.bias, b, 0);
     running_mean = read(p.running_mean, mean, 0);
     running_var = read(p.running_var, var, 0);
-    // The cumulative average has counted this batch already.
-    if (p.cumulative) {
-      momentum = p.num_batches_tracked == nullptr ? 0.0 : 1.0 / static_cast<double>(*p.num_batches_tracked);
-    }
+    if (p.cumulative) momentum = cumulative_momentum(p.num_batches_tracked);
   }
 };
 

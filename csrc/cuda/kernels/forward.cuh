@@ -113,7 +113,7 @@ class Forward {
     blend(p_.running_mean, channel, before.running_mean, merged.mean, before.momentum);
     blend(p_.running_var, channel, before.running_var, merged.variance * p_.unbiased, before.momentum);
   }
-  // Once a launch. The cumulative average has been counted before it.
+  // Once a launch. A cumulative average is counted behind it.
   FUSED_BN_DEVICE void count_batch() const {
     if (block_index() == 0 && thread_index() == 0 && p_.num_batches_tracked != nullptr && !p_.cumulative) {
       *p_.num_batches_tracked += 1;

@@ -8,9 +8,7 @@ namespace fused_bn::cuda {
 
 template <class A>
 FUSED_BN_DEVICE void merge_kernel(const MergeParams& p) {
-  double momentum = p.momentum;
-  if (p.cumulative)
-    momentum = p.num_batches_tracked == nullptr ? 0.0 : 1.0 / static_cast<double>(*p.num_batches_tracked + 1);
+  const double momentum = p.cumulative ? cumulative_momentum(p.num_batches_tracked) : p.momentum;
   const int64_t length = 2 * p.C + 1;
   if (thread_index() == 0) {
     *p.count = 0;
