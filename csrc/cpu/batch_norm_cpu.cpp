@@ -17,8 +17,8 @@ namespace fused_bn::cpu {
 namespace {
 
 #if defined(__SSE__)
-// While it lives, this thread rounds as another one does, and takes subnormal numbers for 0 where that one does
-// (torch.set_flush_denormal).
+// While it lives, this thread rounds as another one does, and takes subnormal numbers for 0 where that one
+// does (torch.set_flush_denormal).
 class FloatingPoint {
  public:
   explicit FloatingPoint(unsigned mode) : before_(_mm_getcsr()) {

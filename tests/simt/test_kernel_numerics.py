@@ -222,6 +222,21 @@ def test_non_finite_input_spoils_its_channel_and_no_other(
 
 
 @on_each_plan
+@pytest.mark.parametrize("value", [INF, -INF])
+def test_an_infinite_gradient_reaches_the_parameters(
+    value: float, shape: tuple[int, ...], layout: str, launch: Launch
+) -> None:
+    """As in PyTorch: what the mean's rounding left over must not make a NaN of it."""
+    case = Case(shape, layout, activation="none")
+    tensors = make_tensors(case)
+    tensors.grad_output[(-1, 1, *[0] * (len(shape) - 2))] = value
+    ours, theirs = run(case, tensors, launch).result, run_torch(case, tensors)
+    for name in ("grad_weight", "grad_bias"):
+        assert torch.equal(classes(getattr(ours, name)), classes(getattr(theirs, name))), name
+        assert getattr(theirs, name)[1].isinf(), name
+
+
+@on_each_plan
 @pytest.mark.parametrize("residual", [False, True])
 def test_nan_passes_through_relu_and_its_gradient_too(
     residual: bool, shape: tuple[int, ...], layout: str, launch: Launch

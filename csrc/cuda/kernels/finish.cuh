@@ -61,9 +61,8 @@ struct MergedSums {
       merged.grad_xhat += static_cast<double>(partial.mean);
     });
     team.add_up(merged.grad, merged.grad_xhat);
-    if (is_finite(merged.grad)) {  // else the sum is infinite, or NaN, without it
-      merged.grad_xhat -= static_cast<double>(s.mean_lo) * static_cast<double>(s.invstd) * merged.grad;
-    }
+    const double rest = static_cast<double>(s.mean_lo) * static_cast<double>(s.invstd) * merged.grad;
+    merged.grad_xhat -= is_finite(rest) ? rest : 0;  // an infinite sum has its sign without
     return merged;
   }
 };
