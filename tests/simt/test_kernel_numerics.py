@@ -229,7 +229,8 @@ def test_an_infinite_gradient_reaches_the_parameters(
     """As in PyTorch: what the mean's rounding left over must not make a NaN of it."""
     case = Case(shape, layout, activation="none")
     tensors = make_tensors(case)
-    tensors.grad_output[(-1, 1, *[0] * (len(shape) - 2))] = value
+    place = (-1, 1, *[0] * (len(shape) - 2))
+    tensors.grad_output[place] = value
     ours, theirs = run(case, tensors, launch).result, run_torch(case, tensors)
     for name in ("grad_weight", "grad_bias"):
         assert torch.equal(classes(getattr(ours, name)), classes(getattr(theirs, name))), name
