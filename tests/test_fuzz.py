@@ -61,3 +61,9 @@ def test_an_attempt_that_ends_the_process_is_a_fault_and_the_next_one_is_made() 
     assert watched[0] == 4
     assert len(watched[1]) == 1
     assert watched[1][0].startswith("seed 1: exit code -6")
+
+
+def test_what_stays_as_it_is_counts_as_unwritten_whatever_its_type() -> None:
+    for values in (torch.tensor([1j, float("nan")]), torch.tensor([1.0, float("nan")]), torch.tensor(1)):
+        assert operators.is_copy(values, values.clone())
+        assert not operators.is_copy(values + 1, values)

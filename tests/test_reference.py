@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.cases import HALF_DTYPES, Case, Tensors, make_tensors, present, run_torch
-from tests.reference import error, errors, half_ulp, reference
+from tests.reference import DEMANDS, error, errors, half_ulp, reference
 
 DOUBLE = Case((5, 3, 4, 2), dtype=torch.float64, parameter_dtype=torch.float64)
 TOLERANCE = 1e-13
@@ -111,3 +111,11 @@ def test_error_measure_counts_a_lone_nan_or_infinity_as_infinite() -> None:
     assert error(torch.tensor([1.0, float("-inf")]), torch.tensor([1, float("inf")]).double(), one) == float(
         "inf"
     )
+
+
+def test_an_output_far_from_zero_is_judged_by_its_own_size() -> None:
+    """A weight of 1e-3 leaves sigmoid near 1/2, whose last bits are larger than the demand on z."""
+    case = Case((4, 16, 8, 8), activation="sigmoid", bias=False)
+    tensors = make_tensors(case)
+    present(tensors.weight).detach().fill_(1e-3)
+    assert errors(case, tensors, run_torch(case, tensors))["output"] <= DEMANDS["output"]

@@ -270,4 +270,4 @@ def copy_of(tensor: Tensor) -> Tensor | None:
 
 
 def is_copy(tensor: Tensor, copy: Tensor | None) -> bool:
-    return copy is None or torch.equal(tensor.nan_to_num(), copy.nan_to_num())
+    return copy is None or torch.allclose(tensor, copy, rtol=0, atol=0, equal_nan=True)
