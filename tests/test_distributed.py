@@ -84,7 +84,7 @@ def block_of(make: Callable[[str], nn.Module]) -> Callable[[], nn.Module]:
 def fused() -> nn.Module:
     """Its outputs are computed again in backward."""
     _recompute.WORTH_BYTES = 1
-    return fused_bn.fuse(Written())
+    return fused_bn.fuse(Written(), recompute=True)
 
 
 MODELS = (block_of(ours), fused, block_of(theirs))
@@ -98,7 +98,7 @@ def of_units() -> nn.Module:
 
 def fused_units() -> nn.Module:
     _recompute.WORTH_BYTES = 1
-    return fused_bn.fuse(of_units())
+    return fused_bn.fuse(of_units(), recompute=True)
 
 
 def train(make: Callable[[], nn.Module], way: str, rank: int) -> list[Tensor]:

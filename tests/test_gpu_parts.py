@@ -311,4 +311,4 @@ def test_outcomes_of_tests(tmp_path: Path, run: Runner, monkeypatch: pytest.Monk
 def test_models(run: Runner) -> None:
     code, lines = run(models.work, "models")
     assert code == 0
-    assert values(lines, "model") == ["eager", "fused", "fused, kept"]
+    assert values(lines, "model") == ["eager", "fused", "fused, recomputed"]

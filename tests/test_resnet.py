@@ -47,7 +47,7 @@ def test_the_fused_model_takes_less_memory(case: Case, monkeypatch: pytest.Monke
     monkeypatch.setattr(_recompute, "WORTH_BYTES", 1)
     competing = Contest(replace(case, batch=4, size=160), CPU, make=partial(ResNet50, depths=(4, 4), width=8))
     required = job.REQUIRED["cpu"]["memory"]
-    assert competing.peak_activations("fused") <= required * competing.peak_activations("eager")
+    assert competing.peak_activations("fused, recomputed") <= required * competing.peak_activations("eager")
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,18 +73,19 @@ def test_job_writes_what_it_measured(
     assert job.main(argv) == 0
     written = json.loads((tmp_path / "results.json").read_text())
     assert [(row["case"], row["row"]) for row in written["rows"]] == [
-        (case.id, row) for case in CASES for row in ("eager", "fused", "fused, kept")
+        (case.id, row) for case in CASES for row in ("eager", "fused", "fused, recomputed")
     ]
     assert all(row["images_per_second"] > 0 and row["peak_bytes"] > 0 for row in written["rows"])
     assert "fused" in capsys.readouterr().out
 
 
 def test_missed_figures_are_named() -> None:
-    """Of the fused model alone: faster and leaner than required, slower, and fatter."""
+    """Speed is required of the fused model, memory of the one that computes outputs again."""
     rows = [
         job.Row("right", "fused", 1.0, 1.11, 1, 0.84),
         job.Row("slow", "fused", 1.0, 1.09, 1, 0.84),
-        job.Row("fat", "fused", 1.0, 1.11, 1, 0.86),
+        job.Row("kept", "fused", 1.0, 1.11, 1, 1.01),
+        job.Row("fat", "fused, recomputed", 1.0, 0.9, 1, 0.86),
         job.Row("eager", "eager", 1.0, 1.0, 1, 1.0),
     ]
     missed = job.missed_figures(rows, CPU)

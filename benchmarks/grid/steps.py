@@ -102,5 +102,5 @@ def resnet_steps(case: Case, device: torch.device, compile: bool) -> Steps:
     batch, _, size, _ = case.shape
     contest = ResNetContest(ResNetCase(batch, size, case.layout, case.dtype), device, compile)
     contest.check()
-    names = {"fused": "ours", "fused, kept": "ours, kept", "eager, compiled": "compile"}
+    names = {"fused": "ours", "fused, recomputed": "ours, recomputed", "eager, compiled": "compile"}
     return {names.get(row, row): Step(model, contest.step(row)) for row, model in contest.models.items()}

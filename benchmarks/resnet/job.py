@@ -91,15 +91,13 @@ def measure(case: Case, args: argparse.Namespace, **how: Any) -> list[Row]:
 
 
 def missed_figures(rows: Sequence[Row], device: torch.device) -> list[str]:
-    """A sentence for each required figure that "fused" misses."""
+    """A sentence for each required figure that is missed: "fused" in speed, "fused, recomputed" in memory."""
     required = REQUIRED[device.type]
     found = []
     for row in rows:
-        if row.row != "fused":
-            continue
-        if row.speedup < required["speedup"]:
+        if row.row == "fused" and row.speedup < required["speedup"]:
             found.append(f"{row.case}: {row.speedup:.2f}x as fast, required {required['speedup']:.2f}x")
-        if row.memory > required.get("memory", 1.0):
+        if row.row == "fused, recomputed" and row.memory > required.get("memory", 1.0):
             found.append(f"{row.case}: {row.memory:.2f} of the memory, at most {required['memory']:.2f}")
     return found
 

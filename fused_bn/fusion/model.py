@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from fused_bn.fusion import runtime
 from fused_bn.fusion.classes import base_of, become, is_made
@@ -19,6 +19,7 @@ from fused_bn.fusion.recompute import switch_off, switch_on
 from fused_bn.fusion.report import FusionReport, NormReport
 from fused_bn.fusion.rewrite import Rewritten, rewrite
 from fused_bn.fusion.trace import MODES
+from fused_bn.modules import OURS
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -26,7 +27,7 @@ one_at_a_time = threading.RLock()
 """Of traces, whose patches of nn.Module are undone in the reverse order."""
 
 
-def fuse(model: Model, example_inputs: object = None, *, recompute: bool = True) -> Model:
+def fuse(model: Model, example_inputs: object = None, *, recompute: bool = False) -> Model:
     """Lets a model compute its batch norms, with the additions and activations behind them, in one pass each.
 
     Every nn.BatchNorm1d, 2d and 3d becomes the module of the same name of this package. A norm whose result
@@ -49,11 +50,11 @@ def fuse(model: Model, example_inputs: object = None, *, recompute: bool = True)
         example_inputs: a tensor, a sequence of positional or a mapping of keyword arguments. If given, the
             model runs once, in evaluation and without gradients, and the report says which residuals did not
             fit.
-        recompute: whether convolutions, linear layers and pooling need not keep a large output of a norm for
-            backward, where it can be computed again from the norm's input, which lies there anyway: the same
-            bits, for one more read and write of the tensor in backward. Their classes change as the norms'
-            do. Hooks on saved tensors (`torch.utils.checkpoint`) take precedence. What writes to such an
-            output past autograd (`.data`, NumPy) between the norm and its consumer needs recompute=False.
+        recompute: True saves memory for time. Convolutions, linear layers and pooling then keep no large
+            output of a norm for backward, where it can be computed again from the norm's input: the same
+            bits, for one more read and write of the tensor. They get a forward hook for that. Hooks on saved
+            tensors (`torch.utils.checkpoint`) take precedence. Nothing may write to such an output past
+            autograd (`.data`, NumPy) between the norm and its consumer.
 
     Returns:
         The model, with a new attribute `fusion_report`, a `FusionReport`: what became of each norm, and why.
@@ -89,7 +90,7 @@ def fuse(model: Model, example_inputs: object = None, *, recompute: bool = True)
         _line(model, path, kinds[path], norm, plan, left_alone.get(norm) or misfits.get(norm, ""))
         for path, norm in norms.items()
     ]
-    vars(model)["fusion_report"] = FusionReport(tuple(lines))
+    vars(model)["fusion_report"] = FusionReport(tuple(lines), "" if norms else _why_no_norm(model))
     return model
 
 
@@ -130,7 +131,7 @@ def _line(model: nn.Module, path: str, kind: str, norm: nn.Module, plan: Plan, o
     """What the report says of one norm."""
     found = plan.findings.get(norm)
     own = own_activation(norm)
-    replaced = type(norm) in runtime.OURS or isinstance(norm, runtime.NormAct)
+    replaced = type(norm) in OURS or isinstance(norm, runtime.NormAct)
     if own or obstacle or not found or not found.fused:
         reason = "" if own else obstacle or _why_not(model, path, norm, plan)
         return NormReport(path, kind, (own,) if own else (), replaced, reason)
@@ -140,6 +141,19 @@ def _line(model: nn.Module, path: str, kind: str, norm: nn.Module, plan: Plan, o
     reasons = [f"not in {mode}: {refusals.get(mode, 'another path is taken')}" for mode in unseen]
     reasons += [reason for reason in found.reasons if reason != RETURNED]
     return NormReport(path, kind, labels, replaced, "; ".join(dict.fromkeys(reasons)))
+
+
+def _why_no_norm(model: nn.Module) -> str:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return "torch.jit has compiled the model: fuse it before torch.jit.trace, and do not script it"
+    graphs = [module.graph for module in model.modules() if isinstance(module, fx.GraphModule)]
+    if any("batch_norm" in str(node.target) for graph in graphs for node in graph.nodes):
+        return "the model is a graph, which calls batch_norm as an operator: fuse it before it is exported"
+    for name, module in model.named_modules():
+        code = getattr(type(module).forward, "__code__", None)
+        if code and "batch_norm" in code.co_names:
+            return f"the forward of '{name}', a {type(module).__name__}, calls batch_norm as a function"
+    return "no module of the model is an nn.BatchNorm*"
 
 
 RETURNED = "its output is what the forward returns"

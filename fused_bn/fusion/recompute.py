@@ -1,14 +1,13 @@
 """Which modules of a model keep the recipe of a norm's output for backward, in the place of the output."""
 
-from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 
 from fused_bn import _recompute
 from fused_bn._extension import extension
-from fused_bn.fusion.classes import Made, become, is_made, make_class
-from fused_bn.fusion.runtime import OURS, NormAct
+from fused_bn.fusion.runtime import NormAct
+from fused_bn.modules import OURS
 
 KEEP_THEIR_INPUT = frozenset(
     {
@@ -20,13 +19,10 @@ KEEP_THEIR_INPUT = frozenset(
 """Of just these classes: what subclasses do is unknown."""
 
 
-class KeepsRecipe(Made):
-    """Computes what its class computes."""
-
-    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = super().forward(input, *args, **kwargs)  # type: ignore[misc]
-        _recompute.keep_recipe(result if isinstance(result, Tensor) else result[0], input)
-        return result
+def keep_recipe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """The forward hook of a module that keeps its input."""
+    output = result if isinstance(result, Tensor) else result[0]
+    _recompute.keep_recipe(output, args[0] if args else kwargs["input"])
 
 
 def switch_on(model: nn.Module) -> None:
@@ -37,17 +33,14 @@ def switch_on(model: nn.Module) -> None:
         if type(module) in OURS or isinstance(module, NormAct):
             vars(module)["_notes_outputs"] = True
         elif type(module) in KEEP_THEIR_INPUT:
-            become(module, _keeping_class(type(module)))  # type: ignore[arg-type]
+            module.register_forward_hook(keep_recipe, prepend=True, with_kwargs=True)
 
 
 def switch_off(model: nn.Module) -> None:
     """Undoes `switch_on`."""
     for module in model.modules():
         vars(module).pop("_notes_outputs", None)
-        if isinstance(module, KeepsRecipe) and is_made(type(module)):
-            become(module, module._made_from)
-
-
-@cache
-def _keeping_class(base: type[nn.Module]) -> type[nn.Module]:
-    return make_class(base, KeepsRecipe, (_keeping_class, (base,)))
+        for number, hook in list(module._forward_hooks.items()):
+            if hook is keep_recipe:
+                del module._forward_hooks[number]
+                module._forward_hooks_with_kwargs.pop(number, None)

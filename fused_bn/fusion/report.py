@@ -29,9 +29,13 @@ class NormReport:
 
 @dataclass(frozen=True)
 class FusionReport:
-    """Every norm of a model, in the order of `named_modules`; `str` gives a table."""
+    """Every norm of a model, in the order of `named_modules`; `str` gives a table.
+
+    note: why there is no norm, where there is none.
+    """
 
     norms: tuple[NormReport, ...]
+    note: str = ""
 
     @property
     def fused(self) -> tuple[NormReport, ...]:
@@ -50,6 +54,8 @@ class FusionReport:
         raise KeyError(name)
 
     def __str__(self) -> str:
+        if self.note:
+            return f"no norm found: {self.note}"
         head = ("norm", "class", "fused with", "why not")
         rows = [
             head,
