@@ -227,14 +227,34 @@ void check_can_be_saved(const OptionalTensor& tensor) {
   if (present(tensor)) check_can_be_saved(*tensor);
 }
 
-Tensor batch_norm(const ForwardArguments& arguments) { return std::get<0>(call_forward(arguments)); }
+// A counter that the kernels do not write, of another dtype or device, is counted here as nn.BatchNorm does
+// it.
+template <auto next>
+Tensor with_any_counter(const ForwardArguments& a) {
+  if (!a.training || !present(a.num_batches_tracked)) return next(a);
+  const Tensor& counter = *a.num_batches_tracked;
+  const auto type = counter.scalar_type();
+  const bool is_kernels = type == at::kLong && counter.device() == a.input.device();
+  const bool is_number = at::isFloatingType(type) || at::isIntegralType(type, /*includeBool=*/false);
+  if (is_kernels || !is_number || counter.sym_numel() != 1) return next(a);
+  const OptionalTensor absent;
+  const auto momentum = a.momentum.has_value() ? a.momentum : 1 / (counter.item().toDouble() + 1);
+  Tensor output = next({a.input, a.residual, a.weight, a.bias, a.running_mean, a.running_var, absent,
+                        a.training, momentum, a.eps, a.activation, a.activation_param, a.save_mask});
+  counter.add_(1);  // last: a call that is refused is not counted
+  return output;
+}
 
-Tensor batch_norm_autograd(const ForwardArguments& a) {
+Tensor forward_output(const ForwardArguments& arguments) { return std::get<0>(call_forward(arguments)); }
+constexpr auto batch_norm = with_any_counter<forward_output>;
+
+Tensor differentiable_output(const ForwardArguments& a) {
   if (c10::GradMode::is_enabled()) {
     check_not_differentiable(a.running_mean, "running_mean");
     check_not_differentiable(a.running_var, "running_var");
   }
-  if (within_function_transform() || any_has_tangent(a.input, a.residual, a.weight, a.bias)) {
+  if (within_function_transform() || any_has_tangent(a.input, a.residual, a.weight, a.bias) ||
+      a.input.is_mkldnn()) {
     return differentiable_forward(a);
   }
   if (any_requires_grad(a.input, a.residual, a.weight, a.bias)) {
@@ -250,8 +270,12 @@ Tensor batch_norm_autograd(const ForwardArguments& a) {
     return BatchNorm::apply(a.input, a.residual, a.weight, a.bias, saving);
   }
   at::AutoDispatchBelowAutograd guard;
-  return batch_norm(a);
+  return forward_output(a);
 }
+constexpr auto batch_norm_autograd = with_any_counter<differentiable_output>;
+
+Tensor inference(const InferenceArguments& a) { return batch_norm(a.as_forward()); }
+Tensor inference_autograd(const InferenceArguments& a) { return batch_norm_autograd(a.as_forward()); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_autograd(const BackwardArguments& a) {
   if (any_has_tangent(a.grad_output, a.input, a.residual, a.weight, a.bias))
@@ -326,6 +350,9 @@ TORCH_LIBRARY(fused_bn, m) {
       "Tensor? mask, bool training, str activation, float activation_param, bool[4] output_mask) -> ";
   const auto define = [&](const std::string& schema) { m.def(schema.c_str(), tags); };
   define("batch_norm(" + tensors + written + options + ") -> Tensor");
+  define("batch_norm_inference(" + tensors +
+         "Tensor? running_mean, Tensor? running_var, float eps, str activation, float activation_param) -> "
+         "Tensor");
   define("batch_norm_forward(" + tensors + written + options +
          ", bool save_mask) -> (Tensor output, Tensor statistics, Tensor mask)");
   define("batch_norm_elementwise(" + tensors + known + ", bool save_mask) -> (Tensor output, Tensor mask)");
@@ -341,6 +368,7 @@ TORCH_LIBRARY(fused_bn, m) {
 
 TORCH_LIBRARY_IMPL(fused_bn, CompositeExplicitAutograd, m) {
   m.impl("batch_norm", OneByOne<ForwardSignature<Tensor>, batch_norm>::call);
+  m.impl("batch_norm_inference", OneByOne<InferenceOperator, inference>::call);
 }
 
 TORCH_LIBRARY_IMPL(fused_bn, CompositeImplicitAutograd, m) {
@@ -352,11 +380,8 @@ TORCH_LIBRARY_IMPL(fused_bn, CompositeImplicitAutograd, m) {
 
 TORCH_LIBRARY_IMPL(fused_bn, Autograd, m) {
   m.impl("batch_norm", OneByOne<ForwardSignature<Tensor>, batch_norm_autograd>::call);
+  m.impl("batch_norm_inference", OneByOne<InferenceOperator, inference_autograd>::call);
   m.impl("batch_norm_backward", OneByOne<BackwardOperator, batch_norm_backward_autograd>::call);
-}
-
-TORCH_LIBRARY_IMPL(fused_bn, FuncTorchBatchedDecomposition, m) {
-  m.impl("batch_norm", OneByOne<ForwardSignature<Tensor>, differentiable_forward>::call);
 }
 
 TORCH_LIBRARY_IMPL(fused_bn, ADInplaceOrView, m) {

@@ -34,6 +34,21 @@ struct ForwardArguments {
   bool save_mask = false;
 };
 
+// Evaluation: forward with the running statistics, which stay as they are.
+struct InferenceArguments {
+  const Tensor& input;
+  const OptionalTensor& residual;
+  const OptionalTensor& weight;
+  const OptionalTensor& bias;
+  const OptionalTensor& running_mean;
+  const OptionalTensor& running_var;
+  double eps;
+  std::string_view activation;
+  double activation_param;
+
+  ForwardArguments as_forward() const;
+};
+
 // Forward with statistics that are known, [3, C], as forward returns them.
 struct ElementwiseArguments {
   const Tensor& input;
@@ -76,6 +91,9 @@ using ForwardSignature = Result(const Tensor&, const OptionalTensor&, const Opti
                                 const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                                 const OptionalTensor&, bool, std::optional<double>, double, std::string_view,
                                 double, More...);
+using InferenceOperator = Tensor(const Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                 const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double,
+                                 std::string_view, double);
 template <class Result, class... More>
 using ElementwiseSignature = Result(const Tensor&, const OptionalTensor&, const OptionalTensor&,
                                     const OptionalTensor&, const Tensor&, std::string_view, double, More...);

@@ -219,6 +219,12 @@ void check_buffers(const ForwardArguments& a) {
   if (a.training) check_written_memory(a);
 }
 
+ForwardArguments InferenceArguments::as_forward() const {
+  static const OptionalTensor absent;
+  return {input,  residual, weight,       bias, running_mean, running_var,
+          absent, false,    std::nullopt, eps,  activation,   activation_param};
+}
+
 ForwardArguments ElementwiseArguments::as_forward() const {
   static const OptionalTensor absent;
   return {input, residual,     weight,      bias,       absent,           absent,   absent,

@@ -97,7 +97,7 @@ Tensor own_node(const Tensor& tensor) { return tensor.defined() ? tensor.view_as
 }  // namespace
 
 Tensor differentiable_forward(const ForwardArguments& a) {
-  check(a);
+  if (!a.input.is_mkldnn()) check(a);  // which knows strided tensors
   const bool counts = a.training && present(a.num_batches_tracked);
   double momentum = a.momentum.value_or(0.0);
   if (!a.momentum.has_value() && counts) {

@@ -31,7 +31,7 @@ void resolve(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fused_bn, Negative, m) {
-  for (const char* op : {"batch_norm", "batch_norm_forward", "batch_norm_merge"}) {
+  for (const char* op : {"batch_norm", "batch_norm_inference", "batch_norm_forward", "batch_norm_merge"}) {
     m.impl(op, torch::CppFunction::makeFromBoxedFunction<&resolve>());
   }
 }

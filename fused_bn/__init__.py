@@ -10,8 +10,9 @@ except ImportError as _error:
         name="fused_bn",
     ) from _error
 
-from fused_bn import functional
+from fused_bn import _quantization, functional
 from fused_bn._plan import LaunchPlan, plan
+from fused_bn._tracing import fused_in_export
 from fused_bn._version import __version__
 from fused_bn.fusion.model import fuse, unfuse
 from fused_bn.fusion.report import FusionReport
@@ -25,6 +26,8 @@ from fused_bn.modules import (
     SyncBatchNorm,
 )
 from fused_bn.sync import convert_sync_batchnorm, revert_sync_batchnorm
+
+_quantization.install()
 
 __all__ = [
     "BatchNorm1d",
@@ -40,6 +43,7 @@ __all__ = [
     "convert_sync_batchnorm",
     "functional",
     "fuse",
+    "fused_in_export",
     "plan",
     "revert_sync_batchnorm",
     "unfuse",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from math import isfinite
 
 from torch import Tensor, nn
@@ -42,6 +43,54 @@ DEFAULT_PARAMS = {name: activation.param or 0.0 for name, activation in ACTIVATI
 def apply_activation(activation: str, param: float | None, z: Tensor) -> Tensor:
     """The activation in PyTorch's own call; the default of its number where `param` is None."""
     return ACTIVATIONS[activation].function(z, DEFAULT_PARAMS[activation] if param is None else param)
+
+
+def module_of(activation: str, param: float | None) -> nn.Module:
+    """The activation as a module of PyTorch."""
+    return ACTIVATIONS[activation].module(DEFAULT_PARAMS[activation] if param is None else param)
+
+
+SPELLINGS = {"swish": "silu", "identity": "none", "linear": "none"}
+"""Other names, as some frameworks have them, in lower case and without underscores."""
+
+
+def spelled(activation: object, param: float | None = None) -> tuple[str, float | None]:
+    """The name and number of an activation that is given in any of the ways people write it.
+
+    Args:
+        activation: a name in any case ("ReLU", "swish"), a module or class of `torch.nn`, a function of
+            `torch.nn.functional`, or None for none.
+        param: `activation_param`.
+
+    Raises:
+        ValueError: it is none of ours, or `param` is given and does not fit.
+    """
+    from fused_bn.fusion import activations
+
+    if activation is None:
+        activation = "none"
+    elif isinstance(activation, type) and issubclass(activation, nn.Module):
+        activation = activation()
+    known: tuple[str, float | None] | None = None
+    if isinstance(activation, nn.Module):
+        known = activations.of_module(activation)
+    elif isinstance(activation, str):
+        plain = activation.lower().replace("_", "")
+        plain = SPELLINGS.get(plain, plain)
+        known = next(((name, None) for name in ACTIVATIONS if name.replace("_", "") == plain), None)
+    elif callable(activation) and activation in activations.FUNCTIONS:
+        known = activations.FUNCTIONS[activation], None
+    if known is None:
+        close = get_close_matches(str(activation).lower(), ACTIVATIONS, n=1)
+        hint = f": did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}{hint}")
+    name, own = known
+    if own is not None and param is not None and own != param:
+        raise ValueError(
+            f"{activation!r} has a parameter of its own, so activation_param cannot be {param!r}"
+        )
+    check_activation(name, param)
+    return name, own if param is None else param
 
 
 def check_activation(activation: object, param: object = None) -> None:

@@ -42,14 +42,37 @@ def batch_norm(
     if residual is not None:
         check_residual(input, residual)
     counter = num_batches_tracked if training else None
-    if momentum is None:
-        momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1)
-    z = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    if momentum is None and counter is not None and torch.compiler.is_compiling():
+        z = _cumulative(input, running_mean, running_var, weight, bias, eps, counter)
+    else:
+        if momentum is None:
+            momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1)
+        z = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     if counter is not None:  # after the checks, so that a refused call changes nothing
         counter.add_(1)
     if residual is not None:
         z = z + residual
     return apply_activation(activation, activation_param, z)
+
+
+def _cumulative(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    counter: Tensor,
+) -> Tensor:
+    """Training with momentum=None, for a program in which the counter has no value yet."""
+    if running_mean is None or running_var is None:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, True, 0.0, eps)
+    mean, variance = torch.zeros_like(running_mean), torch.zeros_like(running_var)
+    z = F.batch_norm(input, mean, variance, weight, bias, True, 1.0, eps)
+    share = 1 / (counter.to(running_mean.dtype) + 1)
+    running_mean.lerp_(mean, share)
+    running_var.lerp_(variance, share)
+    return z
 
 
 def check_residual(input: Tensor, residual: Tensor) -> None:

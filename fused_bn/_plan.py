@@ -29,6 +29,10 @@ OTHER_NAMES = {
     "float16": "f16",
 }
 LAYOUTS = ("channels_first", "channels_last")
+OTHER_LAYOUTS = {
+    **dict.fromkeys(("contiguous", "NCHW", "nchw"), "channels_first"),
+    **dict.fromkeys(("NHWC", "nhwc"), "channels_last"),
+}
 DIRECTIONS = ("forward", "backward", "evaluation")
 MOST = 2**50
 """Elements: see csrc/cuda/planner/plan.cpp."""
@@ -139,12 +143,12 @@ def plan(
         sizes[0],
         sizes[1],
         spatial,
-        _one_of("layout", layout, LAYOUTS) if spatial > 1 else "channels_last",
+        _one_of("layout", OTHER_LAYOUTS.get(layout, layout), LAYOUTS) if spatial > 1 else "channels_last",
         _dtype_name(dtype),
         "forward" if evaluates else direction,
         bool(residual),
         _small("alignment", alignment),
-        device if isinstance(device, str) else dict(device),
+        device.lower() if isinstance(device, str) else dict(device),
         part="apply" if evaluates else "both",
         activation=_one_of("activation", activation, tuple(ACTIVATIONS)),
         forced=forced,
@@ -153,7 +157,9 @@ def plan(
     assert first is not None
     saves_mask = residual and not evaluates and extension.plan_has_mask(activation)
     known: dict[str, Any] = {
-        "device": device if isinstance(device, str) else str(device.get("name", "a device of its own")),
+        "device": device.lower()
+        if isinstance(device, str)
+        else str(device.get("name", "a device of its own")),
         "direction": direction,
         "kernel": "apply" if evaluates else "resident" if made.resident else "streamed",
         "forced": repr(made),

@@ -53,12 +53,18 @@ def batch_norm(
     check_activation(activation, activation_param)
     param = DEFAULT_PARAMS[activation] if activation_param is None else activation_param
     pieces = _pieces_of(input)
+    counter = num_batches_tracked
+    if counter is not None and (counter.dtype is not torch.int64 or counter.device != input.device):
+        momentum = 1 / (float(counter) + 1) if momentum is None else momentum
+        num_batches_tracked = None  # the pieces write no other counter
     with torch.no_grad():
         pieces.check(input, residual, weight, bias, activation, param)
         moments = _exchange(_gather, pieces.moments(input), group, layer)
         statistics, count = pieces.merge(
             input, moments, running_mean, running_var, num_batches_tracked, momentum, eps
         )
+        if counter is not num_batches_tracked and counter is not None:
+            counter.add_(1)
     output: Tensor = _Elementwise.apply(
         input, residual, weight, bias, statistics, count, activation, param, group, layer
     )

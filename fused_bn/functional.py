@@ -1,14 +1,18 @@
 """Functions on tensors; the modules are thin holders of parameters around them."""
 
+from numbers import Real
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fused_bn import _fallback
-from fused_bn._activations import DEFAULT_PARAMS
+from fused_bn import _fallback, _tracing
+from fused_bn._activations import DEFAULT_PARAMS, spelled
 from fused_bn._extension import devices_with_kernels, extension
 
 if devices_with_kernels:
     _fused = torch.ops.fused_bn.batch_norm.default
+    _fused_inference = torch.ops.fused_bn.batch_norm_inference.default
 
 
 def batch_norm(
@@ -21,7 +25,7 @@ def batch_norm(
     momentum: float | None = 0.1,
     eps: float = 1e-5,
     *,
-    activation: str = "none",
+    activation: Any = "none",
     activation_param: float | None = None,
     residual: Tensor | None = None,
     num_batches_tracked: Tensor | None = None,
@@ -37,6 +41,9 @@ def batch_norm(
 
     The same input on the same processor gives the same bits, whatever the number of threads.
 
+    Exported and traced programs get PyTorch's own operators, as do those compiled for evaluation; see
+    `fused_bn.fused_in_export`.
+
     Args:
         input: shape (N, C, *), floating point; contiguous and channels_last are read in place.
         running_mean, running_var: shape (C,); in training updated in place where given, in evaluation
@@ -48,7 +55,7 @@ def batch_norm(
             `num_batches_tracked`.
         eps: added to the variance; positive in training.
         activation: "none", "relu", "leaky_relu", "relu6", "hardswish", "elu", "silu", "gelu", "gelu_tanh",
-            "tanh" or "sigmoid".
+            "tanh" or "sigmoid"; or None, or the module, class or function of torch that computes one of them.
         activation_param: leaky_relu's negative slope, 0.01 where None, or elu's alpha, 1 where None.
         residual: added before the activation; of the input's shape, dtype and device.
         num_batches_tracked: int64 scalar, incremented in training where given.
@@ -59,12 +66,23 @@ def batch_norm(
     Raises:
         ValueError: one value a channel in training, eps out of range, only one running statistic, an
             unknown activation, an activation_param that is not finite.
+        TypeError: a residual that is no tensor, a momentum that is no number.
         RuntimeError: a shape, dtype or device that does not fit; the text holds the offending value.
     """
+    if type(activation) is not str or activation not in DEFAULT_PARAMS:
+        activation, activation_param = spelled(activation, activation_param)
     if activation_param is None:
-        activation_param = DEFAULT_PARAMS.get(activation, 0.0)
-    if input.device.type not in devices_with_kernels:
-        if extension is not None:
+        activation_param = DEFAULT_PARAMS[activation]
+    if residual is not None and not isinstance(residual, Tensor):
+        raise TypeError(f"residual must be a tensor or None, but got {residual!r}")
+    if type(momentum) is not float and momentum is not None and not isinstance(momentum, Real):
+        raise TypeError(f"momentum must be a number or None, but got {momentum!r}")
+    has_kernel = input.device.type in devices_with_kernels
+    if not has_kernel or (
+        (type(input) is not Tensor or torch.compiler.is_compiling())
+        and _tracing.wants_plain_calls(input, training)
+    ):
+        if not has_kernel and extension is not None:
             _fallback.warn_of_device(input.device.type)
         return _fallback.batch_norm(
             input,
@@ -79,6 +97,10 @@ def batch_norm(
             activation,
             activation_param,
             num_batches_tracked,
+        )
+    if not training:
+        return _fused_inference(
+            input, residual, weight, bias, running_mean, running_var, eps, activation, activation_param
         )
     return _fused(
         input,

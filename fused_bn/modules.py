@@ -1,18 +1,20 @@
 """Modules that drop in for `nn.BatchNorm*`: same constructor, state_dict and errors, and more options."""
 
 import inspect
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from fused_bn import _recompute, _sync
-from fused_bn._activations import check_activation
+from fused_bn import _converters, _recompute, _sync
+from fused_bn._activations import spelled
 from fused_bn.functional import batch_norm
 
 Initialiser = float | Callable[[Tensor], Any]
+
+_converters.install()
 
 _TORCH_TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm1d).parameters  # later than 2.11
 
@@ -48,7 +50,7 @@ def apply(
                 running_var,
                 num_batches_tracked,
                 norm.momentum,
-                norm.eps,
+                norm.__dict__["eps"],
                 activation,
                 activation_param,
                 group,
@@ -62,7 +64,7 @@ def apply(
         bias,
         training or (running_mean is None and running_var is None),
         norm.momentum,
-        norm.eps,
+        norm.__dict__["eps"],  # of which KeepsActivation makes a property
         activation=activation,
         activation_param=activation_param,
         residual=residual,
@@ -73,13 +75,14 @@ def apply(
     return output
 
 
-class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
+class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNorm):
     """Adds to `nn.BatchNorm*`; the subclasses below only choose the input's rank.
 
     Args, all by keyword, besides those of `nn.BatchNorm*`:
         bias: False for a weight alone, with every version of torch.
         activation: "none", "relu", "leaky_relu", "relu6", "hardswish", "elu", "silu", "gelu", "gelu_tanh",
-            "tanh" or "sigmoid", computed in the same pass.
+            "tanh" or "sigmoid", computed in the same pass; or None, or the module, class or function of
+            torch that computes one of them.
         activation_param: leaky_relu's negative slope (0.01 where None) or elu's alpha (1 where None).
         weight_init, bias_init: a number, or a function of `torch.nn.init`, which `reset_parameters` applies
             where not None. `weight_init=0` starts a residual block as the identity (Goyal et al. 2017,
@@ -90,13 +93,10 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
     Raises:
         ValueError: an activation, its number or an initialiser that does not fit; frozen without running
             statistics.
-
-    `torch.nn.utils.fusion.fuse_conv_bn_eval` puts a convolution in the place of the module and drops its
-    activation in silence: add it behind what that returns.
+        TypeError: an initialiser that is neither a number nor a function; a momentum that is no number.
     """
 
     # Of modules that were pickled without them.
-    activation = "none"
     activation_param: float | None = None
     weight_init: Any = None
     bias_init: Any = None
@@ -108,14 +108,19 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
         self,
         *args: Any,
         bias: bool = True,
-        activation: str = "none",
+        activation: Any = "none",
         activation_param: float | None = None,
         weight_init: Initialiser | None = None,
         bias_init: Initialiser | None = None,
         frozen: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_activation(activation, activation_param)
+        activation, activation_param = spelled(activation, activation_param)
+        for name, initialiser in (("weight_init", weight_init), ("bias_init", bias_init)):
+            if not (initialiser is None or callable(initialiser) or isinstance(initialiser, Real)):
+                raise TypeError(
+                    f"{name} must be a number or a function of torch.nn.init, but got {initialiser!r}"
+                )
         if not bias and bias_init is not None:
             raise ValueError("bias_init is given, but bias is False")
         self.weight_init, self.bias_init = weight_init, bias_init  # asked for by nn.BatchNorm's constructor
@@ -128,6 +133,8 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError("weight_init and bias_init need affine=True")
         if frozen and not self.track_running_stats:
             raise ValueError("frozen needs track_running_stats=True")
+        if self.momentum is not None and not isinstance(self.momentum, Real):
+            raise TypeError(f"momentum must be a number or None, but got {self.momentum!r}")
         self.activation, self.activation_param, self.frozen = activation, activation_param, frozen
 
     def reset_parameters(self) -> None:
@@ -155,8 +162,6 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
         Returns:
             A tensor of the input's shape, dtype and memory format.
         """
-        if isinstance(input, fx.Proxy):
-            return self._record(input, residual)
         return apply(self, input, residual, self.activation, self.activation_param)
 
     def extra_repr(self) -> str:
@@ -167,33 +172,25 @@ class _FusedBatchNorm(nn.modules.batchnorm._BatchNorm):
             text += f", activation_param={self.activation_param}"
         return f"{text}, frozen=True" if self.frozen else text
 
-    def _record(self, input: fx.Proxy, residual: Any) -> Any:
+    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
+        first = args[0] if args else kwargs.get("input")
+        if isinstance(first, fx.Proxy):
+            return self._record(first.tracer, args, kwargs)
+        return super()._call_impl(*args, **kwargs)
+
+    def _record(self, tracer: Any, args: Any, kwargs: Any) -> Any:
         """A call of the module as a whole, as torch.fx records those of torch.nn.
 
-        It would trace into any other, and bind the graph to the mode that the module was in.
+        It would trace into any other: hooks would run while it traces, and the graph would be bound to the
+        mode that the module is in.
         """
-        name = input.tracer.path_of_module(self)  # type: ignore[attr-defined]
-        if not name or self._forward_hooks or self._forward_pre_hooks:
-            raise fx.proxy.TraceError("torch.fx traces this module within a model, and without hooks")
-        return input.tracer.create_proxy("call_module", name, (input, residual), {})
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
 
     def __prepare_scriptable__(self) -> Any:
         raise RuntimeError(
-            "torch.jit.script cannot compile the modules of fused_bn; torch.jit.trace, torch.export and "
-            "torch.compile can"
+            "torch.jit.script cannot compile the modules of fused_bn: fused_bn.unfuse(model) makes them "
+            "PyTorch's again; torch.jit.trace, torch.export and torch.compile take them as they are"
         )
-
-    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        # torch.nn.SyncBatchNorm knows no activation, and its convert_sync_batchnorm drops ours in silence. It
-        # offers no hook, but asks each module for its children.
-        if sys._getframe(1).f_code.co_name == "convert_sync_batchnorm" and (
-            self.activation != "none" or self.frozen
-        ):
-            raise RuntimeError(
-                "torch.nn.SyncBatchNorm.convert_sync_batchnorm would drop what this module adds to "
-                f"nn.BatchNorm ({self.extra_repr()}): fused_bn.convert_sync_batchnorm keeps it"
-            )
-        return super().named_children()
 
 
 class _FusedLazyBatchNorm(_FusedBatchNorm):
@@ -236,8 +233,9 @@ class SyncBatchNorm(_FusedBatchNorm):
     group of one process, and where torch.distributed is not initialised, this is plain batch norm.
 
     The second derivative is not implemented and raises. `fused_bn.fuse` lets no outputs of synchronised norms
-    be computed again. Gradients of weight and bias are those of the own
-    batch, which DistributedDataParallel averages.
+    be computed again. Gradients of weight and bias are those of the own batch, which DistributedDataParallel
+    averages. It is no `nn.SyncBatchNorm`, which DistributedDataParallel refuses on the CPU; what
+    `convert_sync_batchnorm` makes of an `nn.BatchNorm2d` is still one.
 
     Args, besides those of `nn.SyncBatchNorm`: those of `fused_bn.BatchNorm2d`, by keyword.
 
@@ -275,11 +273,26 @@ class SyncBatchNorm(_FusedBatchNorm):
 
         return convert_sync_batchnorm(module, process_group)
 
+    def _get_name(self) -> str:
+        return "SyncBatchNorm"
+
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
         if input.shape[1] == 0:
             raise ValueError("SyncBatchNorm number of input channels should be non-zero")
+
+
+class _SyncBatchNorm1d(SyncBatchNorm, BatchNorm1d):
+    """A `BatchNorm1d` that was converted."""
+
+
+class _SyncBatchNorm2d(SyncBatchNorm, BatchNorm2d):
+    """A `BatchNorm2d` that was converted."""
+
+
+class _SyncBatchNorm3d(SyncBatchNorm, BatchNorm3d):
+    """A `BatchNorm3d` that was converted."""
 
 
 class LazyBatchNorm1d(_FusedLazyBatchNorm, nn.LazyBatchNorm1d):
@@ -298,3 +311,22 @@ class LazyBatchNorm3d(_FusedLazyBatchNorm, nn.LazyBatchNorm3d):
     """`BatchNorm3d` that infers num_features from its first input, and then becomes one."""
 
     cls_to_become = BatchNorm3d
+
+
+DROP_INS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: BatchNorm1d,
+    nn.BatchNorm2d: BatchNorm2d,
+    nn.BatchNorm3d: BatchNorm3d,
+    nn.SyncBatchNorm: SyncBatchNorm,
+}
+"""What takes the place of each norm of torch.nn."""
+
+SYNCHRONISED: dict[type[nn.Module], type[nn.Module]] = {
+    BatchNorm1d: _SyncBatchNorm1d,
+    BatchNorm2d: _SyncBatchNorm2d,
+    BatchNorm3d: _SyncBatchNorm3d,
+    SyncBatchNorm: SyncBatchNorm,
+}
+"""What `convert_sync_batchnorm` makes of each norm of ours."""
+
+OURS = frozenset({*DROP_INS.values(), *SYNCHRONISED.values()})

@@ -6,8 +6,9 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from fused_bn.fusion.classes import become
-from fused_bn.fusion.runtime import DROP_INS, OURS, NormAct
-from fused_bn.modules import SyncBatchNorm
+from fused_bn.fusion.norms import Activated
+from fused_bn.fusion.runtime import NormAct
+from fused_bn.modules import DROP_INS, OURS, SYNCHRONISED, SyncBatchNorm
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,7 +34,7 @@ def convert_sync_batchnorm(model: Model, process_group: Any = None) -> Model:
     for name, norm in named.items():
         if isinstance(norm, LazyModuleMixin):
             raise ValueError(f"'{name}' is lazy: convert the model after its first input")
-        if not (type(norm) in OURS or type(norm) in DROP_INS or isinstance(norm, NormAct)):
+        if not (type(norm) in OURS or type(norm) in DROP_INS or isinstance(norm, (NormAct, Activated))):
             raise ValueError(
                 f"'{name}' is a {type(norm).__name__}, and what that computes is not known to "
                 "convert_sync_batchnorm: put a norm of fused_bn or torch.nn in its place, or convert the "
@@ -44,9 +45,10 @@ def convert_sync_batchnorm(model: Model, process_group: Any = None) -> Model:
         own = vars(norm)
         if isinstance(norm, NormAct):
             own["synchronised"] = True
-        elif type(norm) is not SyncBatchNorm:
+        elif not isinstance(norm, SyncBatchNorm):
+            ours: Any = norm._ours if isinstance(norm, Activated) else DROP_INS.get(type(norm), type(norm))
             own["synchronised_from"] = type(norm)
-            become(norm, SyncBatchNorm)
+            become(norm, SYNCHRONISED[ours])
         own.setdefault("process_group", process_group)
         own["layer_name"] = name or type(norm).__name__
     return model

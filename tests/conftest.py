@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import torch
 
+import fused_bn
 from tests.cases import DEVICES, HAS_EXTENSION, why_no_cuda
 
 # The same examples on every run; `--hypothesis-profile explore` looks for new ones.
@@ -49,6 +50,13 @@ def device(request: pytest.FixtureRequest) -> str:
     """Each device with kernels here; the report's header says why CUDA is missing where it is."""
     name: str = request.param
     return name
+
+
+@pytest.fixture
+def keeps_fused() -> Iterator[None]:
+    """Evaluation is compiled and exported with our operators, so that its bits are those of eager mode."""
+    with fused_bn.fused_in_export():
+        yield
 
 
 @pytest.fixture

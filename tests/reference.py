@@ -40,8 +40,8 @@ DEMANDED_INVSTD = 1e-6
 
 DEMANDED_OUTPUT = 2e-6
 """|y - reference| / (|w xhat| + |w| + |b|): 1e-6 sigma of the mean (|w|) and 1e-6 of invstd (|w xhat|), as
-much again for the arithmetic of x - mean, scale and fma (4 roundings, 4u = 2.4e-7). Relative to |y| where that
-is larger: sigmoid(0) is 1/2, and rounds in several steps, whatever w is."""
+much again for the arithmetic of x - mean, scale and fma (4 roundings, 4u = 2.4e-7). Relative to |y| where
+that is larger: sigmoid(0) is 1/2, and rounds in several steps, whatever w is."""
 
 DEMANDED_GRAD_INPUT = 4e-6
 """|dx - reference| / (|w invstd| (1 + |dy| + |xhat|)), for dy of about unit size: xhat and invstd bring

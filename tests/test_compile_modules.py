@@ -16,7 +16,7 @@ from tests.cases import PARAMS, in_layout, present, same_bits, why_no_cuda
 from tests.test_export import BOTH_SIDES, inputs
 from tests.twins import Original, WithResidual
 
-pytestmark = [pytest.mark.needs_extension, pytest.mark.usefixtures("fresh_compiler")]
+pytestmark = [pytest.mark.needs_extension, pytest.mark.usefixtures("fresh_compiler", "keeps_fused")]
 
 
 Call = Callable[[Tensor, Tensor], Tensor]

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 import fused_bn
 from fused_bn._extension import DISABLE_VARIABLE
-from tests.cases import DEVICES, HAS_EXTENSION, NEWER_TORCH, why_no_cuda
+from tests.cases import DEVICES, HAS_EXTENSION, NEWER_TORCH, present, why_no_cuda
+from tests.reference import DEMANDED_RUNNING
 
 MODULES = {
     "1d": (fused_bn.BatchNorm1d, nn.BatchNorm1d),
@@ -243,17 +244,59 @@ def test_statistics_that_require_a_gradient_are_taken_under_no_grad() -> None:
     assert not torch.equal(running_mean, torch.ones(3))
 
 
+SPELT: dict[str, tuple[Any, tuple[str, float | None]]] = {
+    "None": (None, ("none", None)),
+    "nn.Identity": (nn.Identity, ("none", None)),
+    "ReLU": ("ReLU", ("relu", None)),
+    "LeakyReLU": ("LeakyReLU", ("leaky_relu", None)),
+    "swish": ("swish", ("silu", None)),
+    "nn.ReLU()": (nn.ReLU(), ("relu", None)),
+    "nn.LeakyReLU(0.2)": (nn.LeakyReLU(0.2), ("leaky_relu", 0.2)),
+    "nn.ELU": (nn.ELU, ("elu", 1.0)),
+    "nn.GELU('tanh')": (nn.GELU("tanh"), ("gelu_tanh", None)),
+    "F.relu": (F.relu, ("relu", None)),
+    "torch.sigmoid": (torch.sigmoid, ("sigmoid", None)),
+}
+
+
+@pytest.mark.parametrize("name", SPELT)
+def test_an_activation_is_known_in_all_the_ways_people_write_it(name: str) -> None:
+    given, (expected, param) = SPELT[name]
+    norm = fused_bn.BatchNorm1d(3, activation=given)
+    assert (norm.activation, norm.activation_param) == (expected, param)
+    x = torch.randn(4, 3)
+    found = fused_bn.functional.batch_norm(x, None, None, training=True, activation=given)
+    named = fused_bn.functional.batch_norm(
+        x, None, None, training=True, activation=expected, activation_param=param
+    )
+    assert torch.equal(found, named)
+
+
+def test_what_is_no_number_or_tensor_is_one_sentence() -> None:
+    """Of ours, rather than the schema of an operator."""
+    wrong: dict[str, Any] = {"momentum": "0.1", "weight_init": "zeros", "bias_init": torch.zeros(3)}
+    for name, value in wrong.items():
+        with pytest.raises(TypeError, match=f"{name} must be a number"):
+            fused_bn.BatchNorm1d(3, **{name: value})
+    norm: Any = fused_bn.BatchNorm1d(3)
+    with pytest.raises(TypeError, match="residual must be a tensor or None, but got True"):
+        norm(torch.randn(4, 3), True)
+    norm.momentum = "0.1"
+    with pytest.raises(TypeError, match=r"momentum must be a number or None, but got '0.1'"):
+        norm(torch.randn(4, 3))
+
+
 def test_unknown_activation_is_refused_by_module_and_function() -> None:
     x = torch.randn(2, 3)
-    no_names: tuple[Any, ...] = (["relu"], None, torch.relu)
-    for no_name in no_names:
-        with pytest.raises(ValueError, match=r"activation must be one of none, relu, .*sigmoid, but got"):
-            fused_bn.BatchNorm1d(3, activation=no_name)
-    for wrong in ("swish", "", "ReLU"):
-        with pytest.raises(ValueError, match=r"activation must be one of none, relu, .*sigmoid, but got"):
+    for wrong in (["relu"], 3, "", "softmax", nn.Softmax(), nn.Softmax, F.softmax, nn.GELU("tanh").forward):
+        with pytest.raises(ValueError, match=r"activation must be one of none, relu, .*sigmoid.*, but got"):
             fused_bn.BatchNorm1d(3, activation=wrong)
-        with pytest.raises((ValueError, RuntimeError), match="activation"):
+        with pytest.raises(ValueError, match="activation must be one of"):
             fused_bn.functional.batch_norm(x, None, None, training=True, activation=wrong)
+    with pytest.raises(ValueError, match=r"but got 'rellu': did you mean 'relu'\?"):
+        fused_bn.BatchNorm1d(3, activation="rellu")
+    with pytest.raises(ValueError, match="has a parameter of its own"):
+        fused_bn.BatchNorm1d(3, activation=nn.LeakyReLU(0.2), activation_param=0.1)
     with pytest.raises(TypeError):
         fused_bn.BatchNorm1d(3, 1e-5, 0.1, True, True, None, None, "relu")  # keyword-only
 
@@ -261,8 +304,8 @@ def test_unknown_activation_is_refused_by_module_and_function() -> None:
 @pytest.mark.needs_extension
 @pytest.mark.parametrize(
     "counter",
-    [torch.ones(2, dtype=torch.int64), torch.ones((), dtype=torch.float32), torch.ones((), device="meta")],
-    ids=["two elements", "float32", "meta"],
+    [torch.ones(2, dtype=torch.int64), torch.ones((), dtype=torch.bool)],
+    ids=["two elements", "bool"],
 )
 def test_wrong_counter_is_refused_and_statistics_stay(counter: Tensor) -> None:
     running_mean, running_var = torch.zeros(3), torch.ones(3)
@@ -272,6 +315,44 @@ def test_wrong_counter_is_refused_and_statistics_stay(counter: Tensor) -> None:
         )
     assert torch.equal(running_mean, torch.zeros(3))
     assert torch.equal(running_var, torch.ones(3))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64, torch.int32])
+def test_a_counter_of_another_type_counts(dtype: torch.dtype, momentum: float | None) -> None:
+    """As averaging of models over clients, or load_state_dict(assign=True), leaves it.
+
+    The statistics are of size 2, and blended twice.
+    """
+    found = []
+    for kind in (fused_bn.BatchNorm2d, nn.BatchNorm2d):
+        norm = kind(3, momentum=momentum)
+        state = {**norm.state_dict(), "num_batches_tracked": torch.tensor(2, dtype=dtype)}
+        norm.load_state_dict(state, assign=True)
+        for seed in range(2):
+            norm(torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(seed)))
+        assert present(norm.num_batches_tracked).dtype == dtype
+        found.append([*norm.buffers()])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=DEMANDED_RUNNING * 4)
+
+
+def test_a_counter_on_another_device_counts_there() -> None:
+    norm = fused_bn.BatchNorm1d(3)
+    norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device="meta")
+    norm(torch.randn(4, 3))
+    assert norm.num_batches_tracked.device.type == "meta"
+    assert not torch.equal(present(norm.running_mean), torch.zeros(3))
+
+
+@pytest.mark.needs_extension
+def test_a_refused_call_counts_nothing_in_another_type() -> None:
+    counter = torch.tensor(2.0)
+    with pytest.raises(ValueError, match="eps"):
+        fused_bn.functional.batch_norm(
+            torch.randn(2, 3), None, None, training=True, eps=-1.0, num_batches_tracked=counter
+        )
+    assert counter == 2
 
 
 def outcome(module: nn.Module, x: Tensor) -> object:

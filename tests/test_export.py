@@ -1,7 +1,14 @@
-"""torch.export, AOTInductor and torch.jit.trace: models that leave Python, and other sizes and devices."""
+"""torch.export, AOTInductor and torch.jit.trace: models that leave Python, and other sizes and devices.
+
+A program holds PyTorch's own operators, or ours on request. Both run all sizes that they are for.
+"""
 
 import io
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +42,11 @@ DYNAMIC: dict[str, Any] = {
     "automatic": {0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},
 }
 SIZES = {"static": BOTH_SIDES[:1], "batch": BOTH_SIDES[:2]}
+WAYS: dict[str, Callable[[], AbstractContextManager[None]]] = {
+    "plain": nullcontext,
+    "fused": fused_bn.fused_in_export,
+}
+by_way = pytest.mark.parametrize("way", WAYS)
 
 
 def model(activation: str = "relu", training: bool = False, **options: Any) -> WithResidual:
@@ -49,69 +61,108 @@ def inputs(shape: tuple[int, ...] = SHAPE, seed: int = 0) -> tuple[Tensor, Tenso
     return torch.randn(shape, generator=generator) * 3, torch.randn(shape, generator=generator)
 
 
-def exported(given: nn.Module, dynamic: str = "static", strict: bool = False) -> ExportedProgram:
+def exported(
+    given: nn.Module, dynamic: str = "static", strict: bool = False, way: str = "plain"
+) -> ExportedProgram:
     sizes = DYNAMIC[dynamic]
-    return export(given, inputs(), dynamic_shapes=sizes and (sizes, sizes), strict=strict)
+    with WAYS[way]():
+        return export(given, inputs(), dynamic_shapes=sizes and (sizes, sizes), strict=strict)
 
 
-def assert_runs_as(program: nn.Module, original: nn.Module, shapes: Any) -> None:
-    """Outputs and buffers, bit for bit: the same kernels are called."""
+def assert_runs_as(program: nn.Module, original: nn.Module, shapes: Any, way: str = "plain") -> None:
+    """Outputs and buffers: bit for bit where the same kernels are called, else to rounding."""
+    tolerance = 0.0 if way == "fused" else OUTPUT_TOLERANCE
     for seed, shape in enumerate(shapes):
         given = inputs(shape, seed)
-        assert torch.equal(program(*given), original(*given)), shape
+        torch.testing.assert_close(program(*given), original(*given), rtol=0, atol=tolerance)
     for name, value in program.named_buffers():  # without those that evaluation does not read
-        assert torch.equal(value, original.get_buffer(name)), name
+        torch.testing.assert_close(value, original.get_buffer(name), rtol=tolerance, atol=tolerance)
+
+
+def called(program: ExportedProgram) -> list[Any]:
+    """The operators, without arithmetic on sizes."""
+    targets = (node.target for node in program.graph.nodes if node.op == "call_function")
+    return [target for target in targets if "sym_" not in str(target)]
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
 @pytest.mark.parametrize("dynamic", DYNAMIC)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("activation", ["relu", "silu"])
+@by_way
 def test_exported_programs_run_all_sizes_they_are_for(
-    activation: str, training: bool, dynamic: str, strict: bool
+    way: str, activation: str, training: bool, dynamic: str, strict: bool
 ) -> None:
     """No guard on a size is left, although the size of the mask depends on that of the image."""
     original = model(activation, training)
-    program = exported(model(activation, training), dynamic, strict)
-    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
-    assert [target for target in called if "sym_" not in str(target)] == [
-        torch.ops.fused_bn.batch_norm.default
-    ]
-    assert_runs_as(program.module(), original, SIZES.get(dynamic, BOTH_SIDES))
+    program = exported(model(activation, training), dynamic, strict, way)
+    aten, ours = torch.ops.aten, torch.ops.fused_bn
+    plain = [*[aten.add_.Tensor] * training, aten.add.Tensor, getattr(aten, activation).default]
+    fused = ours.batch_norm.default if training else ours.batch_norm_inference.default
+    expected = [aten.batch_norm.default, *plain] if way == "plain" else [fused]
+    assert called(program) == expected
+    assert_runs_as(program.module(), original, SIZES.get(dynamic, BOTH_SIDES), way)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_every_activation_is_exported_with_momentum_none(activation: str) -> None:
+@by_way
+def test_every_activation_is_exported_with_momentum_none(way: str, activation: str) -> None:
     original = model(activation, training=True, momentum=None)
-    program = exported(model(activation, training=True, momentum=None), "batch and image")
-    assert_runs_as(program.module(), original, BOTH_SIDES)
+    program = exported(model(activation, training=True, momentum=None), "batch and image", way=way)
+    assert_runs_as(program.module(), original, BOTH_SIDES, way)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_decomposed_programs_run(training: bool) -> None:
-    """Below autograd, as backends take them: the forward operator, functionalised, its buffers written."""
-    program = exported(model(training=training), "batch").run_decompositions()
-    assert any("batch_norm_forward" in str(node.args) for node in program.graph.nodes)
-    assert_runs_as(program.module(), model(training=training), SIZES["batch"])
+@by_way
+def test_decomposed_programs_run(way: str, training: bool) -> None:
+    """Below autograd, as backends take them: core ATen, or the forward operator, functionalised."""
+    program = exported(model(training=training), "batch", way=way).run_decompositions()
+    has_ours = any("fused_bn" in str(node.args) for node in program.graph.nodes)
+    assert has_ours == (way == "fused")
+    assert_runs_as(program.module(), model(training=training), SIZES["batch"], way)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_programs_are_saved_and_loaded(training: bool) -> None:
+@by_way
+def test_programs_are_saved_and_loaded(way: str, training: bool) -> None:
     """Parameters, statistics and the range of sizes come back."""
     file = io.BytesIO()
-    torch.export.save(exported(model(training=training), "batch and image"), file)
+    torch.export.save(exported(model(training=training), "batch and image", way=way), file)
     file.seek(0)
-    assert_runs_as(torch.export.load(file).module(), model(training=training), BOTH_SIDES)
+    assert_runs_as(torch.export.load(file).module(), model(training=training), BOTH_SIDES, way)
+
+
+LOAD = """
+import sys, torch
+program, traced = torch.export.load("program.pt2").module(), torch.jit.load("traced.pt")
+given = torch.load("given.pt")
+torch.save([program(*given), traced(*given)], "found.pt")
+assert not any(name.startswith("fused_bn") for name in sys.modules)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_saved_programs_run_without_this_package(tmp_path: Path) -> None:
+    torch.export.save(exported(model()), tmp_path / "program.pt2")
+    torch.jit.save(torch.jit.trace(model(), inputs()), tmp_path / "traced.pt")
+    torch.save(inputs(), tmp_path / "given.pt")
+    subprocess.run([sys.executable, "-I", "-c", LOAD], cwd=tmp_path, check=True)
+    for found in torch.load(tmp_path / "found.pt"):
+        torch.testing.assert_close(found, model()(*inputs()), rtol=0, atol=OUTPUT_TOLERANCE)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("target", ["meta", "cuda"])
-def test_a_program_runs_on_another_device_than_it_was_exported_on(target: str, training: bool) -> None:
+@by_way
+def test_a_program_runs_on_another_device_than_it_was_exported_on(
+    way: str, target: str, training: bool
+) -> None:
     """No kernel, layout or device of the exporting machine is bound into it."""
     if target == "cuda" and why_no_cuda():
         pytest.skip(why_no_cuda())
     original = model(training=training)
-    moved = move_to_device_pass(exported(model(training=training), "batch and image"), target).module()
+    program = exported(model(training=training), "batch and image", way=way)
+    moved = move_to_device_pass(program, target).module()
     for shape in BOTH_SIDES:
         x, residual = inputs(shape)
         y = moved(x.to(target), residual.to(target))
@@ -121,27 +172,31 @@ def test_a_program_runs_on_another_device_than_it_was_exported_on(target: str, t
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_a_program_exported_without_data_runs_with_it(training: bool) -> None:
+@by_way
+def test_a_program_exported_without_data_runs_with_it(way: str, training: bool) -> None:
     """A model too large for the exporting machine: exported from fake tensors, weights loaded afterwards."""
-    with FakeTensorMode():
+    with FakeTensorMode(), WAYS[way]():
         program = export(model(training=training), inputs())
     unflattened = torch.export.unflatten(program)
     original = model(training=training)
     unflattened.load_state_dict({k: v.clone() for k, v in original.state_dict().items()}, assign=True)
-    assert_runs_as(unflattened, original, [SHAPE])
+    assert_runs_as(unflattened, original, [SHAPE], way)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler")
-def test_aot_inductor_packages_run(tmp_path: Path) -> None:
-    """Compiled ahead of time for any batch, with a residual: our operator is called from C++."""
+@by_way
+def test_aot_inductor_packages_run(way: str, tmp_path: Path) -> None:
+    """Compiled ahead of time for any batch, with a residual: inductor's kernels, or ours called from C++."""
     with torch.no_grad():
-        program = exported(model(), "batch")
+        program = exported(model(), "batch", way=way)
         path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
         packaged = torch._inductor.aoti_load_package(path)
         for shape in SIZES["batch"]:
-            assert torch.equal(packaged(*inputs(shape)), model()(*inputs(shape)))
+            tolerance = 0.0 if way == "fused" else OUTPUT_TOLERANCE
+            found, expected = packaged(*inputs(shape)), model()(*inputs(shape))
+            torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
@@ -154,7 +209,7 @@ def test_traced_modules_are_saved_frozen_and_run(activation: str, tmp_path: Path
         traced = torch.jit.trace(norm, given)
         torch.jit.save(traced, tmp_path / "traced.pt")
         for module in (traced, torch.jit.load(tmp_path / "traced.pt"), torch.jit.freeze(traced)):
-            assert torch.equal(module(*others), norm(*others))
+            torch.testing.assert_close(module(*others), norm(*others), rtol=0, atol=OUTPUT_TOLERANCE)
 
 
 def test_modules_run_under_fake_tensors() -> None:

@@ -218,7 +218,7 @@ def test_a_plan_that_is_none_is_refused(word: str) -> None:
         ({"N": 2**25, "S": 2**26}, f"N * C * S must be at most {2**50}, but got {2**25} * 64 * {2**26}"),
         ({"layout": "NHWC"}, "layout must be one of channels_first, channels_last, but got 'NHWC'"),
         ({"dtype": "int8"}, "dtype must be one of f32, f64, bf16, f16, but got 'int8'"),
-        ({"activation": "swish"}, "activation must be one of none, relu, leaky_relu, relu6"),
+        ({"activation": "softmax"}, "activation must be one of none, relu, leaky_relu, relu6"),
         ({"direction": "up"}, "direction must be one of forward, backward, but got 'up'"),
         ({"part": "all"}, "part must be one of both, reduce, apply, but got 'all'"),
         ({"alignment": 12}, "alignment must be 1, 2, 4, 8 or 16, but got 12"),
@@ -310,6 +310,13 @@ def test_public_plan_sees_one_layout_where_both_describe_the_same_memory() -> No
     assert first.walk == "down_columns"
 
 
+def test_public_plan_takes_names_as_people_write_them() -> None:
+    shape = (32, 64, 7, 7)
+    expected = fused_bn.plan(shape, "f32", "channels_first", "h100")
+    assert fused_bn.plan(shape, "float32", "contiguous", "H100") == expected
+    assert fused_bn.plan(shape, torch.float32, "NCHW", "H100") == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -317,7 +324,7 @@ def test_public_plan_sees_one_layout_where_both_describe_the_same_memory() -> No
         ({"shape": (3, 0, 4)}, r"at least 1 and at most 2\*\*50 elements, but got \(3, 0, 4\)"),
         ({"shape": (2**40, 2**40)}, "at most"),
         ({"dtype": torch.int32}, "dtype must be one of f32, f64, bf16, f16, but got 'torch.int32'"),
-        ({"layout": "nhwc"}, "layout must be one of channels_first, channels_last, but got 'nhwc'"),
+        ({"layout": "nwhc"}, "layout must be one of channels_first, channels_last, but got 'nwhc'"),
         ({"alignment": 3}, "alignment must be 1, 2, 4, 8 or 16, but got 3"),
         ({"device": "tpu"}, "device must be one of t4, .*, but got 'tpu'"),
         ({"direction": "sideways"}, "direction must be one of .*, but got 'sideways'"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fused_bn
+from fused_bn.modules import DROP_INS, SYNCHRONISED
 
 pytestmark = pytest.mark.needs_extension
 
@@ -32,7 +33,11 @@ def test_conversion_keeps_objects_keys_and_options() -> None:
     assert fused_bn.SyncBatchNorm.convert_sync_batchnorm(model) is model
     assert {name: id(each) for name, each in model.named_modules()} == before
     assert {name: id(e) for name, e in [*model.named_parameters(), *model.named_buffers()]} == tensors
-    assert all(type(each) is fused_bn.SyncBatchNorm for each in model.children())
+    assert all(isinstance(each, fused_bn.SyncBatchNorm) for each in model.children())
+    for name, each in model.named_children():
+        assert type(each) is SYNCHRONISED[DROP_INS.get(kinds[name], kinds[name])]
+    assert isinstance(model.theirs, nn.BatchNorm2d)
+    assert "SyncBatchNorm(" in repr(model.ours)
     assert model.ours.activation == "elu"
     assert model.ours.activation_param == 0.5
     assert model.frozen.frozen

@@ -15,11 +15,16 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from fused_bn._activations import apply_activation
+from fused_bn._converters import KeepsActivation
 from fused_bn.fusion import activations
 from fused_bn.fusion.classes import Made, become, is_made, make_class
-from fused_bn.fusion.runtime import DROP_INS, OURS, NormAct, is_identity, unhooked
+from fused_bn.fusion.runtime import NormAct, is_identity, unhooked
+from fused_bn.modules import DROP_INS, OURS, SYNCHRONISED
 
-PLAIN = {ours: theirs for theirs, ours in DROP_INS.items()}
+PLAIN = {
+    **{ours: theirs for theirs, ours in DROP_INS.items()},
+    **dict.fromkeys(SYNCHRONISED.values(), nn.SyncBatchNorm),
+}
 OWN_ATTRIBUTES = ("activation", "activation_param", "weight_init", "bias_init", "frozen")
 PROBE_SIZES: dict[type[nn.Module], tuple[int, ...]] = {
     nn.BatchNorm1d: (3,),
@@ -41,6 +46,8 @@ def why_left_alone(norm: nn.Module) -> str | None:
         return "it is lazy: fuse the model after its first input"
     if not unhooked(norm):
         return "it has hooks"
+    if type(norm) in DROP_INS and type(norm).forward.__code__.co_filename != nn.modules.batchnorm.__file__:
+        return f"the forward of {type(norm).__name__} was replaced"
     if type(norm) in DROP_INS or type(norm) in OURS or applies_its_activation(norm):
         return None
     return f"{type(norm).__name__} is an unknown subclass of {type(norm).__mro__[1].__name__}"
@@ -122,7 +129,7 @@ def _norm_act_class(base: type[nn.Module]) -> type[nn.Module]:
     return make_class(base, NormAct, (_norm_act_class, (base,)))
 
 
-class Activated(Made):
+class Activated(KeepsActivation, Made):
     """nn.BatchNorm* with what a norm of ours was constructed with, in PyTorch's own calls."""
 
     _ours: type[nn.Module]

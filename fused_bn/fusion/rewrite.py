@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.graph import _custom_builtins
 
+from fused_bn._tracing import wants_forward_as_written
 from fused_bn.fusion import activations
 from fused_bn.fusion.classes import Made, base_of, become, make_class
 from fused_bn.fusion.match import Pair, called
@@ -107,9 +108,14 @@ def _forward(base: type[nn.Module], recipe: Recipe) -> Any:
     """Compiles the forward that chooses among the variants; it has the signature of the base's."""
     parameters = parameters_of(base)
     defaults = {f"_default_{name}": each.default for name, each in parameters.items()}
-    scope: dict[str, Any] = {**defaults, "_base_forward": base.forward}
+    scope: dict[str, Any] = {**defaults, "_base_forward": base.forward, "_recorded": wants_forward_as_written}
     given = ", ".join(["self", *parameters])
-    lines = [f"def forward({', '.join(['self', *_declared(parameters)])}):"]
+    base_call = f"_base_forward({', '.join(['self', *_passed(parameters)])})"
+    lines = [
+        f"def forward({', '.join(['self', *_declared(parameters)])}):",
+        f"    if _recorded({', '.join(parameters)}):",
+        f"        return {base_call}",
+    ]
     for index, variant in enumerate(recipe.variants):
         own: dict[str, Any] = {**BUILTINS, **defaults, **dict(variant.constants)}
         own.update({name: importlib.import_module(path) for name, path in variant.modules})
@@ -118,7 +124,7 @@ def _forward(base: type[nn.Module], recipe: Recipe) -> Any:
         scope[f"_holds_{index}"], scope[f"_variant_{index}"] = own["holds"], own["forward"]
         lines.append(f"    if _holds_{index}({given}):")
         lines.append(f"        return _variant_{index}({', '.join(['self', *variant.arguments])})")
-    lines.append(f"    return _base_forward({', '.join(['self', *_passed(parameters)])})")
+    lines.append(f"    return {base_call}")
     _define("\n".join(lines), scope)
     forward = scope["forward"]
     forward.__qualname__, forward.__module__ = base.forward.__qualname__, base.forward.__module__

@@ -9,22 +9,16 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fused_bn._activations import apply_activation
+from fused_bn._tracing import wants_forward_as_written
 from fused_bn.fusion import activations
 from fused_bn.fusion.classes import Made
-from fused_bn.modules import BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm, apply
+from fused_bn.modules import OURS, apply
 
-DROP_INS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: BatchNorm1d,
-    nn.BatchNorm2d: BatchNorm2d,
-    nn.BatchNorm3d: BatchNorm3d,
-    nn.SyncBatchNorm: SyncBatchNorm,
-}
 one_pass = apply  # by this name it is only called here
-OURS = frozenset(DROP_INS.values())
 
 Act = nn.Module | str
 """A module of the model, or the name in `ACTIVATIONS` of a function."""
@@ -49,14 +43,16 @@ class NormAct(Made):
 
     def forward(self, input: Tensor) -> Tensor:
         known = activations.of_module(self.act)
-        if known is None or not unhooked(self.act) or not is_identity(self.drop):
+        as_it_was = known is None or not unhooked(self.act) or not is_identity(self.drop)
+        if as_it_was or wants_forward_as_written(input):
             return super().forward(input)  # type: ignore[misc]
+        assert known
         return one_pass(self, input, None, *known)
 
 
 def norm_act(norm: nn.Module, input: Tensor, activation: Act, param: float | None = None) -> Tensor:
     """activation(norm(input))."""
-    known = _in_one_pass(norm, activation, param)
+    known = _in_one_pass(norm, input, activation, param)
     if known is not None:
         return one_pass(norm, input, None, *known)
     return _apply(activation, param, norm(input))
@@ -71,7 +67,7 @@ def norm_add_act(
     param: float | None = None,
 ) -> Tensor:
     """activation(norm(input) + residual); `addition` is a key of ADDITIONS."""
-    known = _in_one_pass(norm, activation, param)
+    known = _in_one_pass(norm, input, activation, param)
     if known is not None:
         unlike = difference(input, residual)
         if unlike is None:
@@ -119,9 +115,11 @@ def unhooked(module: nn.Module) -> bool:
     )
 
 
-def _in_one_pass(norm: nn.Module, activation: Act, param: float | None) -> activations.Known | None:
+def _in_one_pass(
+    norm: nn.Module, input: Tensor, activation: Act, param: float | None
+) -> activations.Known | None:
     """The activation's name and parameter where one call of ours computes what the pair's two calls do."""
-    if not normalises_only(norm) or not unhooked(norm):
+    if not normalises_only(norm) or not unhooked(norm) or isinstance(input, fx.Proxy):
         return None
     if isinstance(activation, str):
         return activation, param

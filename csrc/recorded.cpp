@@ -1,0 +1,28 @@
+// Calls that PyTorch records or transforms rather than computes, in PyTorch's own operators. A saved trace
+// then runs without this library, and passes that know batch_norm find it.
+#include <torch/library.h>
+
+#include "differentiable.h"
+
+namespace fused_bn {
+namespace {
+
+Tensor differentiable_inference(const InferenceArguments& a) {
+  return differentiable_forward(a.as_forward());
+}
+
+void register_plain(torch::Library& m) {
+  m.impl("batch_norm", OneByOne<ForwardSignature<Tensor>, differentiable_forward>::call);
+  m.impl("batch_norm_inference", OneByOne<InferenceOperator, differentiable_inference>::call);
+}
+
+}  // namespace
+
+// torch.func.vmap
+TORCH_LIBRARY_IMPL(fused_bn, FuncTorchBatchedDecomposition, m) { register_plain(m); }
+// torch.func.functionalize
+TORCH_LIBRARY_IMPL(fused_bn, Functionalize, m) { register_plain(m); }
+// torch.jit.trace, and torch.onnx.export(dynamo=False)
+TORCH_LIBRARY_IMPL(fused_bn, Tracer, m) { register_plain(m); }
+
+}  // namespace fused_bn

@@ -1,0 +1,114 @@
+"""What code that knows nn.BatchNorm* alone makes of our norms: an activation is never dropped in silence.
+
+Such code builds something else from a norm's parameters: a folded convolution, a synchronised or frozen norm.
+`nn.SyncBatchNorm.convert_sync_batchnorm` is replaced by ours where a model has more than it knows, and
+`torch.utils.mkldnn.to_mkldnn` looks at the whole model before it changes anything. All other code is known by
+what it reads, `eps`.
+"""
+
+import functools
+import sys
+import warnings
+from typing import Any
+
+from torch import nn
+from torch.utils import mkldnn
+
+from fused_bn._activations import module_of
+
+REBUILDERS = frozenset({"freeze_batch_norm_2d", "convert_splitbn_model", "revert_sync_batchnorm"})
+"""Functions of timm and mmengine that are refused, as torch's are. Others are warned."""
+
+
+class KeepsActivation:
+    """A norm with an activation, which code from elsewhere may not know."""
+
+    activation = "none"
+
+    @property
+    def eps(self) -> Any:
+        """Raises or warns where the reader would drop the activation. `vars(norm)["eps"]` does neither."""
+        if self.activation != "none":
+            _check_reader(self, sys._getframe(1))
+        return self.__dict__["eps"]
+
+    @eps.setter
+    def eps(self, value: Any) -> None:
+        self.__dict__["eps"] = value
+
+    def parameters(self, recurse: bool = True) -> Any:
+        _register_with_opacus(type(self))  # which asks for parameters before it asks for a validator
+        return super().parameters(recurse)  # type: ignore[misc]
+
+
+def _check_reader(norm: KeepsActivation, reader: Any) -> None:
+    home, name = str(reader.f_globals.get("__name__", "")), reader.f_code.co_name
+    rebuilds = name in REBUILDERS or home.startswith(("torch.ao.", "torch.nn.utils.", "torch.utils.mkldnn"))
+    if home.startswith(("fused_bn.", "torch.")) and not rebuilds:
+        return  # which compute the norm as it is, or look at all attributes of a module
+    text = (
+        f"{name} reads the eps of a {type(norm).__name__} that also applies {norm.activation}: what is built "
+        "from its parameters alone lacks that activation"
+    )
+    if rebuilds:
+        raise RuntimeError(f"fused_bn: {text}")
+    warnings.warn(text, stacklevel=3)
+
+
+def more_than_a_norm(model: nn.Module) -> str:
+    """The first norm of ours that an nn.BatchNorm* cannot stand for; empty where there is none."""
+    for name, module in model.named_modules():
+        if isinstance(module, KeepsActivation):
+            activation, frozen = module.activation, getattr(module, "frozen", False)
+            if activation != "none" or frozen:
+                what = " and ".join(
+                    [*["is frozen"] * frozen, *[f"applies {activation}"] * (activation != "none")]
+                )
+                return f"'{name}', a {type(module).__name__} that {what}"
+    return ""
+
+
+def _register_with_opacus(kind: Any) -> None:
+    """Lets opacus refuse a norm of this class as it refuses nn.BatchNorm2d: batches mix samples."""
+    opacus = sys.modules.get("opacus.validators.module_validator")
+    if opacus is None or kind in opacus.ModuleValidator.VALIDATORS:
+        return
+    validators, fixers = opacus.ModuleValidator.VALIDATORS, opacus.ModuleValidator.FIXERS
+    fix = fixers[nn.BatchNorm2d]
+
+    def fix_and_activate(norm: Any, **options: Any) -> nn.Module:
+        made = fix(norm, **options)
+        if norm.activation == "none":
+            return made
+        return nn.Sequential(made, module_of(norm.activation, norm.activation_param))
+
+    validators[kind], fixers[kind] = validators[nn.BatchNorm2d], fix_and_activate
+
+
+_torchs_conversion = nn.SyncBatchNorm.convert_sync_batchnorm.__func__  # type: ignore[attr-defined]
+
+
+@functools.wraps(_torchs_conversion)
+def _convert_sync_batchnorm(cls: Any, module: nn.Module, process_group: Any = None) -> nn.Module:
+    if not more_than_a_norm(module):
+        return _torchs_conversion(cls, module, process_group)
+    from fused_bn.sync import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(module, process_group)
+
+
+_to_mkldnn = mkldnn.to_mkldnn
+
+
+@functools.wraps(_to_mkldnn)
+def _to_mkldnn_if_nothing_is_lost(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    found = more_than_a_norm(module)
+    if found:
+        raise RuntimeError(f"to_mkldnn cannot do all that the model's norms do: {found}")
+    return _to_mkldnn(module, *args, **kwargs)
+
+
+def install() -> None:
+    """Puts the two functions in the place of torch's."""
+    nn.SyncBatchNorm.convert_sync_batchnorm = classmethod(_convert_sync_batchnorm)  # type: ignore[assignment,method-assign]
+    mkldnn.to_mkldnn = _to_mkldnn_if_nothing_is_lost

@@ -1,0 +1,50 @@
+"""Whether a compiler, exporter or tracer looks on, and what such a program gets: PyTorch's own operators.
+
+A program that torch.export, torch.jit.trace or torch.onnx.export makes holds what it would hold with
+nn.BatchNorm*. So it runs without this package, and passes that fold, quantise or convert batch norm find it.
+torch.compile gets the same in evaluation, where its own kernels fuse more than ours, and the fused operator
+in training. Distributed tensors take PyTorch's operators too, whose sharding it knows.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, fx
+
+_keeps_fused = False
+
+
+@contextmanager
+def fused_in_export() -> Iterator[None]:
+    """Within it, torch.export keeps the fused operator, and torch.compile does in evaluation too.
+
+    A program exported so needs `import fused_bn` where it is loaded. Holds for all threads.
+
+    Example:
+        with fused_bn.fused_in_export():
+            program = torch.export.export(model, (example,))
+    """
+    global _keeps_fused
+    before, _keeps_fused = _keeps_fused, True
+    try:
+        yield
+    finally:
+        _keeps_fused = before
+
+
+def wants_plain_calls(input: Tensor, training: bool) -> bool:
+    """Whether a norm is computed by PyTorch's own operators, though there is a kernel of ours."""
+    if torch.compiler.is_compiling():
+        return not _keeps_fused and (torch.compiler.is_exporting() or not training)
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(input, distributed.DTensor)
+
+
+def wants_forward_as_written(*values: object) -> bool:
+    """Whether a model's forward is recorded, from arguments like these, so that no rewritten one may run."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting() and not _keeps_fused
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return tracing or any(isinstance(value, fx.Proxy) for value in values)

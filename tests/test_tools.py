@@ -1,0 +1,445 @@
+"""Tools that look at a module or a graph and know nn.BatchNorm*: each gets what it expects, or refuses.
+
+Each is the real one where it installs beside torch. `WORKS` is the table of docs/tools.md: a tool is listed
+there if, and only if, it is tried here, on a fused model and on one that is written with our norms.
+"""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+import fused_bn
+
+pytestmark = [
+    pytest.mark.needs_extension,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("fresh_compiler"),
+]
+
+TOLERANCE = 1e-4
+"""Three layers of up to 75 products of unit size, in another order or with the norm folded into the weights:
+75 * 3 * 2 roundings of float32 are 3e-5."""
+
+
+class Block(nn.Module):
+    """As people write one; `fuse` finds norm + ReLU and norm + addition + ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(8)
+        self.relu2 = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu1(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x
+        return self.relu2(out)
+
+
+class Written(nn.Module):
+    """The same with our norms, which apply ReLU and add the residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn1 = fused_bn.BatchNorm2d(8, activation="relu")
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn2 = fused_bn.BatchNorm2d(8, activation="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.bn2(self.conv2(self.bn1(self.conv1(x))), x)
+        return y
+
+
+def model(block: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    made = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
+    with torch.no_grad():
+        for _ in range(3):  # running statistics of their own
+            made(images())
+    return made.eval()
+
+
+def plain() -> nn.Module:
+    return model(Block)
+
+
+MODELS = {"fused": lambda: fused_bn.fuse(plain()), "written": lambda: model(Written)}
+
+
+def images(seed: int = 0) -> Tensor:
+    return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 + 1
+
+
+def assert_same(found: Any, original: nn.Module, tolerance: float = TOLERANCE) -> None:
+    torch.testing.assert_close(found, original(images()), rtol=0, atol=tolerance)
+
+
+def tool(name: str) -> Any:
+    return pytest.importorskip(name, reason=f"{name} is not installed")
+
+
+# ---- exporters
+
+
+def torch_export(m: nn.Module, _: Path) -> None:
+    program = torch.export.export(m, (images(),)).run_decompositions()
+    core = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert all("aten" in str(target) or "getitem" in str(target) for target in core), core
+    assert_same(program.module()(images()), m)
+
+
+def draft_export(m: nn.Module, _: Path) -> None:
+    assert_same(torch.export.draft_export(m, (images(),)).module()(images()), m)
+
+
+def onnx_by(dynamo: bool) -> Callable[[nn.Module, Path], None]:
+    def export(m: nn.Module, folder: Path) -> None:
+        tool("onnx")
+        runtime = tool("onnxruntime")
+        if dynamo:
+            tool("onnxscript")
+        path = str(folder / "model.onnx")
+        torch.onnx.export(m, (images(),), path, dynamo=dynamo, verbose=False)
+        session = runtime.InferenceSession(path)
+        (found,) = session.run(None, {session.get_inputs()[0].name: images().numpy()})
+        assert_same(torch.from_numpy(found), m)
+
+    return export
+
+
+def aot_inductor(m: nn.Module, folder: Path) -> None:
+    with torch.no_grad():
+        program = torch.export.export(m, (images(),))
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "model.pt2"))
+        assert_same(torch._inductor.aoti_load_package(path)(images()), m)
+
+
+# ---- tracers and compilers
+
+
+def jit_trace(m: nn.Module, _: Path) -> None:
+    """Without a warning more than for nn, and its freezing folds all norms into the convolutions."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        traced = torch.jit.trace(m, images())
+    assert not [each for each in caught if "TracerWarning" in str(each.category)]
+    frozen = torch.jit.freeze(traced)
+    torch._C._jit_pass_fold_frozen_conv_bn(frozen.graph)
+    assert "batch_norm" not in str(frozen.graph)
+    assert_same(frozen(images()), m)
+
+
+def compiled_for_evaluation(m: nn.Module, _: Path) -> None:
+    """No operator of ours is left for inductor to work around; freezing folds the norms."""
+    from torch._inductor.utils import run_and_get_code
+
+    for freezing in (False, True):
+        torch.compiler.reset()
+        with torch.no_grad(), torch._inductor.config.patch(freezing=freezing):
+            found, code = run_and_get_code(torch.compile(m, fullgraph=True), images())
+        assert "fused_bn" not in "".join(code)
+        assert_same(found, m)
+
+
+def fx_trace(m: nn.Module, _: Path) -> None:
+    """Norms are calls of modules: train() and eval() mean something, and hooks run when the graph does."""
+    calls: list[object] = []
+    norm = next(each for each in m.modules() if isinstance(each, nn.BatchNorm2d))
+    norm.register_forward_pre_hook(lambda _, given: calls.append(given[0]))
+    traced = fx.symbolic_trace(m)
+    assert not calls
+    assert_same(traced(images()), m)
+    assert calls
+    assert all(isinstance(each, Tensor) for each in calls)
+    norms = [n for n, each in m.named_modules() if isinstance(each, nn.BatchNorm2d)]
+    assert norms == [node.target for node in traced.graph.nodes if str(node.target) in norms]
+    assert_same(traced.train()(images()), copy.deepcopy(m).train())
+
+
+def functionalize(m: nn.Module, _: Path) -> None:
+    assert_same(torch.func.functionalize(m)(images()), m)
+
+
+# ---- quantization
+
+
+def pt2e_evaluation(m: nn.Module, _: Path) -> None:
+    """A training program that torchao moves to evaluation reads its running statistics alone."""
+    move = tool("torchao.quantization.pt2e").move_exported_model_to_eval
+    program = torch.export.export(m.train(), (images(),)).module()
+    before = {name: value.clone() for name, value in program.named_buffers() if "running" in name}
+    move(program)
+    assert_same(program(images()), m.eval())
+    assert all(torch.equal(value, program.get_buffer(name)) for name, value in before.items())
+
+
+def fx_quantization(m: nn.Module, _: Path) -> None:
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    prepared = prepare_fx(copy.deepcopy(m), get_default_qconfig_mapping("x86"), (images(),))
+    prepared(images())
+    assert_same(convert_fx(prepared)(images()), m, EIGHT_BITS)
+
+
+EIGHT_BITS = 0.15
+"""Values of up to 6 in steps of 1/255 of their range, through four layers."""
+
+
+def eager_quantization(m: Any, _: Path) -> None:
+    """Convolution, norm and ReLU become one module, for calibration and for training."""
+    from torch.ao.quantization import fuse_modules, fuse_modules_qat
+
+    names = ["1.conv1", "1.bn1", *["1.relu1"] * hasattr(m[1], "relu1")]
+    folded = fuse_modules(copy.deepcopy(m), names)
+    assert type(folded.get_submodule("1.conv1")) is torch.ao.nn.intrinsic.ConvReLU2d
+    assert_same(folded(images()), m)
+    trained = fuse_modules_qat(copy.deepcopy(m).train(), names)
+    assert type(trained.get_submodule("1.conv1")) is torch.ao.nn.intrinsic.ConvBnReLU2d
+    assert_same(trained(images()), copy.deepcopy(m).train())
+
+
+def static_quantization(m: nn.Module, _: Path) -> None:
+    """A norm that no convolution takes in becomes the quantized one, or is refused for its activation."""
+    from torch.ao.quantization import DeQuantStub, QuantStub, convert, get_default_qconfig, prepare
+
+    norm = m.get_submodule("1.bn1")
+    whole: Any = nn.Sequential(QuantStub(), copy.deepcopy(norm), DeQuantStub())
+    whole.qconfig = get_default_qconfig("x86")
+    prepared = prepare(whole)
+    x = torch.randn(4, 8, 4, 4)
+    prepared(x)
+    if norm.activation != "none":
+        with pytest.raises(RuntimeError, match="applies relu"):
+            convert(prepared)
+        return
+    converted = convert(prepared)
+    assert type(converted[1]) is torch.ao.nn.quantized.BatchNorm2d
+    torch.testing.assert_close(converted(x), norm(x), rtol=0, atol=EIGHT_BITS)
+
+
+def dynamic_quantization(m: Any, _: Path) -> None:
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(m), {nn.Linear})
+    assert "quantized" in type(quantized.get_submodule("4")).__module__
+    assert_same(quantized(images()), m, EIGHT_BITS)
+
+
+# ---- other people's code
+
+
+def flops_by_thop(m: nn.Module, _: Path) -> None:
+    operations, _parameters = tool("thop").profile(copy.deepcopy(m), (images(),), verbose=False)
+    convolutions = sum(each.weight.numel() * 64 for each in m.modules() if isinstance(each, nn.Conv2d))
+    assert operations >= 4 * convolutions  # of 4 images, multiplications alone
+
+
+def exact_classes(m: nn.Module, _: Path) -> None:
+    for mode in (False, True):
+        fused_bn.fuse(m, recompute=mode)
+        assert [type(each) for each in m.modules()].count(nn.Conv2d) == 3
+        assert type(m.get_submodule("4")) is nn.Linear
+
+
+def opacus_validator(m: nn.Module, _: Path) -> None:
+    """Batch norm mixes the samples of a batch: there is no gradient of one of them."""
+    validator = tool("opacus.validators").ModuleValidator
+    m.train()
+    assert not validator.is_valid(m)
+    fixed = validator.fix(copy.deepcopy(m))
+    assert not [each for each in fixed.modules() if isinstance(each, nn.BatchNorm2d)]
+
+
+def sharded_tensors(m: nn.Module, folder: Path) -> None:
+    """As nn.BatchNorm2d: one process, each of the placements."""
+    if not torch.distributed.is_available():
+        pytest.skip("torch.distributed is not built")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate, Shard, distribute_module, distribute_tensor
+
+    with one_process(folder):
+        mesh = init_device_mesh("cpu", (1,))
+        norm = next(each for each in m.modules() if isinstance(each, nn.BatchNorm2d)).train()
+        original = copy.deepcopy(norm)
+        distributed = distribute_module(norm, mesh)
+        for placement in (Shard(0), Shard(1), Replicate()):
+            x = torch.randn(4, 8, 4, 4)
+            found = distributed(distribute_tensor(x, mesh, [placement]))
+            torch.testing.assert_close(found.full_tensor(), original(x), rtol=0, atol=TOLERANCE)
+
+
+@contextmanager
+def one_process(folder: Path) -> Iterator[None]:
+    file = folder / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+WORKS: dict[str, Callable[[nn.Module, Path], None]] = {
+    "torch.export, run_decompositions": torch_export,
+    "torch.export.draft_export": draft_export,
+    "torch.onnx.export(dynamo=True)": onnx_by(dynamo=True),
+    "torch.onnx.export(dynamo=False)": onnx_by(dynamo=False),
+    "AOTInductor": aot_inductor,
+    "torch.jit.trace, freeze": jit_trace,
+    "torch.compile for evaluation, freezing": compiled_for_evaluation,
+    "torch.fx.symbolic_trace": fx_trace,
+    "torch.func.functionalize": functionalize,
+    "torchao: pt2e, move_exported_model_to_eval": pt2e_evaluation,
+    "torch.ao: prepare_fx, convert_fx": fx_quantization,
+    "torch.ao: fuse_modules, fuse_modules_qat": eager_quantization,
+    "torch.ao: prepare, convert": static_quantization,
+    "torch.ao: quantize_dynamic": dynamic_quantization,
+    "FLOP counters (thop)": flops_by_thop,
+    "loops over exact classes of other modules": exact_classes,
+    "opacus: ModuleValidator": opacus_validator,
+    "DTensor: Shard(0), Shard(1), Replicate": sharded_tensors,
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("name", WORKS)
+def test_a_tool_works_as_with_nn(name: str, kind: str, tmp_path: Path) -> None:
+    WORKS[name](MODELS[kind](), tmp_path)
+
+
+# ---- code that rebuilds norms from their parameters: an activation is kept or refused
+
+
+def freeze_batch_norm_2d(module: Any) -> Any:
+    """As timm's function of that name, which is refused, from the attributes of the norm."""
+    if isinstance(module, nn.BatchNorm2d):
+        return nn.BatchNorm2d(module.num_features, module.eps)
+    for name, child in module.named_children():
+        module.add_module(name, freeze_batch_norm_2d(child))
+    return module
+
+
+def rebuild(norm: Any) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(norm.num_features, norm.eps)
+
+
+def written_and_unfused() -> nn.Module:
+    """Norms of PyTorch's with what ours applied."""
+    return fused_bn.unfuse(model(Written))
+
+
+ACTIVATED = {"written": MODELS["written"], "unfused": written_and_unfused}
+FOLDS: dict[str, Callable[[Any], object]] = {
+    "fuse_conv_bn_eval": lambda m: torch.nn.utils.fusion.fuse_conv_bn_eval(m[1].conv1, m[1].bn1),
+    "freeze_batch_norm_2d": freeze_batch_norm_2d,
+    "to_mkldnn": lambda m: torch.utils.mkldnn.to_mkldnn(m),
+    "fuse_modules of another activation": lambda m: torch.ao.quantization.fuse_modules(
+        with_silu(m), ["1.conv1", "1.bn1"]
+    ),
+}
+
+
+def with_silu(m: Any) -> nn.Module:
+    m[1].bn1.activation = "silu"
+    made: nn.Module = m
+    return made
+
+
+@pytest.mark.parametrize("kind", ACTIVATED)
+@pytest.mark.parametrize("name", FOLDS)
+def test_what_would_drop_an_activation_is_refused_before_anything_is_changed(name: str, kind: str) -> None:
+    m = ACTIVATED[kind]()
+    before = list(m.modules())
+    with pytest.raises((RuntimeError, AssertionError), match=r"relu|silu|did not find fuser"):
+        FOLDS[name](m)
+    assert list(m.modules()) == before
+
+
+@pytest.mark.parametrize("kind", ACTIVATED)
+def test_unknown_code_that_reads_eps_is_warned(kind: str) -> None:
+    norm: Any = ACTIVATED[kind]().get_submodule("1.bn1")
+    with pytest.warns(UserWarning, match="rebuild reads the eps of a BatchNorm2d that also applies relu"):
+        rebuild(norm)
+    plain_norm = fused_bn.BatchNorm2d(3, eps=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plain_norm.eps == 0.5
+        norm.eps = 1e-3  # as initialisers do it
+        repr(norm), copy.deepcopy(norm), norm(torch.randn(2, 8, 4, 4))
+    assert vars(norm)["eps"] == 1e-3
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "not frozen"])
+@pytest.mark.parametrize("kind", ACTIVATED)
+def test_torchs_sync_conversion_keeps_activation_and_frozen(kind: str, frozen: bool) -> None:
+    m: Any = ACTIVATED[kind]()
+    m[1].bn1.frozen = frozen
+    expected = m(images())
+    converted: Any = nn.SyncBatchNorm.convert_sync_batchnorm(m)
+    for norm in (converted[1].bn1, converted[1].bn2):
+        assert isinstance(norm, fused_bn.SyncBatchNorm)
+        assert isinstance(norm, nn.BatchNorm2d)  # which code that freezes norms looks for
+        assert norm.activation == "relu"
+    assert converted[1].bn1.frozen == frozen
+    torch.testing.assert_close(converted(images()), expected, rtol=0, atol=TOLERANCE)
+    assert type(fused_bn.revert_sync_batchnorm(converted)[1].bn1).__name__ == "BatchNorm2d"
+
+
+def test_opacus_replaces_the_norm_and_keeps_its_activation() -> None:
+    validator = tool("opacus.validators").ModuleValidator
+    fixed = validator.fix(nn.Sequential(fused_bn.BatchNorm2d(8, activation="relu"), fused_bn.BatchNorm2d(8)))
+    assert [type(each).__name__ for each in fixed.modules()][1:] == [
+        "Sequential",
+        "GroupNorm",
+        "ReLU",
+        "GroupNorm",
+    ]
+
+
+# ---- fuse() says why it found no norm
+
+
+class Functional(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, training=True)
+
+
+WITHOUT: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "scripted": (lambda: torch.jit.script(plain()), "torch.jit has compiled the model"),
+    "traced": (lambda: torch.jit.trace(plain(), images()), "torch.jit has compiled the model"),
+    "exported": (
+        lambda: torch.export.export(plain(), (images(),)).module(),
+        "calls batch_norm as an operator",
+    ),
+    "functional": (lambda: nn.Sequential(Functional()), "the forward of '0', a Functional, calls batch_norm"),
+    "none": (lambda: nn.Sequential(nn.Linear(2, 2)), "no module of the model is an nn.BatchNorm"),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_fuse_says_why_it_found_no_norm(name: str) -> None:
+    make, text = WITHOUT[name]
+    fused: Any = fused_bn.fuse(make())
+    assert text in str(fused.fusion_report)
+
+
+def test_a_norm_whose_forward_was_replaced_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By somebody who patches torch for all models."""
+    monkeypatch.setattr(nn.modules.batchnorm._BatchNorm, "forward", lambda _, x: x * 2)
+    fused: Any = fused_bn.fuse(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
+    assert "the forward of BatchNorm2d was replaced" in str(fused.fusion_report)
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(fused(x), (x * 2).relu())
