@@ -26,12 +26,14 @@ run := $(PYTHON)
 ready := given-interpreter
 lint-ready := given-interpreter
 cuda-ready := given-interpreter
+tools-ready := given-interpreter
 require = $(run) .ci/require.py
 else
 run := $(VENV)/bin/python
 ready := $(VENV)/ready-torch-$(TORCH)
 lint-ready := $(VENV)/ready-lint
 cuda-ready := $(VENV)/ready-cuda
+tools-ready := $(VENV)/ready-tools
 require = @:
 endif
 
@@ -45,7 +47,7 @@ lenet: build/extension ## the main job, LeNet-5 on MNIST (EPOCHS=1 for a quick l
 	$(run) -m benchmarks.lenet $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 .PHONY: test
-test: build/extension $(if $(shell command -v nvcc),$(cuda-ready)) ## the test suite
+test: build/extension $(tools-ready) $(if $(shell command -v nvcc),$(cuda-ready)) ## the test suite
 	@$(require) pytest hypothesis jinja2 keras numpy matplotlib rich sklearn tqdm transformers
 	$(run) -m pytest $(ARGS)
 
@@ -151,6 +153,10 @@ $(VENV)/ready-torch-$(TORCH): .ci/requirements.txt
 
 $(VENV)/ready-lint: .ci/requirements-lint.txt | $(ready)
 	$(run) -m pip install --quiet --disable-pip-version-check -r .ci/requirements-lint.txt
+	touch $@
+
+$(VENV)/ready-tools: .ci/requirements-tools.txt | $(ready)
+	$(run) -m pip install --quiet --disable-pip-version-check torch==$(TORCH) -r .ci/requirements-tools.txt
 	touch $@
 
 $(VENV)/ready-cuda: .ci/requirements-cuda.txt | $(ready)

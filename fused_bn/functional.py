@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from fused_bn import _fallback, _tracing
 from fused_bn._activations import DEFAULT_PARAMS, spelled
@@ -79,8 +80,7 @@ def batch_norm(
         raise TypeError(f"momentum must be a number or None, but got {momentum!r}")
     has_kernel = input.device.type in devices_with_kernels
     if not has_kernel or (
-        (type(input) is not Tensor or torch.compiler.is_compiling())
-        and _tracing.wants_plain_calls(input, training)
+        (type(input) is not Tensor or is_compiling()) and _tracing.wants_plain_calls(input, training)
     ):
         if not has_kernel and extension is not None:
             _fallback.warn_of_device(input.device.type)

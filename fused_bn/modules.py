@@ -6,7 +6,9 @@ from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.fx.proxy import TraceError
 
 from fused_bn import _converters, _recompute, _sync
 from fused_bn._activations import spelled
@@ -15,6 +17,10 @@ from fused_bn.functional import batch_norm
 Initialiser = float | Callable[[Tensor], Any]
 
 _converters.install()
+
+_AS_OF_TORCH = "torch.nn.modules.batchnorm"
+"""The `__module__` of an instance with hooks. torch.fx then records its call at once; else it would run the
+hooks while it traces, and again in the traced model."""
 
 _TORCH_TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm1d).parameters  # later than 2.11
 
@@ -162,6 +168,8 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
         Returns:
             A tensor of the input's shape, dtype and memory format.
         """
+        if isinstance(input, Proxy):
+            return self._record(input, residual)
         return apply(self, input, residual, self.activation, self.activation_param)
 
     def extra_repr(self) -> str:
@@ -172,19 +180,24 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
             text += f", activation_param={self.activation_param}"
         return f"{text}, frozen=True" if self.frozen else text
 
-    def _call_impl(self, *args: Any, **kwargs: Any) -> Any:
-        first = args[0] if args else kwargs.get("input")
-        if isinstance(first, fx.Proxy):
-            return self._record(first.tracer, args, kwargs)
-        return super()._call_impl(*args, **kwargs)
-
-    def _record(self, tracer: Any, args: Any, kwargs: Any) -> Any:
+    def _record(self, input: Proxy, residual: Any) -> Any:
         """A call of the module as a whole, as torch.fx records those of torch.nn.
 
-        It would trace into any other: hooks would run while it traces, and the graph would be bound to the
-        mode that the module is in.
+        It would trace into any other, and bind the graph to the mode that the module was in.
         """
-        return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+        tracer: Any = input.tracer
+        if tracer.root is self:
+            raise TraceError("torch.fx traces this module within a model, not alone")
+        arguments = (input,) if residual is None else (input, residual)
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), arguments, {})
+
+    def register_forward_pre_hook(self, *args: Any, **kwargs: Any) -> Any:
+        self.__dict__["__module__"] = _AS_OF_TORCH
+        return super().register_forward_pre_hook(*args, **kwargs)
+
+    def register_forward_hook(self, *args: Any, **kwargs: Any) -> Any:
+        self.__dict__["__module__"] = _AS_OF_TORCH
+        return super().register_forward_hook(*args, **kwargs)
 
     def __prepare_scriptable__(self) -> Any:
         raise RuntimeError(

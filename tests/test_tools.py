@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import fused_bn
+from tests.test_backends import ROOT
 
 pytestmark = [
     pytest.mark.needs_extension,
@@ -443,3 +444,38 @@ def test_a_norm_whose_forward_was_replaced_is_left_alone(monkeypatch: pytest.Mon
     assert "the forward of BatchNorm2d was replaced" in str(fused.fusion_report)
     x = torch.randn(2, 3, 4, 4)
     assert torch.equal(fused(x), (x * 2).relu())
+
+
+# ---- the page
+
+
+ELSEWHERE = (
+    "nn.SyncBatchNorm.convert_sync_batchnorm",
+    "torch.utils.mkldnn.to_mkldnn",
+    "torch.nn.utils.fusion.fuse_conv_bn_eval",
+    "timm: freeze_batch_norm_2d, convert_splitbn_model",
+    "torch.jit.script",  # tests/test_unsupported.py
+)
+"""Lines of the page that are tried by tests of their own."""
+
+
+def test_the_page_lists_what_is_tried() -> None:
+    lines = (ROOT / "docs" / "tools.md").read_text().splitlines()
+    names = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
+    assert names[2:] == [*WORKS, *ELSEWHERE]
+
+
+FUSED_ONLY: dict[str, Callable[[Any], Any]] = {
+    "fuse_conv_bn_eval": lambda m: torch.nn.utils.fusion.fuse_conv_bn_eval(m[1].conv1, m[1].bn1),
+    "freeze_batch_norm_2d": freeze_batch_norm_2d,
+    "to_mkldnn": torch.utils.mkldnn.to_mkldnn,
+    "unfuse, then prepare_fx": lambda m: torch.ao.quantization.quantize_fx.prepare_fx(
+        fused_bn.unfuse(m), torch.ao.quantization.get_default_qconfig_mapping("x86"), (images(),)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUSED_ONLY)
+def test_a_fused_model_is_taken_by_what_rebuilds_norms(name: str) -> None:
+    """Its activations are modules or calls beside the norms, as they were."""
+    FUSED_ONLY[name](MODELS["fused"]())

@@ -44,7 +44,7 @@ NOT_SUPPORTED: dict[str, tuple[Callable[[nn.Module, Tensor], object], str]] = {
     "torch.jit.script": (lambda norm, _: torch.jit.script(nn.Sequential(norm)), "unfuse"),
     "torch.fx of the module alone": (
         lambda norm, _: fx.symbolic_trace(norm),
-        "symbolically traced variables",
+        "within a model",
     ),
 }
 
