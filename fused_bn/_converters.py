@@ -12,6 +12,7 @@ import warnings
 from typing import Any
 
 from torch import nn
+from torch.compiler import is_compiling
 from torch.utils import mkldnn
 
 from fused_bn._activations import module_of
@@ -28,7 +29,7 @@ class KeepsActivation:
     @property
     def eps(self) -> Any:
         """Raises or warns where the reader would drop the activation. `vars(norm)["eps"]` does neither."""
-        if self.activation != "none":
+        if self.activation != "none" and not is_compiling():
             _check_reader(self, sys._getframe(1))
         return self.__dict__["eps"]
 
@@ -44,8 +45,9 @@ class KeepsActivation:
 def _check_reader(norm: KeepsActivation, reader: Any) -> None:
     home, name = str(reader.f_globals.get("__name__", "")), reader.f_code.co_name
     rebuilds = name in REBUILDERS or home.startswith(("torch.ao.", "torch.nn.utils.", "torch.utils.mkldnn"))
-    if home.startswith(("fused_bn.", "torch.")) and not rebuilds:
-        return  # which compute the norm as it is, or look at all attributes of a module
+    is_own = reader.f_locals.get("self") is norm or home.startswith(("fused_bn.", "torch."))
+    if is_own and not rebuilds:
+        return  # which computes the norm as it is, or looks at all attributes of a module
     text = (
         f"{name} reads the eps of a {type(norm).__name__} that also applies {norm.activation}: what is built "
         "from its parameters alone lacks that activation"

@@ -18,6 +18,7 @@ from tests.test_operator import (
     BACKWARD_ARGUMENTS,
     ELEMENTWISE_ARGUMENTS,
     FORWARD_ARGUMENTS,
+    INFERENCE_ARGUMENTS,
     USER_ARGUMENTS,
     WRONG_BACKWARD,
     WRONG_FORWARD,
@@ -62,6 +63,17 @@ def test_opcheck_passes_on_the_user_operator(case: Case, device: str) -> None:
     torch.library.opcheck(
         torch.ops.fused_bn.batch_norm.default, tuple(arguments[name] for name in USER_ARGUMENTS)
     )
+
+
+@pytest.mark.parametrize("case", [case for case in OPCHECK_CASES if not case.training], ids=str)
+def test_opcheck_passes_on_the_operator_of_evaluation(case: Case, device: str) -> None:
+    """Its schema says that nothing is written."""
+    tensors = make_tensors(case, device).require_grad()
+    arguments = forward_arguments(case, device)
+    arguments |= {name: getattr(tensors, name) for name in ("input", "residual", "weight", "bias")}
+    operator = torch.ops.fused_bn.batch_norm_inference.default
+    assert not operator._schema.is_mutable
+    torch.library.opcheck(operator, tuple(arguments[name] for name in INFERENCE_ARGUMENTS))
 
 
 @pytest.mark.parametrize("case", OPCHECK_CASES, ids=str)

@@ -187,3 +187,17 @@ def test_model_files_name_the_activation(tmp_path: Path) -> None:
     (norm,) = (layer for layer in layers if layer["class_name"] == "BatchNormalization")
     assert (norm["module"], norm["registered_name"]) == ("fused_bn.keras", "fused_bn>BatchNormalization")
     assert norm["config"]["activation"] == "gelu"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_models_are_exported_to_onnx(tmp_path: Path) -> None:
+    """By Keras' own export, which traces: no operator of ours is left."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = trained(functional(Ours(activation="relu")))
+    path = str(tmp_path / "model.onnx")
+    model.export(path, format="onnx", verbose=False)
+    session = runtime.InferenceSession(path)
+    (found,) = session.run(None, {session.get_inputs()[0].name: X.astype(np.float32)})
+    np.testing.assert_allclose(model.predict(X, verbose=0), found, rtol=0, atol=1.1e-5)

@@ -189,6 +189,24 @@ def pt2e_evaluation(m: nn.Module, _: Path) -> None:
     assert all(torch.equal(value, program.get_buffer(name)) for name, value in before.items())
 
 
+def pt2e_quantization(m: nn.Module, _: Path) -> None:
+    """Calibrated, and aware of it in training: the norms are folded, as those of PyTorch are."""
+    pt2e = tool("torchao.quantization.pt2e.quantize_pt2e")
+    x86 = tool("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+    move = tool("torchao.quantization.pt2e").move_exported_model_to_eval
+    for is_qat in (False, True):
+        program = torch.export.export(m.train(is_qat), (images(),)).module()
+        quantizer = x86.X86InductorQuantizer()
+        quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_qat=is_qat))
+        prepared = (pt2e.prepare_qat_pt2e if is_qat else pt2e.prepare_pt2e)(program, quantizer)
+        prepared(images())
+        if is_qat:
+            move(prepared)
+        converted = pt2e.convert_pt2e(prepared)
+        assert not [node for node in converted.graph.nodes if "batch_norm" in str(node.target)]
+        assert_same(converted(images()), m.eval(), EIGHT_BITS)
+
+
 def fx_quantization(m: nn.Module, _: Path) -> None:
     from torch.ao.quantization import get_default_qconfig_mapping
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
@@ -304,6 +322,7 @@ WORKS: dict[str, Callable[[nn.Module, Path], None]] = {
     "torch.fx.symbolic_trace": fx_trace,
     "torch.func.functionalize": functionalize,
     "torchao: pt2e, move_exported_model_to_eval": pt2e_evaluation,
+    "torchao: pt2e, prepare, prepare_qat, convert": pt2e_quantization,
     "torch.ao: prepare_fx, convert_fx": fx_quantization,
     "torch.ao: fuse_modules, fuse_modules_qat": eager_quantization,
     "torch.ao: prepare, convert": static_quantization,
@@ -369,6 +388,13 @@ def test_what_would_drop_an_activation_is_refused_before_anything_is_changed(nam
     assert list(m.modules()) == before
 
 
+class Reader(fused_bn.BatchNorm2d):
+    """A subclass may read its own."""
+
+    def doubled(self) -> float:
+        return 2 * self.eps
+
+
 @pytest.mark.parametrize("kind", ACTIVATED)
 def test_unknown_code_that_reads_eps_is_warned(kind: str) -> None:
     norm: Any = ACTIVATED[kind]().get_submodule("1.bn1")
@@ -380,6 +406,7 @@ def test_unknown_code_that_reads_eps_is_warned(kind: str) -> None:
         assert plain_norm.eps == 0.5
         norm.eps = 1e-3  # as initialisers do it
         repr(norm), copy.deepcopy(norm), norm(torch.randn(2, 8, 4, 4))
+        assert Reader(3, activation="relu").doubled() == 2e-5
     assert vars(norm)["eps"] == 1e-3
 
 
@@ -408,6 +435,15 @@ def test_opacus_replaces_the_norm_and_keeps_its_activation() -> None:
         "ReLU",
         "GroupNorm",
     ]
+
+
+# ---- tensors that only PyTorch's kernels read
+
+
+def test_mkldnn_tensors_are_normalised_by_pytorch() -> None:
+    norm = fused_bn.BatchNorm2d(8, activation="relu").eval().requires_grad_(False)
+    x = torch.randn(2, 8, 4, 4)
+    torch.testing.assert_close(norm(x.to_mkldnn()).to_dense(), norm(x), rtol=0, atol=TOLERANCE)
 
 
 # ---- fuse() says why it found no norm
