@@ -3,7 +3,8 @@
 // Largest errors found against libquadmath's and libm's functions of twice the precision, every 37th float
 // and 6 million doubles of -750 to 750, with AVX-512 and with SSE2, which has no fused multiply-add, in units
 // in the last place of the result: exp 1.0, expm1 1.6 (float) and 2.1 (double), 1.2 where the result is
-// negative, normal_cdf 5.4 and 7.1. Results below the smallest normal number: 1, 1 and 2.4.
+// negative, normal_cdf 5.4 and 7.1. Results below the smallest normal number: 1, 1 and 2.4. Of log1p, every
+// 397th float of 0 to 1 and 600,000 doubles: 1.2.
 #pragma once
 
 #include "cpu/simd.h"
