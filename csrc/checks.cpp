@@ -97,12 +97,16 @@ void check_like_input(const Tensor& input, const char* name, const Tensor& tenso
 
 // Half types compute in float.
 void check_activation(const Tensor& input, std::string_view activation, double param) {
-  activation_from_name(activation);
+  const Activation known = activation_from_name(activation);
   TORCH_CHECK_VALUE(std::isfinite(param), "activation_param must be a finite number, but got ",
                     python_float(param));
   TORCH_CHECK(input.scalar_type() == at::kDouble || std::isfinite(static_cast<float>(param)),
               "activation_param cannot be converted to type float without overflow: it is ",
               python_float(param));
+  const bool zero = input.scalar_type() == at::kDouble ? param == 0 : static_cast<float>(param) == 0;
+  TORCH_CHECK_VALUE(known != Activation::softplus || !zero,
+                    "activation_param of softplus is divided by and must not be 0, but got ",
+                    python_float(param));
 }
 
 // The buffers are written while threads read the other tensors, each value once: none may share memory.

@@ -18,6 +18,8 @@ Tensor plain_activation(Activation activation, double param, const Tensor& z) {
       return at::hardtanh(z, 0, 6);
     case Activation::hardswish:
       return at::hardswish(z);
+    case Activation::hardsigmoid:
+      return at::hardtanh(z + 3, 0, 6) / 6;  // at::hardsigmoid has no second derivative
     case Activation::elu:
       return at::elu(z, param);
     case Activation::silu:
@@ -30,6 +32,12 @@ Tensor plain_activation(Activation activation, double param, const Tensor& z) {
       return at::tanh(z);
     case Activation::sigmoid:
       return at::sigmoid(z);
+    case Activation::selu:
+      return at::selu(z);
+    case Activation::softplus:
+      return at::softplus(z, param, kSoftplusThreshold);
+    case Activation::mish:
+      return at::mish(z);
   }
   TORCH_CHECK(false, "fused_bn: no activation has the number ", static_cast<int>(activation));
 }
@@ -39,6 +47,8 @@ Tensor plain_derivative(Activation activation, double param, const Tensor& z) {
   switch (activation) {
     case Activation::hardswish:
       return at::where(z < -3, zero, at::where(z <= 3, z / 3 + 0.5, one));
+    case Activation::hardsigmoid:
+      return at::where((z > -3) & (z < 3), one / 6, zero);
     case Activation::elu:
       // Clamped, because where() gives the branch not taken a gradient of 0 * exp(z).
       return at::where(z <= 0, param * at::exp(at::clamp_max(z, 0)), one);
@@ -60,6 +70,14 @@ Tensor plain_derivative(Activation activation, double param, const Tensor& z) {
       return 4 * at::sigmoid(2 * z) * at::sigmoid(-2 * z);
     case Activation::sigmoid:
       return at::sigmoid(z) * at::sigmoid(-z);
+    case Activation::selu:
+      return at::where(z <= 0, Selu::scaled_alpha * at::exp(at::clamp_max(z, 0)), Selu::scale * one);
+    case Activation::softplus:
+      return at::where(param * z > kSoftplusThreshold, one, at::sigmoid(param * z));
+    case Activation::mish: {
+      const Tensor s = at::sigmoid(z), c = at::sigmoid(-z), inverse = 1 / (1 + c.square());
+      return s * ((1 + c) * inverse + z * (2 * c * inverse).square());
+    }
     default:
       TORCH_CHECK(false, "fused_bn: the derivative of activation ", static_cast<int>(activation),
                   " is one of two numbers");

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fused_bn._activations import apply_activation, check_activation
+from fused_bn._activations import ACTIVATIONS, apply_activation, check_activation
 
 _warned_of: set[str] = set()
 
@@ -39,6 +39,8 @@ def batch_norm(
 ) -> Tensor:
     """See `fused_bn.functional.batch_norm`."""
     check_activation(activation)
+    if ACTIVATIONS[activation].param is not None:
+        check_activation(activation, activation_param)
     if residual is not None:
         check_residual(input, residual)
     counter = num_batches_tracked if training else None

@@ -55,9 +55,11 @@ def batch_norm(
         momentum: weight of the new statistics in the running ones; None for a cumulative average over
             `num_batches_tracked`.
         eps: added to the variance; positive in training.
-        activation: "none", "relu", "leaky_relu", "relu6", "hardswish", "elu", "silu", "gelu", "gelu_tanh",
-            "tanh" or "sigmoid"; or None, or the module, class or function of torch that computes one of them.
-        activation_param: leaky_relu's negative slope, 0.01 where None, or elu's alpha, 1 where None.
+        activation: "none", "relu", "leaky_relu", "relu6", "hardswish", "hardsigmoid", "elu", "silu", "gelu",
+            "gelu_tanh", "tanh", "sigmoid", "selu", "softplus" or "mish"; or None, or the module, class or
+            function of torch that computes one of them.
+        activation_param: leaky_relu's negative slope, 0.01 where None; elu's alpha or softplus' beta, 1
+            where None.
         residual: added before the activation; of the input's shape, dtype and device.
         num_batches_tracked: int64 scalar, incremented in training where given.
 
@@ -66,7 +68,7 @@ def batch_norm(
 
     Raises:
         ValueError: one value a channel in training, eps out of range, only one running statistic, an
-            unknown activation, an activation_param that is not finite.
+            unknown activation, an activation_param that is not finite, a softplus whose beta is 0.
         TypeError: a residual that is no tensor, a momentum that is no number.
         RuntimeError: a shape, dtype or device that does not fit; the text holds the offending value.
     """

@@ -27,11 +27,15 @@ _FUSED: dict[Callable[..., Any], tuple[str, float | None]] = {
     keras.activations.leaky_relu: ("leaky_relu", 0.2),
     keras.activations.relu6: ("relu6", None),
     keras.activations.hard_silu: ("hardswish", None),
+    keras.activations.hard_sigmoid: ("hardsigmoid", None),
     keras.activations.elu: ("elu", 1.0),
     keras.activations.silu: ("silu", None),
     keras.activations.gelu: ("gelu", None),
     keras.activations.tanh: ("tanh", None),
     keras.activations.sigmoid: ("sigmoid", None),
+    keras.activations.selu: ("selu", None),
+    keras.activations.softplus: ("softplus", 1.0),
+    keras.activations.mish: ("mish", None),
 }
 """What Keras' activations are to the operator, their default arguments included."""
 
@@ -58,7 +62,8 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
 
     Args, besides those of `keras.layers.BatchNormalization`, by keyword:
         activation: what `keras.layers.Dense` takes: a name, a function, a layer or None. Keras' relu,
-            leaky_relu, relu6, hard_silu, elu, silu, gelu, tanh and sigmoid are computed in the same pass.
+            leaky_relu, relu6, hard_silu, hard_sigmoid, elu, silu, gelu, tanh, sigmoid, selu, softplus and
+            mish are computed in the same pass.
 
     Raises:
         ValueError: what `keras.layers.BatchNormalization` raises; an unknown activation.

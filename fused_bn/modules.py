@@ -86,10 +86,11 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
 
     Args, all by keyword, besides those of `nn.BatchNorm*`:
         bias: False for a weight alone, with every version of torch.
-        activation: "none", "relu", "leaky_relu", "relu6", "hardswish", "elu", "silu", "gelu", "gelu_tanh",
-            "tanh" or "sigmoid", computed in the same pass; or None, or the module, class or function of
-            torch that computes one of them.
-        activation_param: leaky_relu's negative slope (0.01 where None) or elu's alpha (1 where None).
+        activation: "none", "relu", "leaky_relu", "relu6", "hardswish", "hardsigmoid", "elu", "silu", "gelu",
+            "gelu_tanh", "tanh", "sigmoid", "selu", "softplus" or "mish", computed in the same pass; or None,
+            or the module, class or function of torch that computes one of them.
+        activation_param: leaky_relu's negative slope (0.01 where None), elu's alpha or softplus' beta (1
+            where None).
         weight_init, bias_init: a number, or a function of `torch.nn.init`, which `reset_parameters` applies
             where not None. `weight_init=0` starts a residual block as the identity (Goyal et al. 2017,
             https://arxiv.org/abs/1706.02677, section 5.1).

@@ -86,7 +86,7 @@ def why_no_cuda() -> str:
 DEVICES = ("cpu",) if why_no_cuda() else ("cpu", "cuda")
 
 
-PARAMS = {"leaky_relu": 0.25, "elu": 0.75}
+PARAMS = {"leaky_relu": 0.25, "elu": 0.75, "softplus": 1.5}
 """The numbers of the activations that take one: not their defaults, which could pass unread."""
 
 
@@ -339,9 +339,15 @@ def activate(case: Case, z: Tensor) -> Tensor:
     functions: dict[str, Callable[..., Tensor]] = {
         "none": lambda z: z,
         "gelu_tanh": partial(F.gelu, approximate="tanh"),
+        "hardsigmoid": hardsigmoid,
     }
     function: Callable[..., Tensor] = functions.get(case.activation) or getattr(F, case.activation)
     return function(z) if case.activation_param is None else function(z, case.activation_param)
+
+
+def hardsigmoid(z: Tensor) -> Tensor:
+    """F.hardsigmoid, whose slope is 1/6 as rounded to float32, in float64 as well: there in three steps."""
+    return F.relu6(z + 3) / 6 if z.dtype is torch.float64 else F.hardsigmoid(z)
 
 
 def momentum_factor(case: Case, before: Tensors) -> float:

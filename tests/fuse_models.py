@@ -259,7 +259,7 @@ def step(model: Any, input: Tensor, seed: int) -> dict[str, Tensor]:
     return {name: each for name, each in found.items() if each is not None}
 
 
-def assert_same(original: nn.Module, other: nn.Module, input: Tensor) -> None:
+def assert_same(original: nn.Module, other: nn.Module, input: Tensor, tolerance: float = TOLERANCE) -> None:
     """In training, evaluation and training again."""
     for seed, training in enumerate((True, False, True)):
         original.train(training)
@@ -268,7 +268,7 @@ def assert_same(original: nn.Module, other: nn.Module, input: Tensor) -> None:
         assert expected.keys() == given.keys()
         for name, values in expected.items():
             error = ((values - given[name]).abs().max() / values.abs().max().clamp(min=1)).item()
-            assert error <= TOLERANCE, f"{name}, training={training}: off by {error}"
+            assert error <= tolerance, f"{name}, training={training}: off by {error}"
 
 
 def passes(model: nn.Module, input: Tensor) -> int:
@@ -278,12 +278,14 @@ def passes(model: nn.Module, input: Tensor) -> int:
     return one_pass.call_count
 
 
-def assert_fuses_to_the_same(model: nn.Module, input: Tensor) -> fused_bn.FusionReport:
+def assert_fuses_to_the_same(
+    model: nn.Module, input: Tensor, tolerance: float = TOLERANCE
+) -> fused_bn.FusionReport:
     """Compares a model with its fused copy, and returns the report on that, which must be true."""
     fused: Any = fused_bn.fuse(copy.deepcopy(model))
     count = sum(len(norm.fused) for norm in fused.fusion_report.norms if not norm.reason.startswith("not in"))
     assert passes(copy.deepcopy(fused), input) == count
-    assert_same(model, fused, input)
+    assert_same(model, fused, input, tolerance)
     report = fused.fusion_report
     assert isinstance(report, fused_bn.FusionReport)
     print(report)

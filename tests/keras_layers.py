@@ -24,11 +24,15 @@ FUSED = {
     "leaky_relu": "leaky_relu",
     "relu6": "relu6",
     "hard_silu": "hardswish",
+    "hard_sigmoid": "hardsigmoid",
     "elu": "elu",
     "silu": "silu",
     "gelu": "gelu",
     "tanh": "tanh",
     "sigmoid": "sigmoid",
+    "selu": "selu",
+    "softplus": "softplus",
+    "mish": "mish",
 }
 """Keras' names of the activations that the operator computes, and the operator's."""
 
@@ -48,7 +52,7 @@ class KerasCase(Case):
 
     @property
     def activation_param(self) -> float | None:
-        return {"leaky_relu": 0.2, "elu": 1.0}.get(self.activation)
+        return {"leaky_relu": 0.2, "elu": 1.0, "softplus": 1.0}.get(self.activation)
 
 
 def options(case: Case, axis: int, policy: str) -> dict[str, Any]:

@@ -129,6 +129,11 @@ def _gelu_tanh_slope(z: Tensor) -> Tensor:
     return inner.sigmoid() * (1 + z * (-inner).sigmoid() * GELU_SCALE * (1 + 3 * 0.044715 * z**2))
 
 
+def _mish_slope(z: Tensor) -> Tensor:
+    s, c = z.sigmoid(), (-z).sigmoid()
+    return s * ((1 + c) / (1 + c**2) + z * (2 * c / (1 + c**2)) ** 2)
+
+
 GELU_SCALE = 2 * math.sqrt(2 / math.pi)
 SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": lambda z: z.sigmoid() * (1 + z * (-z).sigmoid()),
@@ -136,6 +141,7 @@ SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": _gelu_tanh_slope,
     "tanh": lambda z: 4 * (2 * z).sigmoid() * (-2 * z).sigmoid(),
     "sigmoid": lambda z: z.sigmoid() * (-z).sigmoid(),
+    "mish": _mish_slope,
 }
 """Derivatives that do not cancel: 1 - tanh(z)^2 has no digit left where it is small, even in fp64."""
 

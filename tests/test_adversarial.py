@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fused_bn._activations import ACTIVATIONS
 from tests.cases import (
     DTYPES,
     HALF_DTYPES,
@@ -22,6 +23,7 @@ from tests.cases import (
 from tests.reference import (
     DEMANDED_MEAN_ADVERSARIAL,
     DEMANDS,
+    KINKS,
     assert_meets_demands,
     beyond_rounding,
     errors,
@@ -209,7 +211,7 @@ def test_a_trend_along_the_batch_costs_half_types_no_accuracy(dtype: torch.dtype
 
 @pytest.mark.core
 @pytest.mark.needs_extension
-@pytest.mark.parametrize("activation", ["gelu_tanh", "gelu", "silu", "elu", "hardswish", "tanh", "sigmoid"])
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name not in (*KINKS, "none")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda dtype: str(dtype)[6:])
 def test_slopes_of_huge_values_are_those_of_infinity(
     dtype: torch.dtype, activation: str, device: str

@@ -84,7 +84,13 @@ GRADCHECK_CASES += [
 ]
 
 
-KINKS = {"elu": (0.0,), "hardswish": (-3.0, 3.0), **reference.KINKS}
+KINKS = {
+    "elu": (0.0,),
+    "hardswish": (-3.0, 3.0),
+    "hardsigmoid": (-3.0, 3.0),
+    "selu": (0.0,),
+    **reference.KINKS,
+}
 
 
 def smooth_tensors(case: Case) -> tuple[Tensors, list[Tensor]]:

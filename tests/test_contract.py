@@ -256,6 +256,9 @@ SPELT: dict[str, tuple[Any, tuple[str, float | None]]] = {
     "nn.GELU('tanh')": (nn.GELU("tanh"), ("gelu_tanh", None)),
     "F.relu": (F.relu, ("relu", None)),
     "torch.sigmoid": (torch.sigmoid, ("sigmoid", None)),
+    "HardSigmoid": ("HardSigmoid", ("hardsigmoid", None)),
+    "nn.Softplus(2)": (nn.Softplus(2), ("softplus", 2)),
+    "F.mish": (F.mish, ("mish", None)),
 }
 
 
@@ -289,7 +292,7 @@ def test_what_is_no_number_or_tensor_is_one_sentence() -> None:
 def test_unknown_activation_is_refused_by_module_and_function() -> None:
     x = torch.randn(2, 3)
     for wrong in (["relu"], 3, "", "softmax", nn.Softmax(), nn.Softmax, F.softmax, nn.GELU("tanh").forward):
-        with pytest.raises(ValueError, match=r"activation must be one of none, relu, .*sigmoid.*, but got"):
+        with pytest.raises(ValueError, match=r"activation must be one of none, relu, .*mish, but got"):
             fused_bn.BatchNorm1d(3, activation=wrong)
         with pytest.raises(ValueError, match="activation must be one of"):
             fused_bn.functional.batch_norm(x, None, None, training=True, activation=wrong)

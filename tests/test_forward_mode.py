@@ -47,7 +47,7 @@ def test_dual_numbers_agree_with_finite_differences(case: Case) -> None:
 
 def test_forward_over_reverse_agrees_with_finite_differences() -> None:
     """The derivative of the gradient along a direction, as in a Hessian times a vector."""
-    for case in (*CASES[:4], *CASES[-6:]):
+    for case in (*CASES[:4], *CASES[-12:]):
         tensors, given = smooth_tensors(case)
         assert torch.autograd.gradgradcheck(
             lambda *given, case=case, tensors=tensors: apply(case, tensors, *given),

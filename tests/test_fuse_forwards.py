@@ -188,7 +188,7 @@ def test_what_a_forward_reads_may_change_after_fuse() -> None:
         lambda each: setattr(each.config, "scaled", True),
         lambda each: setattr(each.config, "scale", 3.0),
         lambda each: setattr(each, "act", nn.Tanh()),
-        lambda each: setattr(each, "act", nn.Softplus()),
+        lambda each: setattr(each, "act", nn.Softsign()),
         lambda each: setattr(each, "bn", nn.InstanceNorm2d(4)),
     ):
         change(block)

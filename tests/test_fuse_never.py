@@ -69,9 +69,19 @@ class WiderResidual(Written):
         return F.relu(x.repeat(2, 1, 1, 1, 1) + self.bn(self.conv(x)))
 
 
-class Softplus(Written):
+class Softsign(Written):
     def forward(self, x: Tensor) -> Tensor:
-        return F.softplus(self.bn(self.conv(x)))
+        return F.softsign(self.bn(self.conv(x)))
+
+
+class Threshold(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softplus(self.bn(self.conv(x)), 1, 2)
+
+
+class NamedThreshold(Written):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softplus(self.bn(self.conv(x)), threshold=2)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +94,9 @@ class Softplus(Written):
         (IntoAnother, "it is added to another tensor in place"),
         (CalledInBetween, "it is called again before the addition"),
         (StatisticsInBetween, "its parameters or statistics are read before the addition"),
-        (Softplus, "softplus follows"),
+        (Softsign, "softsign follows"),
+        (Threshold, "softplus follows"),
+        (NamedThreshold, "softplus follows"),
     ],
 )
 def test_what_is_no_pair_stays_as_written(kind: type[nn.Module], reason: str) -> None:
@@ -279,7 +291,7 @@ def test_norms_with_an_activation_of_their_own(act: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"factor": 2}, {"drop": nn.Dropout(0.5)}, {"act": nn.Softplus()}], ids=str
+    "options", [{"factor": 2}, {"drop": nn.Dropout(0.5)}, {"act": nn.Softplus(threshold=2)}], ids=str
 )
 def test_norms_that_only_look_like_that_are_left_alone(options: dict[str, Any]) -> None:
     norm = NormWithAct(4, **{"act": nn.ReLU(), **options})

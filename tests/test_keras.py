@@ -86,7 +86,7 @@ def test_fused_activations(activation: str, policy: str) -> None:
 
 
 OTHER_ACTIVATIONS: dict[str, Callable[[], Any]] = {
-    "name": lambda: "softplus",
+    "name": lambda: "softsign",
     "softmax, along the axis": lambda: "softmax",
     "function": lambda: keras.ops.square,
     "layer": lambda: keras.layers.LeakyReLU(0.7),

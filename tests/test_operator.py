@@ -261,6 +261,8 @@ WRONG_FORWARD: dict[str, dict[str, Any]] = {
     "unknown activation": {"activation": "swish"},
     "infinite activation_param": {"activation": "leaky_relu", "activation_param": float("inf")},
     "activation_param that is no number": {"activation": "elu", "activation_param": float("nan")},
+    "a beta of 0": {"activation": "softplus", "activation_param": 0.0},
+    "a beta of 0 in float": {"activation": "softplus", "activation_param": 1e-46},
     "residual of fewer channels": {"residual": torch.ones(2, 2, 4, 4)},
     "residual of smaller images": {"residual": torch.ones(2, 3, 4, 3)},
     "residual of another rank": {"residual": torch.ones(2, 3, 16)},

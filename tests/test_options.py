@@ -144,6 +144,7 @@ def test_freezing_and_thawing_at_any_time(device: str) -> None:
         ({"activation": "relu", "activation_param": 0.5}, "takes no activation_param"),
         ({"activation": "elu", "activation_param": float("nan")}, "must be a finite number"),
         ({"activation": "elu", "activation_param": "1"}, "must be a finite number"),
+        ({"activation": "softplus", "activation_param": 0.0}, "must not be 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

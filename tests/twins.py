@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import fused_bn
 from fused_bn._activations import ACTIVATIONS
-from tests.cases import NEWER_TORCH, PARAMS, in_layout
+from tests.cases import NEWER_TORCH, PARAMS, hardsigmoid, in_layout
 from tests.reference import precision
 from tests.test_module import GRADIENT_TOLERANCE, RANKS
 
@@ -22,6 +22,11 @@ class StepwiseHardswish(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         return z * F.relu6(z + 3) / 6
+
+
+class StepwiseHardsigmoid(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return hardsigmoid(z)
 
 
 class Original(nn.Module):
@@ -64,6 +69,8 @@ def twins(
     original = Original(theirs, activation, param).to(device, dtype)
     if (activation, device, dtype) == ("hardswish", "cuda", torch.float64):
         original.activation = StepwiseHardswish()
+    if activation == "hardsigmoid":
+        original.activation = StepwiseHardsigmoid()
     return ours.to(device, dtype), original
 
 

@@ -10,22 +10,27 @@
 
 namespace fused_bn {
 
-// In order: those with two slopes, of which relu6 is the last, hardswish, and those that take an exponential.
+// In order: those with two slopes, of which relu6 is the last, the two other straight or quadratic ones, and
+// those that take an exponential.
 enum class Activation : int8_t {
   none,
   relu,
   leaky_relu,
   relu6,
   hardswish,
+  hardsigmoid,
   elu,
   silu,
   gelu,
   gelu_tanh,
   tanh,
   sigmoid,
+  selu,
+  softplus,
+  mish,
 };
 constexpr Activation kFirstOther = Activation::relu6;  // of those whose curve_of() is other
-constexpr Activation kLastActivation = Activation::sigmoid;
+constexpr Activation kLastActivation = Activation::mish;
 
 // What kernels are compiled for. No activation is leaky_relu of slope 1, which changes no bit of z; the rest
 // are told apart at run time, because their arithmetic outweighs a branch.
@@ -37,7 +42,8 @@ FUSED_BN_ANY_DEVICE constexpr Curve curve_of(Activation activation) {
   return Curve::other;
 }
 
-// The derivative takes one of two values, so that a bit tells which; else it takes z.
+// The derivative takes one of two values, so that a bit tells which; else it takes z. Not hardsigmoid, of two
+// slopes as well: backward by a mask takes 0 for a cleared bit, and there hardsigmoid rises.
 FUSED_BN_ANY_DEVICE constexpr bool has_two_slopes(Activation activation) {
   return activation <= Activation::relu6;
 }
@@ -47,7 +53,8 @@ FUSED_BN_ANY_DEVICE constexpr bool takes_an_exponential(Activation activation) {
   return activation >= Activation::elu;
 }
 
-// An activation and its number: leaky_relu's negative slope, elu's alpha. A is the type computed in.
+// An activation and its number: leaky_relu's negative slope, elu's alpha, softplus' beta. A is the type
+// computed in.
 template <class A>
 struct Activated {
   Activation activation;
@@ -58,8 +65,8 @@ struct Activated {
 };
 
 // In all that follows V is a scalar or a vector of A whose comparisons give a lane mask for ?:, and Math has
-// for it the type A and the functions exp, expm1 and normal_cdf. Comparisons are written so that NaN passes,
-// as it does in PyTorch: !(z <= 0) rather than z > 0.
+// for it the type A and the functions exp, expm1, normal_cdf and, of 0 to 1, log1p. Comparisons are written
+// so that NaN passes, as it does in PyTorch: !(z <= 0) rather than z > 0.
 
 // 1 / (1 + exp(-z)) and 1 / (1 + exp(z)), neither of which cancels or overflows.
 template <class Math, class V>
@@ -83,6 +90,46 @@ FUSED_BN_ANY_DEVICE V hyperbolic_tangent(V z) {
   return z <= V{} ? -magnitude : magnitude;
 }
 
+// log(1 + exp(z)).
+template <class Math, class V>
+FUSED_BN_ANY_DEVICE V log_one_plus_exp(V z) {
+  return (z <= V{} ? V{} : z) + Math::log1p(Math::exp(z <= V{} ? z : -z));
+}
+
+// softplus is z where beta * z is larger, as in PyTorch.
+constexpr double kSoftplusThreshold = 20;
+
+// PyTorch's digits of Klambauer et al. 2017, "Self-normalizing neural networks".
+struct Selu {
+  static constexpr double scale = 1.0507009873554804934193349852946;
+  static constexpr double scaled_alpha = scale * 1.6732632423543772848170429916717;
+};
+
+// mish is z * tanh(log(1 + exp(z))): Misra 2019, "Mish: a self regularized non-monotonic activation
+// function". With e = exp(z) the hyperbolic tangent is e * (e + 2) / (e * (e + 2) + 2), and its derivative
+// 4 * e * (e + 1) / (e * (e + 2) + 2)^2: here divided by e^2 where z is positive, so that nothing overflows.
+template <class Math, class V>
+struct Mish {
+  V small, scale, numerator, denominator;
+
+  FUSED_BN_ANY_DEVICE explicit Mish(V z) {
+    using A = typename Math::A;
+    small = Math::exp(z <= V{} ? z : -z);
+    scale = z <= V{} ? V{} + A{1} : small;
+    numerator = z <= V{} ? small * (small + A{2}) : small * A{2} + A{1};
+    denominator = scale * scale * A{2} + numerator;
+  }
+
+  FUSED_BN_ANY_DEVICE V value(V z) const { return z * (numerator / denominator); }
+
+  FUSED_BN_ANY_DEVICE V derivative(V z) const {
+    using A = typename Math::A;
+    const V inverse = A{1} / denominator;
+    const V bend = small * scale * (small * A{4} + A{4}) * inverse * inverse;  // 0 where z is large
+    return numerator * inverse + z * bend;
+  }
+};
+
 // gelu's approximation is z * logistic(z * (first + second * z * z)): Hendrycks and Gimpel 2016, "Gaussian
 // error linear units", with (1 + tanh(a)) / 2 = logistic(2 a).
 template <class A>
@@ -101,6 +148,8 @@ FUSED_BN_ANY_DEVICE V activate_other(V z, const Activated<typename Math::A>& f) 
       return z <= V{} ? V{} : (z >= A{6} ? V{} + A{6} : z);
     case Activation::hardswish:
       return z <= A{-3} ? V{} : (z >= A{3} ? z : z * (z + A{3}) / A{6});
+    case Activation::hardsigmoid:
+      return z <= A{-3} ? V{} : (z >= A{3} ? V{} + A{1} : (z + A{3}) / A{6});
     case Activation::elu:
       return z <= V{} ? Math::expm1(z) * f.param : z;
     case Activation::silu:
@@ -113,6 +162,14 @@ FUSED_BN_ANY_DEVICE V activate_other(V z, const Activated<typename Math::A>& f) 
       return hyperbolic_tangent<Math>(z);
     case Activation::sigmoid:
       return Logistic<Math, V>(z).value;
+    case Activation::selu:
+      return z <= V{} ? Math::expm1(z) * static_cast<A>(Selu::scaled_alpha) : z * static_cast<A>(Selu::scale);
+    case Activation::softplus: {
+      const V scaled = z * f.param;
+      return scaled > A{kSoftplusThreshold} ? z : log_one_plus_exp<Math>(scaled) / f.param;
+    }
+    case Activation::mish:
+      return Mish<Math, V>(z).value(z);
     default:
       return z;
   }
@@ -127,6 +184,8 @@ FUSED_BN_ANY_DEVICE V derivative_other(V z, const Activated<typename Math::A>& f
       return z <= V{} ? V{} : (z >= A{6} ? V{} : one);
     case Activation::hardswish:
       return z < A{-3} ? V{} : (z <= A{3} ? z / A{3} + static_cast<A>(0.5) : one);
+    case Activation::hardsigmoid:  // 0 where z is NaN, as in PyTorch
+      return z > A{-3} ? (z < A{3} ? one / A{6} : V{}) : V{};
     case Activation::elu:
       return z <= V{} ? Math::exp(z) * f.param : one;
     case Activation::silu: {
@@ -152,6 +211,14 @@ FUSED_BN_ANY_DEVICE V derivative_other(V z, const Activated<typename Math::A>& f
       const Logistic<Math, V> s(z);
       return s.value * s.complement;
     }
+    case Activation::selu:
+      return z <= V{} ? Math::exp(z) * static_cast<A>(Selu::scaled_alpha) : one * static_cast<A>(Selu::scale);
+    case Activation::softplus: {
+      const V scaled = z * f.param;
+      return scaled > A{kSoftplusThreshold} ? one : Logistic<Math, V>(scaled).value;
+    }
+    case Activation::mish:
+      return Mish<Math, V>(z).derivative(z);
     default:
       return one;
   }
@@ -177,7 +244,7 @@ FUSED_BN_ANY_DEVICE V activate_backward(V z, V grad, const Activated<typename Ma
     return z <= V{} ? grad * f.param : grad;
   } else {
     const V derivative = derivative_other<Math>(z, f);
-    const bool cuts = f.activation == Activation::relu6 || f.activation == Activation::hardswish;
+    const bool cuts = !takes_an_exponential(f.activation);
     return cuts ? (derivative == V{} ? V{} : grad * derivative) : grad * derivative;
   }
 }

@@ -14,12 +14,16 @@ inline constexpr std::pair<std::string_view, Activation> kActivationNames[] = {
     {"leaky_relu", Activation::leaky_relu},
     {"relu6", Activation::relu6},
     {"hardswish", Activation::hardswish},
+    {"hardsigmoid", Activation::hardsigmoid},
     {"elu", Activation::elu},
     {"silu", Activation::silu},
     {"gelu", Activation::gelu},
     {"gelu_tanh", Activation::gelu_tanh},
     {"tanh", Activation::tanh},
     {"sigmoid", Activation::sigmoid},
+    {"selu", Activation::selu},
+    {"softplus", Activation::softplus},
+    {"mish", Activation::mish},
 };
 
 }  // namespace fused_bn

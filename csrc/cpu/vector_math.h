@@ -1,9 +1,10 @@
-// exp, expm1 and the normal distribution on vectors, all lanes by the same operations. NaN passes.
+// exp, expm1, log1p and the normal distribution on vectors, all lanes by the same operations. NaN passes.
 //
 // Largest errors found against libquadmath's and libm's functions of twice the precision, every 37th float
 // and 6 million doubles of -750 to 750, with AVX-512 and with SSE2, which has no fused multiply-add, in units
 // in the last place of the result: exp 1.0, expm1 1.6 (float) and 2.1 (double), 1.2 where the result is
-// negative, normal_cdf 5.4 and 7.1. Results below the smallest normal number: 1, 1 and 2.4.
+// negative, normal_cdf 5.4 and 7.1. Results below the smallest normal number: 1, 1 and 2.4. Of log1p, every
+// 397th float of 0 to 1 and 600,000 doubles: 1.2.
 #pragma once
 
 #include "cpu/simd.h"
@@ -14,6 +15,7 @@ namespace {
 // Polynomials, each an interpolant at Chebyshev nodes computed to 60 digits, with relative errors below 2^-28
 // (float) and 2^-58 (double):
 //   exp(r) = 1 + r + r * r * exponential(r) for |r| <= 0.41 (float) and 0.3476 (double);
+//   log((1 + w) / (1 - w)) = 2 * w + w * w * w * logarithm(w * w) for 0 <= w <= 1/3;
 //   P(Z <= z) = 1/2 + z * centre(z * z) for |z| <= 1;
 //   P(Z <= -a) = exp(-a * a / 2) / (a + pole) * tail((a - pole) / (a + pole)) for 1 <= a <= last, beyond
 //   which it rounds to 0; the variable is that of Schonfelder 1978, "Chebyshev expansions for the error and
@@ -31,6 +33,7 @@ struct MathConstants<float> {
   static constexpr float kMinusOne = -18;                  // expm1() -1
   static constexpr float kExponential[] = {0.500000004f,   0.166666667f,   0.0416662714f,
                                            0.00833328943f, 0.00139515577f, 0.000199108752f};
+  static constexpr float kLogarithm[] = {0.666666673f, 0.399997063f, 0.28592358f, 0.217065758f, 0.232243292f};
   static constexpr float kCentre[] = {0.39894228f,     -0.0664903606f,  0.00997332848f,
                                       -0.00118634399f, 0.000113502296f, -7.66053817e-6f};
   static constexpr float kPole = 3.5f, kLast = 15;
@@ -60,6 +63,10 @@ struct MathConstants<double> {
       2.5105521666108532e-8,
       2.0914904528759251e-9,
   };
+  static constexpr double kLogarithm[] = {0.66666666666666667,  0.39999999999999523, 0.28571428571600099,
+                                          0.22222222198236771,  0.18181819897962714, 0.15384543964860549,
+                                          0.13335178631449256,  0.11734279061303197, 0.10845178394880015,
+                                          0.074921437955507673, 0.1563057780092285};
   static constexpr double kCentre[] = {
       0.39894228040143268,    -0.066490380066905426,   0.009973557010035022,  -0.0011873282154680344,
       0.00011543468751655942, -9.4446557931038458e-6,  6.6596798796552313e-7, -4.1224107514160814e-8,
@@ -93,6 +100,13 @@ struct VectorMath {
     const V half = power_of_two(n - A{1});  // 2^n may be beyond the largest number where the result is not
     const V result = fma(half, p, half - static_cast<A>(0.5)) * A{2};
     return n == V{} ? p : result;
+  }
+
+  // Of 0 to 1.
+  FUSED_BN_INLINE static V log1p(V x) {
+    const V w = x / (x + A{2});
+    const V square = w * w;
+    return fma(-w, x - square * polynomial(square, K::kLogarithm), x);  // 2 * w is x - w * x
   }
 
   FUSED_BN_INLINE static V normal_cdf(V z) {

@@ -16,16 +16,24 @@ def _gelu(approximate: object) -> Known | None:
     return {"none": ("gelu", None), "tanh": ("gelu_tanh", None)}.get(str(approximate))
 
 
+def _softplus(beta: object, threshold: object) -> Known | None:
+    return ("softplus", float(beta)) if isinstance(beta, (int, float)) and beta and threshold == 20 else None
+
+
 MODULES: dict[type[nn.Module], Callable[[Any], Known | None]] = {
     nn.ReLU: lambda _: ("relu", None),
     nn.LeakyReLU: lambda module: ("leaky_relu", module.negative_slope),
     nn.ReLU6: lambda _: ("relu6", None),
     nn.Hardswish: lambda _: ("hardswish", None),
+    nn.Hardsigmoid: lambda _: ("hardsigmoid", None),
     nn.ELU: lambda module: ("elu", module.alpha),
     nn.SiLU: lambda _: ("silu", None),
     nn.GELU: lambda module: _gelu(module.approximate),
     nn.Tanh: lambda _: ("tanh", None),
     nn.Sigmoid: lambda _: ("sigmoid", None),
+    nn.SELU: lambda _: ("selu", None),
+    nn.Softplus: lambda module: _softplus(module.beta, module.threshold),
+    nn.Mish: lambda _: ("mish", None),
     nn.Identity: lambda _: ("none", None),
 }
 
@@ -34,11 +42,15 @@ FUNCTIONS: dict[Any, str] = {
     **dict.fromkeys((F.leaky_relu, F.leaky_relu_), "leaky_relu"),
     F.relu6: "relu6",
     F.hardswish: "hardswish",
+    F.hardsigmoid: "hardsigmoid",
     **dict.fromkeys((F.elu, F.elu_), "elu"),
     F.silu: "silu",
     F.gelu: "gelu",
     **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_"), "tanh"),
     **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_"), "sigmoid"),
+    **dict.fromkeys((F.selu, F.selu_, torch.selu, torch.selu_), "selu"),
+    F.softplus: "softplus",
+    F.mish: "mish",
 }
 """Functions, and methods by their names."""
 
@@ -46,10 +58,14 @@ PARAMETERS: dict[str, tuple[str, float | str]] = {
     "leaky_relu": ("negative_slope", 0.01),
     "elu": ("alpha", 1.0),
     "gelu": ("approximate", "none"),
+    "softplus": ("beta", 1.0),
 }
 """The one argument behind the tensor that changes what the function computes, and its default."""
 
-IN_PLACE_FUNCTIONS = {F.relu_, F.leaky_relu_, F.elu_, torch.relu_, torch.tanh_, torch.sigmoid_, operator.iadd}
+IN_PLACE_FUNCTIONS = {
+    *(F.relu_, F.leaky_relu_, F.elu_, F.selu_),
+    *(torch.relu_, torch.tanh_, torch.sigmoid_, torch.selu_, operator.iadd),
+}
 
 
 def of_module(module: object) -> Known | None:
@@ -64,12 +80,16 @@ def of_call(node: fx.Node) -> Known | None:
     if name is None or not node.args:
         return None
     parameter, default = PARAMETERS.get(name, ("", 0.0))
-    arguments = dict(zip((parameter, "inplace"), node.args[1:], strict=False)) if parameter else {}
+    second = "threshold" if name == "softplus" else "inplace"
+    arguments = dict(zip((parameter, second), node.args[1:], strict=False)) if parameter else {}
     arguments.update(node.kwargs)
     value = arguments.pop(parameter, default)
     arguments.pop("inplace", None)
+    threshold = arguments.pop("threshold", 20)
     if arguments:
         return None
+    if name == "softplus":
+        return _softplus(value, threshold)
     if name == "gelu":
         return _gelu(value)
     if not parameter:

@@ -167,7 +167,7 @@ NUMBERS = {
     "eps": (0.0, -1.0, float("nan"), float("inf"), 1e-300),
     "momentum": (None, float("nan"), 2.0),
     "activation": ("RELU", "", "softmax"),
-    "activation_param": (float("nan"), float("inf"), 1e39, -1.0),
+    "activation_param": (float("nan"), float("inf"), 1e39, -1.0, 0.0),
     "training": (True, False),
 }
 

@@ -125,12 +125,16 @@ void bind_enums(py::module_& module) {
       .value("leaky_relu", Activation::leaky_relu)
       .value("relu6", Activation::relu6)
       .value("hardswish", Activation::hardswish)
+      .value("hardsigmoid", Activation::hardsigmoid)
       .value("elu", Activation::elu)
       .value("silu", Activation::silu)
       .value("gelu", Activation::gelu)
       .value("gelu_tanh", Activation::gelu_tanh)
       .value("tanh", Activation::tanh)
-      .value("sigmoid", Activation::sigmoid);
+      .value("sigmoid", Activation::sigmoid)
+      .value("selu", Activation::selu)
+      .value("softplus", Activation::softplus)
+      .value("mish", Activation::mish);
   py::enum_<Walk>(module, "Walk", py::module_local())
       .value("along_rows", Walk::along_rows)
       .value("down_columns", Walk::down_columns);

@@ -321,6 +321,7 @@ struct Math<float> {
   using A = float;
   FUSED_BN_DEVICE static float exp(float a) { return expf(a); }
   FUSED_BN_DEVICE static float expm1(float a) { return expm1f(a); }
+  FUSED_BN_DEVICE static float log1p(float a) { return log1pf(a); }
   FUSED_BN_DEVICE static float normal_cdf(float a) { return normcdff(a); }
 };
 template <>
@@ -328,6 +329,7 @@ struct Math<double> {
   using A = double;
   FUSED_BN_DEVICE static double exp(double a) { return ::exp(a); }
   FUSED_BN_DEVICE static double expm1(double a) { return ::expm1(a); }
+  FUSED_BN_DEVICE static double log1p(double a) { return ::log1p(a); }
   FUSED_BN_DEVICE static double normal_cdf(double a) { return normcdf(a); }
 };
 

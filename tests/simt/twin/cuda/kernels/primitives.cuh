@@ -189,6 +189,7 @@ struct Math {
   using A = T;
   FUSED_BN_DEVICE static A exp(A a) { return std::exp(a); }
   FUSED_BN_DEVICE static A expm1(A a) { return std::expm1(a); }
+  FUSED_BN_DEVICE static A log1p(A a) { return std::log1p(a); }
   FUSED_BN_DEVICE static A normal_cdf(A a) {
     return static_cast<A>(0.5) * std::erfc(a * static_cast<A>(-0.7071067811865476));
   }
