@@ -11,6 +11,7 @@
 
 #include <cstring>
 
+#include "counter.h"
 #include "differentiable.h"
 #include "recipe.h"
 #include "written.h"
@@ -227,25 +228,9 @@ void check_can_be_saved(const OptionalTensor& tensor) {
   if (present(tensor)) check_can_be_saved(*tensor);
 }
 
-// A counter that the kernels do not write, of another dtype or device, is counted here as nn.BatchNorm does
-// it.
-template <auto next>
-Tensor with_any_counter(const ForwardArguments& a) {
-  if (!a.training || !present(a.num_batches_tracked)) return next(a);
-  const Tensor& counter = *a.num_batches_tracked;
-  const auto type = counter.scalar_type();
-  const bool is_kernels = type == at::kLong && counter.device() == a.input.device();
-  const bool is_number = at::isFloatingType(type) || at::isIntegralType(type, /*includeBool=*/false);
-  if (is_kernels || !is_number || counter.sym_numel() != 1) return next(a);
-  const OptionalTensor absent;
-  const auto momentum = a.momentum.has_value() ? a.momentum : 1 / (counter.item().toDouble() + 1);
-  Tensor output = next({a.input, a.residual, a.weight, a.bias, a.running_mean, a.running_var, absent,
-                        a.training, momentum, a.eps, a.activation, a.activation_param, a.save_mask});
-  counter.add_(1);  // last: a call that is refused is not counted
-  return output;
+Tensor forward_output(const ForwardArguments& a) {
+  return a.input.is_mkldnn() ? differentiable_forward(a) : std::get<0>(call_forward(a));
 }
-
-Tensor forward_output(const ForwardArguments& arguments) { return std::get<0>(call_forward(arguments)); }
 constexpr auto batch_norm = with_any_counter<forward_output>;
 
 Tensor differentiable_output(const ForwardArguments& a) {

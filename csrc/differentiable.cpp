@@ -97,7 +97,14 @@ Tensor own_node(const Tensor& tensor) { return tensor.defined() ? tensor.view_as
 }  // namespace
 
 Tensor differentiable_forward(const ForwardArguments& a) {
-  if (!a.input.is_mkldnn()) check(a);  // which knows strided tensors
+  if (!a.input.is_mkldnn()) {
+    check(a);
+  } else if (a.training) {  // check() reads strides, which MKLDNN tensors lack
+    const Activation activation = activation_from_name(a.activation);
+    TORCH_CHECK(!present(a.residual) && (activation == Activation::none || activation == Activation::relu),
+                "fused_bn: in training MKLDNN tensors take no residual and no activation but relu, but got ",
+                a.activation);
+  }
   const bool counts = a.training && present(a.num_batches_tracked);
   double momentum = a.momentum.value_or(0.0);
   if (!a.momentum.has_value() && counts) {

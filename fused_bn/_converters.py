@@ -2,23 +2,24 @@
 
 Such code builds something else from a norm's parameters: a folded convolution, a synchronised or frozen norm.
 `nn.SyncBatchNorm.convert_sync_batchnorm` is replaced by ours where a model has more than it knows, and
-`torch.utils.mkldnn.to_mkldnn` looks at the whole model before it changes anything. All other code is known by
-what it reads, `eps`.
+`torch.utils.mkldnn.to_mkldnn` looks at the whole model before it changes anything. Other code is recognised
+because it reads `eps`.
 """
 
 import functools
+import re
 import sys
 import warnings
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.utils import mkldnn
 
 from fused_bn._activations import module_of
 
-REBUILDERS = frozenset({"freeze_batch_norm_2d", "convert_splitbn_model", "revert_sync_batchnorm"})
-"""Functions of timm and mmengine that are refused, as torch's are. Others are warned."""
+REBUILDS = re.compile("convert|freeze|revert|fuse|fold")
+"""In the names of functions that are refused, as timm's freeze_batch_norm_2d. Others are warned."""
 
 
 class KeepsActivation:
@@ -29,6 +30,8 @@ class KeepsActivation:
     @property
     def eps(self) -> Any:
         """Raises or warns where the reader would drop the activation. `vars(norm)["eps"]` does neither."""
+        if "eps" not in self.__dict__:
+            raise AttributeError("eps is not set yet")
         if self.activation != "none" and not is_compiling():
             _check_reader(self, sys._getframe(1))
         return self.__dict__["eps"]
@@ -37,17 +40,31 @@ class KeepsActivation:
     def eps(self, value: Any) -> None:
         self.__dict__["eps"] = value
 
+    def __prepare_scriptable__(self) -> Any:
+        remedy = (
+            "fused_bn.unfuse(model) makes it PyTorch's again"
+            if self.activation == "none" and not getattr(self, "frozen", False)
+            else "put an nn.BatchNorm* and a module of the activation in its place"
+        )
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {self}: {remedy}; torch.jit.trace, torch.export and torch.compile "
+            "take it as it is"
+        )
+
     def parameters(self, recurse: bool = True) -> Any:
-        _register_with_opacus(type(self))  # which asks for parameters before it asks for a validator
+        _register_with_opacus(type(self))  # opacus calls parameters() before it looks the class up
         return super().parameters(recurse)  # type: ignore[misc]
 
 
 def _check_reader(norm: KeepsActivation, reader: Any) -> None:
     home, name = str(reader.f_globals.get("__name__", "")), reader.f_code.co_name
-    rebuilds = name in REBUILDERS or home.startswith(("torch.ao.", "torch.nn.utils.", "torch.utils.mkldnn"))
-    is_own = reader.f_locals.get("self") is norm or home.startswith(("fused_bn.", "torch."))
-    if is_own and not rebuilds:
-        return  # which computes the norm as it is, or looks at all attributes of a module
+    is_torchs = home.startswith(("torch.", "fused_bn."))
+    rebuilds = home.startswith(("torch.ao.", "torch.nn.utils.", "torch.utils.mkldnn")) or (
+        not is_torchs and REBUILDS.search(name) is not None
+    )
+    looks_only = is_torchs or home == "inspect" or name == "<module>" or reader.f_locals.get("self") is norm
+    if looks_only and not rebuilds:
+        return
     text = (
         f"{name} reads the eps of a {type(norm).__name__} that also applies {norm.activation}: what is built "
         "from its parameters alone lacks that activation"
@@ -59,7 +76,11 @@ def _check_reader(norm: KeepsActivation, reader: Any) -> None:
 
 def more_than_a_norm(model: nn.Module) -> str:
     """The first norm of ours that an nn.BatchNorm* cannot stand for; empty where there is none."""
+    from fused_bn.fusion.runtime import NormAct
+
     for name, module in model.named_modules():
+        if isinstance(module, NormAct):
+            return f"'{name}', a {type(module).__name__} that applies its {type(module.act).__name__}"
         if isinstance(module, KeepsActivation):
             activation, frozen = module.activation, getattr(module, "frozen", False)
             if activation != "none" or frozen:
@@ -68,6 +89,18 @@ def more_than_a_norm(model: nn.Module) -> str:
                 )
                 return f"'{name}', a {type(module).__name__} that {what}"
     return ""
+
+
+class Replaced(nn.Module):
+    """Another norm in the place of one of ours: act(norm(input) + residual)."""
+
+    def __init__(self, norm: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.activation = norm, activation
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Any:
+        z = self.norm(input)
+        return self.activation(z if residual is None else z + residual)
 
 
 def _register_with_opacus(kind: Any) -> None:
@@ -79,10 +112,7 @@ def _register_with_opacus(kind: Any) -> None:
     fix = fixers[nn.BatchNorm2d]
 
     def fix_and_activate(norm: Any, **options: Any) -> nn.Module:
-        made = fix(norm, **options)
-        if norm.activation == "none":
-            return made
-        return nn.Sequential(made, module_of(norm.activation, norm.activation_param))
+        return Replaced(fix(norm, **options), module_of(norm.activation, norm.activation_param))
 
     validators[kind], fixers[kind] = validators[nn.BatchNorm2d], fix_and_activate
 

@@ -69,11 +69,12 @@ def _cumulative(
     """Training with momentum=None, for a program in which the counter has no value yet."""
     if running_mean is None or running_var is None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, True, 0.0, eps)
-    mean, variance = torch.zeros_like(running_mean), torch.zeros_like(running_var)
-    z = F.batch_norm(input, mean, variance, weight, bias, True, 1.0, eps)
-    share = 1 / (counter.to(running_mean.dtype) + 1)
-    running_mean.lerp_(mean, share)
-    running_var.lerp_(variance, share)
+    # The operator gets the buffers themselves, which a program that is moved to evaluation reads.
+    mean, variance = running_mean.clone(), running_var.clone()
+    z = F.batch_norm(input, running_mean, running_var, weight, bias, True, 1.0, eps)
+    kept = 1 - 1 / (counter.to(running_mean.dtype) + 1)
+    running_mean.lerp_(mean, kept)
+    running_var.lerp_(variance, kept)
     return z
 
 

@@ -4,12 +4,11 @@ torch.ao looks modules up by their exact classes, in tables. Each entry for an n
 ours.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
-from torch.ao.quantization import fuser_method_mappings, quantization_mappings
-
 from fused_bn.fusion.norms import release
 from fused_bn.modules import DROP_INS, OURS
 
@@ -21,19 +20,19 @@ def _fuser_of(table: dict[tuple[Any, ...], Any], kinds: tuple[Any, ...]) -> Fuse
 
     def fuse(is_qat: bool, *modules: Any) -> nn.Module:
         norm = next(module for module in modules if type(module) in OURS)
-        method, parts = table[kinds], list(modules)
+        plain = copy.copy(norm)  # a call that is refused leaves the norm as it is
+        plain.activation, plain.frozen = "none", False
+        release(plain)
+        method, parts = table[kinds], [plain if module is norm else module for module in modules]
         with_relu = (*kinds, nn.ReLU)
         if norm.activation == "relu" and with_relu in table:
             method = table[with_relu]
             parts.append(nn.ReLU().train(norm.training))
         elif norm.activation != "none":
-            raise RuntimeError(
-                f"fuse_modules cannot fold {norm.activation} of {norm}: only relu, as its last step"
-            )
+            names = ", ".join(kind.__name__ for kind in kinds)
+            raise RuntimeError(f"fuse_modules cannot fold the {norm.activation} of {norm} into {names}")
         if norm.frozen and is_qat:
             raise RuntimeError(f"fuse_modules_qat would train the frozen statistics of {norm}")
-        norm.activation, norm.frozen = "none", False
-        release(norm)
         fused: nn.Module = method(is_qat, *parts)
         return fused
 
@@ -41,8 +40,12 @@ def _fuser_of(table: dict[tuple[Any, ...], Any], kinds: tuple[Any, ...]) -> Fuse
 
 
 def install() -> None:
-    """Adds our norms to the tables of torch.ao."""
-    fusers = fuser_method_mappings._DEFAULT_OP_LIST_TO_FUSER_METHOD
+    """Adds our norms to the tables of torch.ao, as long as torch has it."""
+    try:
+        from torch.ao.quantization import fuser_method_mappings, quantization_mappings
+    except ImportError:
+        return
+    fusers = getattr(fuser_method_mappings, "_DEFAULT_OP_LIST_TO_FUSER_METHOD", {})
     for kinds in list(fusers):
         ours = tuple(DROP_INS.get(kind, kind) for kind in kinds)
         if ours != kinds:

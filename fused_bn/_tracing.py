@@ -36,15 +36,19 @@ def fused_in_export() -> Iterator[None]:
 
 def wants_plain_calls(input: Tensor, training: bool) -> bool:
     """Whether a norm is computed by PyTorch's own operators, though there is a kernel of ours."""
-    if torch.compiler.is_compiling():
-        return not _keeps_fused and (torch.compiler.is_exporting() or not training)
+    if torch.compiler.is_compiling() and not _keeps_fused and (torch.compiler.is_exporting() or not training):
+        return True
+    if type(input) is Tensor:
+        return False
     distributed = sys.modules.get("torch.distributed.tensor")
     return distributed is not None and isinstance(input, distributed.DTensor)
 
 
 def wants_forward_as_written(*values: object) -> bool:
-    """Whether a model's forward is recorded, from arguments like these, so that no rewritten one may run."""
+    """Whether a tracer or exporter records this call, so that the model's own forward must run."""
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting() and not _keeps_fused
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
-    return tracing or any(isinstance(value, fx.Proxy) for value in values)
+    for value in values:
+        if isinstance(value, fx.Proxy):
+            return True
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.fx import Proxy
 from torch.fx.proxy import TraceError
 
-from fused_bn import _converters, _recompute, _sync
-from fused_bn._activations import spelled
+from fused_bn import _converters, _fallback, _recompute, _sync, _tracing
+from fused_bn._activations import ACTIVATIONS, DEFAULT_PARAMS, spelled
 from fused_bn.functional import batch_norm
 
 Initialiser = float | Callable[[Tensor], Any]
@@ -62,15 +63,22 @@ def apply(
                 group,
                 norm.layer_name or f"{type(norm).__name__}({norm.num_features})",
             )
+    takes_batch = training or (running_mean is None and running_var is None)
+    if takes_batch and not training and is_compiling() and _tracing.wants_plain_calls(input, training):
+        # functional.batch_norm would take this for training
+        param = DEFAULT_PARAMS[activation] if activation_param is None else activation_param
+        return _fallback.batch_norm(
+            input, residual, None, None, weight, bias, True, 0.0, vars(norm)["eps"], activation, param, None
+        )
     output = batch_norm(
         input,
         running_mean,
         running_var,
         weight,
         bias,
-        training or (running_mean is None and running_var is None),
+        takes_batch,
         norm.momentum,
-        norm.__dict__["eps"],  # of which KeepsActivation makes a property
+        norm.__dict__["eps"],  # not norm.eps, a property that checks who reads it
         activation=activation,
         activation_param=activation_param,
         residual=residual,
@@ -144,6 +152,13 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
             raise TypeError(f"momentum must be a number or None, but got {self.momentum!r}")
         self.activation, self.activation_param, self.frozen = activation, activation_param, frozen
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "activation" and (type(value) is not str or value not in ACTIVATIONS):
+            value, param = spelled(value)  # else nn.Module would make a child of a module
+            if param is not None:
+                super().__setattr__("activation_param", param)
+        super().__setattr__(name, value)
+
     def reset_parameters(self) -> None:
         """As `nn.BatchNorm*` does it, then `weight_init` and `bias_init`."""
         if self.affine and self.bias is None and not _TORCH_TAKES_BIAS:  # which would reset a bias too
@@ -199,12 +214,6 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
     def register_forward_hook(self, *args: Any, **kwargs: Any) -> Any:
         self.__dict__["__module__"] = _AS_OF_TORCH
         return super().register_forward_hook(*args, **kwargs)
-
-    def __prepare_scriptable__(self) -> Any:
-        raise RuntimeError(
-            "torch.jit.script cannot compile the modules of fused_bn: fused_bn.unfuse(model) makes them "
-            "PyTorch's again; torch.jit.trace, torch.export and torch.compile take them as they are"
-        )
 
 
 class _FusedLazyBatchNorm(_FusedBatchNorm):

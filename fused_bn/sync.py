@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from fused_bn.fusion.classes import become
-from fused_bn.fusion.norms import Activated
+from fused_bn.fusion.norms import Activated, regain, release
 from fused_bn.fusion.runtime import NormAct
 from fused_bn.modules import DROP_INS, OURS, SYNCHRONISED, SyncBatchNorm
 
@@ -46,9 +46,11 @@ def convert_sync_batchnorm(model: Model, process_group: Any = None) -> Model:
         if isinstance(norm, NormAct):
             own["synchronised"] = True
         elif not isinstance(norm, SyncBatchNorm):
-            ours: Any = norm._ours if isinstance(norm, Activated) else DROP_INS.get(type(norm), type(norm))
+            if isinstance(norm, Activated):
+                regain(norm)
+                own["was_unfused"] = True
             own["synchronised_from"] = type(norm)
-            become(norm, SYNCHRONISED[ours])
+            become(norm, SYNCHRONISED[DROP_INS.get(type(norm), type(norm))])
         own.setdefault("process_group", process_group)
         own["layer_name"] = name or type(norm).__name__
     return model
@@ -67,6 +69,8 @@ def revert_sync_batchnorm(model: Model) -> Model:
             become(module, DROP_INS.get(former, former) if fused else former)
         elif not isinstance(module, NormAct):
             continue
+        if own.pop("was_unfused", False):
+            release(module)
         own.pop("synchronised", None)
         own.pop("layer_name", None)
         if former is not nn.SyncBatchNorm:

@@ -39,7 +39,7 @@ def fuse(model: Model, example_inputs: object = None, *, recompute: bool = False
 
     The model is changed in place. All modules stay the same objects under the same names, with their
     parameters, buffers, hooks and modes, so `state_dict` and optimisers are not affected; classes keep their
-    names, and `isinstance` its answers. The model can be copied, pickled, compiled and fused again. Hooks
+    names, and `isinstance` its answers (but of nn.SyncBatchNorm: see `fused_bn.SyncBatchNorm`). The model can be copied, pickled, compiled and fused again. Hooks
     added to a norm or an activation later see what they would have seen: their pair is then no longer
     computed in one pass. `torch.jit.script` needs the model as `unfuse` returns it. Other threads may run
     other models meanwhile, a little slower: torch.fx replaces `nn.Module.__call__` while it traces. They
@@ -151,7 +151,7 @@ def _why_no_norm(model: nn.Module) -> str:
         return "the model is a graph, which calls batch_norm as an operator: fuse it before it is exported"
     for name, module in model.named_modules():
         code = getattr(type(module).forward, "__code__", None)
-        if code and "batch_norm" in code.co_names:
+        if code and "batch_norm" in code.co_names and not hasattr(module, "batch_norm"):
             return f"the forward of '{name}', a {type(module).__name__}, calls batch_norm as a function"
     return "no module of the model is an nn.BatchNorm*"
 

@@ -19,10 +19,15 @@ KEEP_THEIR_INPUT = frozenset(
 """Of just these classes: what subclasses do is unknown."""
 
 
-def keep_recipe(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
-    """The forward hook of a module that keeps its input."""
-    output = result if isinstance(result, Tensor) else result[0]
-    _recompute.keep_recipe(output, args[0] if args else kwargs["input"])
+def keep_recipe(_: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+    """The forward hook of a module that keeps its input.
+
+    Quantization moves hooks to the module that it puts in the place of this one, and drops `with_kwargs`.
+    """
+    output = rest[-1][0] if isinstance(rest[-1], tuple) else rest[-1]
+    input = args[0] if args else rest[0].get("input") if len(rest) > 1 else None
+    if isinstance(output, Tensor) and isinstance(input, Tensor):
+        _recompute.keep_recipe(output, input)
 
 
 def switch_on(model: nn.Module) -> None:

@@ -43,10 +43,9 @@ class NormAct(Made):
 
     def forward(self, input: Tensor) -> Tensor:
         known = activations.of_module(self.act)
-        as_it_was = known is None or not unhooked(self.act) or not is_identity(self.drop)
-        if as_it_was or wants_forward_as_written(input):
+        changed = not unhooked(self.act) or not is_identity(self.drop)
+        if known is None or changed or wants_forward_as_written(input):
             return super().forward(input)  # type: ignore[misc]
-        assert known
         return one_pass(self, input, None, *known)
 
 
