@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 import fused_bn
 from fused_bn._extension import (
@@ -15,6 +16,7 @@ from fused_bn._extension import (
     extension,
     missing_reason,
 )
+from fused_bn._version import TESTED_TORCH
 
 WORKAROUND = f"{DISABLE_VARIABLE}=1 runs the pure-PyTorch fallback instead"
 THREADS = {
@@ -55,6 +57,7 @@ def versions() -> list[tuple[str, str]]:
     lines = [
         ("fused_bn", f"{fused_bn.__version__} in {Path(fused_bn.__file__).parent}"),
         ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'not included'}"),
+        ("", tested_torch(torch.__version__)),
         ("Python", f"{platform.python_version()} on {platform.platform()}"),
     ]
     if extension is None:
@@ -70,6 +73,12 @@ def versions() -> list[tuple[str, str]]:
         ("", THREADS[info["openmp"]]),
         ("", f"CUDA kernels: {cuda if info['cuda_version'] else 'none'}"),
     ]
+
+
+def tested_torch(running: str) -> str:
+    oldest, newest = map(TorchVersion, TESTED_TORCH)
+    inside = oldest <= TorchVersion(running.split("+")[0]) <= newest
+    return f"tested: {oldest} to {newest}{'' if inside else ', not this one'}"
 
 
 def active_cpu_capability() -> str:

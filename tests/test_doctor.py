@@ -13,6 +13,7 @@ import torch
 import fused_bn
 from fused_bn import _doctor
 from fused_bn._extension import DISABLE_VARIABLE, extension
+from fused_bn._version import TESTED_TORCH
 
 FALLBACK = "RuntimeWarning: fused_bn runs on its slow pure-PyTorch fallback"
 RUNNING = torch.__version__.split("+")[0]
@@ -42,6 +43,15 @@ def test_doctor_reports_versions_builds_and_a_working_cpu_path() -> None:
     assert "CPU threads: " in report
     assert "\ncpu       ok, compiled kernels\n" in report
     assert "\ncuda      " in report
+
+
+def test_doctor_says_whether_this_torch_is_among_the_tested_ones() -> None:
+    oldest, newest = TESTED_TORCH
+    said = f"tested: {oldest} to {newest}"
+    for inside in (oldest, newest, f"{newest}+cu130", "2.13.0+cpu"):
+        assert _doctor.tested_torch(inside) == said
+    for outside in ("2.2.0", f"{oldest}a0+git1", "2.100.0", "3.0.0"):
+        assert _doctor.tested_torch(outside) == f"{said}, not this one"
 
 
 def test_without_torch_the_doctor_says_so_in_one_sentence() -> None:
