@@ -1,6 +1,8 @@
 # From a clean clone, `make lenet` and `make test` set up all they need; a second call sets up nothing.
 #
 #   TORCH=2.11.0                   another torch in .venv
+#   NEWEST_TORCH=2.14.1            of `make newest`: the torch it builds with
+#   CUDA_TORCH=2.14.1              of `make cuda`: the torch it builds with
 #   PYTHON=/path/to/python VENV=   that interpreter as it is, with the torch it has: nothing is installed
 #   BASE=revision                  of `make compare`: what the working tree is compared with
 #   ARGS="..."                     passed on to what the target runs
@@ -10,6 +12,8 @@
 # setup.py lists the variables that steer the build (FORCE_CUDA, FUSED_BN_CPU_ONLY, ...).
 
 TORCH ?= 2.13.0
+NEWEST_TORCH ?= 2.14.1
+CUDA_TORCH ?= 2.11.0
 PYTHON ?= python3
 VENV ?= .venv
 EPOCHS ?=
@@ -116,8 +120,12 @@ fuzz: $(ready) ## random calls and values under the sanitizers, for SECONDS=600
 	.ci/sanitize $(run) $(SECONDS)
 
 .PHONY: cuda
-cuda: $(ready) ## a build with CUDA in an environment of its own, without need of a GPU
-	.ci/cuda $(run)
+cuda: $(ready) ## a build with CUDA in an environment of its own, without need of a GPU (CUDA_TORCH=2.14.1)
+	.ci/cuda $(run) $(CUDA_TORCH)
+
+.PHONY: newest
+newest: $(ready) ## a build without CUDA for the newest torch in an environment of its own, with Python 3.12
+	.ci/newest $(run) $(NEWEST_TORCH)
 
 cxx-files := find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h'
 clang-format := from clang_format import clang_format as main; main()

@@ -207,7 +207,9 @@ def main() -> None:
 
     sanitize = is_set(os.environ, "FUSED_BN_SANITIZE")
     mode = SANITIZE_FLAGS if sanitize else RELEASE_FLAGS
+    # Of all sources, because ninja does not see that torch's headers have changed.
     facts = [
+        f'-DFUSED_BN_TORCH="{torch.__version__.split("+")[0]}"',
         f'-DFUSED_BN_BUILD_TYPE="{"sanitize" if sanitize else "release"}"',
         f'-DFUSED_BN_CUDA_VERSION="{cuda_version}"',
         f'-DFUSED_BN_CUDA_ARCHITECTURES="{cuda_architectures}"',

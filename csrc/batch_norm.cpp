@@ -321,8 +321,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> call_backward(const BackwardArguments
 
 TORCH_LIBRARY(fused_bn, m) {
   m.set_python_module("fused_bn._fake");
-  // The bits of a mask lie in the order of the input's memory, which no compiler may change in between.
-  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag, at::Tag::needs_fixed_stride_order};
+  // The bits of a mask lie in the order of the input's memory, which no compiler may change in between. A
+  // fixed order of strides is not enough: inductor of torch 2.14 takes for it what it made of the saved
+  // input.
+  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides};
   const std::string tensors = "Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, ";
   const std::string written =
       "Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked, ";

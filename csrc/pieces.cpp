@@ -28,7 +28,7 @@ void check_merge(const MergeArguments& arguments) { check(arguments); }
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(fused_bn, m) {
-  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag, at::Tag::needs_fixed_stride_order};
+  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides};
   const auto define = [&](const std::string& schema) { m.def(schema.c_str(), tags); };
   const std::string backward =
       "Tensor grad_output, Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor statistics, "

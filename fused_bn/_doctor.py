@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 import fused_bn
 from fused_bn._extension import (
@@ -15,6 +16,7 @@ from fused_bn._extension import (
     extension,
     missing_reason,
 )
+from fused_bn._version import TESTED_TORCH
 
 WORKAROUND = f"{DISABLE_VARIABLE}=1 runs the pure-PyTorch fallback instead"
 THREADS = {
@@ -55,6 +57,7 @@ def versions() -> list[tuple[str, str]]:
     lines = [
         ("fused_bn", f"{fused_bn.__version__} in {Path(fused_bn.__file__).parent}"),
         ("torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'not included'}"),
+        ("", tested_torch(torch.__version__)),
         ("Python", f"{platform.python_version()} on {platform.platform()}"),
     ]
     if extension is None:
@@ -72,6 +75,12 @@ def versions() -> list[tuple[str, str]]:
     ]
 
 
+def tested_torch(running: str) -> str:
+    oldest, newest = map(TorchVersion, TESTED_TORCH)
+    inside = oldest <= TorchVersion(running.split("+")[0]) <= newest
+    return f"tested: {oldest} to {newest}{'' if inside else ', not this one'}"
+
+
 def active_cpu_capability() -> str:
     assert extension is not None
     try:
@@ -85,7 +94,7 @@ def cpu_path() -> DevicePath:
     if error:
         return DevicePath("cpu", True, f"failed: {error}", remedy_for_extension() or WORKAROUND)
     if "cpu" in devices_with_kernels:
-        return DevicePath("cpu", False, "ok, compiled kernels", remedy_for_extension())
+        return DevicePath("cpu", False, "ok, compiled kernels")
     return DevicePath("cpu", False, "ok, but only the slow pure-PyTorch fallback", remedy_for_extension())
 
 
@@ -99,25 +108,25 @@ def cuda_path() -> DevicePath:
     if error:
         return DevicePath("cuda", True, f"failed on {gpu}: {error}", remedy_for_cuda())
     if "cuda" in devices_with_kernels:
-        return DevicePath("cuda", False, f"ok, compiled kernels on {gpu}", remedy_for_extension())
+        return DevicePath("cuda", False, f"ok, compiled kernels on {gpu}")
     return DevicePath(
         "cuda", False, f"ok, but only the slow pure-PyTorch fallback on {gpu}", remedy_for_cuda()
     )
 
 
 def remedy_for_extension() -> str:
-    """What to do about the extension as a whole; empty where it is there and fits this torch."""
+    """What to do about the extension as a whole; empty where it is loaded."""
     if extension is not None:
-        built_for = extension.build_info()["torch"]
-        running = torch.__version__.split("+")[0]
-        return "" if built_for == running else f"built for torch {built_for}, not {running}: {HOW_TO_BUILD}"
+        return ""
     if DISABLE_VARIABLE in missing_reason:
         return f"{missing_reason}: unset it to use the compiled kernels"
+    if missing_reason.startswith("built for torch"):
+        return f"the extension is {missing_reason}: {HOW_TO_BUILD}"
     files = [path.name for path in Path(fused_bn.__file__).parent.glob("_C*.so")]
     if files:
         return (
-            f"{', '.join(files)} does not load ({missing_reason}), which is what one built for another torch "
-            f"or Python does: {HOW_TO_BUILD}"
+            f"{', '.join(files)} does not load ({missing_reason}), which is what one built for another "
+            f"Python does: {HOW_TO_BUILD}"
         )
     return f"the extension is not built: {HOW_TO_BUILD}"
 

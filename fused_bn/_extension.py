@@ -1,9 +1,14 @@
 """Loads the compiled extension, which registers the `fused_bn::` operators; says so where it cannot."""
 
-import importlib
+import importlib.util
+import mmap
 import os
+import re
 import warnings
+from pathlib import Path
 from types import ModuleType
+
+import torch
 
 DISABLE_VARIABLE = "FUSED_BN_DISABLE_EXTENSION"
 
@@ -13,13 +18,30 @@ HOW_TO_BUILD = (
 )
 
 
+def torch_that_built(library: Path) -> str:
+    """The version that csrc/module.cpp wrote into the file, which is not loaded for that.
+
+    torch promises no C++ interface from one version to the next: what loads may still crash later.
+    """
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = re.search(rb"fused_bn built for torch ([^\0]+)\0", content)
+        return found[1].decode() if found else "of unknown version"
+
+
 def _load() -> tuple[ModuleType | None, str]:
     """The extension module, or None with the reason why there is none."""
     if os.environ.get(DISABLE_VARIABLE, "0") not in ("", "0"):
         return None, f"{DISABLE_VARIABLE} is set"
+    found = importlib.util.find_spec("fused_bn._C")
+    if found is None or found.origin is None:
+        return None, "no fused_bn._C for this Python"
+    running = torch.__version__.split("+")[0]
     try:
+        built_for = torch_that_built(Path(found.origin))
+        if built_for != running:
+            return None, f"built for torch {built_for}, this is {running}"
         compiled = importlib.import_module("fused_bn._C")
-    except ImportError as error:  # not built, or built for another torch: both end up here
+    except (ImportError, OSError, ValueError) as error:  # ValueError: an empty file
         return None, str(error)
     from fused_bn import _fake  # noqa: F401  (its import registers the fake kernels)
 
@@ -41,8 +63,6 @@ def _devices_with_kernels() -> frozenset[str]:
     """The device types whose forward kernel is registered; the others use the fallback."""
     if extension is None:
         return frozenset()
-    import torch
-
     keys = {"cpu": "CPU", "cuda": "CUDA", "meta": "CPU"}
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return frozenset(

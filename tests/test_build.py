@@ -12,7 +12,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from torch.torch_version import TorchVersion
 from torch.utils import cpp_extension
+
+from fused_bn._version import TESTED_TORCH
 
 ROOT = Path(__file__).resolve().parent.parent
 TORCH = "2.11.0+cu130"
@@ -196,6 +199,18 @@ def test_make_builds_anew_when_a_variable_of_setup_changes() -> None:
     makefile = (ROOT / "Makefile").read_text()
     recipe = makefile[makefile.index("\nbuild/settings:") :]
     assert set(re.findall(r"\$\$([A-Z_]+)", recipe)) == read
+
+
+def test_the_tested_versions_of_torch_are_the_same_everywhere() -> None:
+    oldest, newest = TESTED_TORCH
+    assert f'dependencies = ["torch>={oldest}"]' in (ROOT / "pyproject.toml").read_text()
+    row = re.search(rf"^\| torch \| {oldest} to {newest} .*", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert row is not None
+    in_ci = re.findall(r"^\w*TORCH \?= (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(in_ci) == 3
+    for version in in_ci:
+        assert version in row[0]
+        assert oldest <= TorchVersion(version) <= newest
 
 
 def small_tree(directory: Path) -> Path:

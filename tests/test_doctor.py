@@ -1,8 +1,10 @@
 """`python -m fused_bn` and the one warning of the fallback, as a user meets them: in their own process."""
 
 import os
+import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,16 @@ import torch
 import fused_bn
 from fused_bn import _doctor
 from fused_bn._extension import DISABLE_VARIABLE, extension
+from fused_bn._version import TESTED_TORCH
 
 FALLBACK = "RuntimeWarning: fused_bn runs on its slow pure-PyTorch fallback"
+RUNNING = torch.__version__.split("+")[0]
 
 
-def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def python(*arguments: str, at: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
-        cwd=Path(fused_bn.__file__).parent.parent,
+        cwd=at or Path(fused_bn.__file__).parent.parent,
         env=os.environ | variables,
         capture_output=True,
         text=True,
@@ -39,6 +43,15 @@ def test_doctor_reports_versions_builds_and_a_working_cpu_path() -> None:
     assert "CPU threads: " in report
     assert "\ncpu       ok, compiled kernels\n" in report
     assert "\ncuda      " in report
+
+
+def test_doctor_says_whether_this_torch_is_among_the_tested_ones() -> None:
+    oldest, newest = TESTED_TORCH
+    said = f"tested: {oldest} to {newest}"
+    for inside in (oldest, newest, f"{newest}+cu130", "2.13.0+cpu"):
+        assert _doctor.tested_torch(inside) == said
+    for outside in ("2.2.0", f"{oldest}a0+git1", "2.100.0", "3.0.0"):
+        assert _doctor.tested_torch(outside) == f"{said}, not this one"
 
 
 def test_without_torch_the_doctor_says_so_in_one_sentence() -> None:
@@ -91,7 +104,7 @@ def test_a_call_without_kernels_is_refused_and_not_counted() -> None:
 
 
 def test_doctor_on_the_fallback_says_what_to_do() -> None:
-    result = python("-m", "fused_bn", **{DISABLE_VARIABLE: "1"})
+    result = python("-m", "fused_bn", FUSED_BN_DISABLE_EXTENSION="1")
     assert result.returncode == 1
     assert "cpu       ok, but only the slow pure-PyTorch fallback" in result.stdout
     assert f"-> {DISABLE_VARIABLE} is set: unset it" in result.stdout
@@ -103,7 +116,7 @@ def test_fallback_warns_exactly_once_and_says_how_to_build() -> None:
         "import torch, fused_bn, fused_bn.functional, fused_bn.modules\n"
         "for _ in range(3): fused_bn.BatchNorm2d(3)(torch.randn(2, 3, 4, 4)).sum().backward()\n"
     )
-    result = python("-W", "always", "-c", code, **{DISABLE_VARIABLE: "1"})
+    result = python("-W", "always", "-c", code, FUSED_BN_DISABLE_EXTENSION="1")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count(FALLBACK) == 1
     assert "pip install --no-build-isolation ." in result.stderr
@@ -135,15 +148,50 @@ def test_the_doctors_values_are_of_the_size_that_its_tolerance_supposes() -> Non
     assert max(float(value.abs().max()) for value in step.values()) < _doctor.LARGEST
 
 
-def test_doctor_sees_an_extension_built_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Extension:
-        @staticmethod
-        def build_info() -> dict[str, str]:
-            return {"torch": "1.0.0"}
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A copy of the package without its extension."""
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    return shutil.copytree(Path(fused_bn.__file__).parent, tmp_path / "fused_bn", ignore=ignored)
 
-    monkeypatch.setattr(_doctor, "extension", Extension)
-    remedy = _doctor.remedy_for_extension()
-    assert remedy.startswith(f"built for torch 1.0.0, not {torch.__version__.split('+')[0]}: build it with")
+
+def test_an_extension_built_for_another_torch_is_told_by_its_file(elsewhere: Path) -> None:
+    library = elsewhere / f"_C{EXTENSION_SUFFIXES[0]}"
+    library.write_bytes(b"\0code\0fused_bn built for torch 1.0.0\0more code\0")
+    said = f"built for torch 1.0.0, this is {RUNNING}"
+    result = python("-c", "import fused_bn", at=elsewhere.parent)
+    assert f"could not be loaded ({said}); build it with" in result.stderr
+    doctor = python("-m", "fused_bn", at=elsewhere.parent)
+    assert doctor.returncode == 1
+    assert f"-> the extension is {said}: build it with" in doctor.stdout
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (f"built for torch {'9' * len(RUNNING)}", f"built for torch {'9' * len(RUNNING)}, this is {RUNNING}"),
+        (f"BUILT FOR TORCH {RUNNING}", f"built for torch of unknown version, this is {RUNNING}"),
+    ],
+)
+def test_an_extension_built_for_another_torch_is_not_loaded_even_where_it_could_be(
+    elsewhere: Path, written: str, said: str
+) -> None:
+    assert extension is not None
+    library = Path(str(extension.__file__))
+    content = library.read_bytes()
+    ours = f"built for torch {RUNNING}\0".encode()
+    assert content.count(ours) == 1
+    (elsewhere / library.name).write_bytes(content.replace(ours, f"{written}\0".encode()))
+    result = python("-c", "import fused_bn", at=elsewhere.parent)
+    assert f"could not be loaded ({said})" in result.stderr
+
+
+def test_a_file_that_is_no_library_leaves_the_fallback(elsewhere: Path) -> None:
+    (elsewhere / f"_C{EXTENSION_SUFFIXES[0]}").touch()
+    result = python("-c", "import fused_bn", at=elsewhere.parent)
+    assert result.returncode == 0
+    assert FALLBACK in result.stderr
 
 
 def test_doctor_explains_an_extension_that_is_absent_or_does_not_load(
