@@ -1,6 +1,6 @@
 """The activations that the kernels compute: names, numbers and PyTorch's equivalents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import isfinite
@@ -79,7 +79,7 @@ def spelled(activation: object, param: float | None = None) -> tuple[str, float 
 
     if activation is None:
         activation = "none"
-    elif isinstance(activation, type) and issubclass(activation, nn.Module):
+    elif isinstance(activation, type) and activation in activations.MODULES:
         activation = activation()
     known: tuple[str, float | None] | None = None
     if isinstance(activation, nn.Module):
@@ -88,7 +88,7 @@ def spelled(activation: object, param: float | None = None) -> tuple[str, float 
         plain = activation.lower().replace("_", "")
         plain = SPELLINGS.get(plain, plain)
         known = next(((name, None) for name in ACTIVATIONS if name.replace("_", "") == plain), None)
-    elif callable(activation) and activation in activations.FUNCTIONS:
+    elif isinstance(activation, Hashable) and activation in activations.FUNCTIONS:
         known = activations.FUNCTIONS[activation], None
     if known is None:
         close = get_close_matches(str(activation).lower(), ACTIVATIONS, n=1)

@@ -47,8 +47,8 @@ class KeepsActivation:
             else "put an nn.BatchNorm* and a module of the activation in its place"
         )
         raise RuntimeError(
-            f"torch.jit.script cannot compile {self}: {remedy}; torch.jit.trace, torch.export and torch.compile "
-            "take it as it is"
+            f"torch.jit.script cannot compile {self}: {remedy}; torch.jit.trace, torch.export and "
+            "torch.compile take it as it is"
         )
 
     def parameters(self, recurse: bool = True) -> Any:

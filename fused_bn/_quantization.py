@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+
 from fused_bn.fusion.norms import release
 from fused_bn.modules import DROP_INS, OURS
 

@@ -156,7 +156,7 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
         if name == "activation" and (type(value) is not str or value not in ACTIVATIONS):
             value, param = spelled(value)  # else nn.Module would make a child of a module
             if param is not None:
-                super().__setattr__("activation_param", param)
+                self.__dict__["activation_param"] = param
         super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:

@@ -47,7 +47,7 @@ def convert_sync_batchnorm(model: Model, process_group: Any = None) -> Model:
             own["synchronised"] = True
         elif not isinstance(norm, SyncBatchNorm):
             if isinstance(norm, Activated):
-                regain(norm)
+                regain(norm)  # type: ignore[arg-type]
                 own["was_unfused"] = True
             own["synchronised_from"] = type(norm)
             become(norm, SYNCHRONISED[DROP_INS.get(type(norm), type(norm))])

@@ -291,7 +291,17 @@ def test_what_is_no_number_or_tensor_is_one_sentence() -> None:
 
 def test_unknown_activation_is_refused_by_module_and_function() -> None:
     x = torch.randn(2, 3)
-    for wrong in (["relu"], 3, "", "softmax", nn.Softmax(), nn.Softmax, F.softmax, nn.GELU("tanh").forward):
+    for wrong in (
+        ["relu"],
+        3,
+        "",
+        "softmax",
+        nn.Softmax(),
+        nn.Softmax,
+        F.softmax,
+        nn.Threshold,
+        nn.GELU("tanh").forward,
+    ):
         with pytest.raises(ValueError, match=r"activation must be one of none, relu, .*mish, but got"):
             fused_bn.BatchNorm1d(3, activation=wrong)
         with pytest.raises(ValueError, match="activation must be one of"):
@@ -346,6 +356,42 @@ def test_a_counter_on_another_device_counts_there() -> None:
     norm(torch.randn(4, 3))
     assert norm.num_batches_tracked.device.type == "meta"
     assert not torch.equal(present(norm.running_mean), torch.zeros(3))
+
+
+def test_an_activation_may_be_set_in_any_spelling() -> None:
+    norm: Any = fused_bn.BatchNorm1d(3)
+    for given, expected in ((nn.LeakyReLU(0.2), "leaky_relu"), (None, "none"), ("Swish", "silu")):
+        norm.activation = given
+        assert norm.activation == expected
+        assert not list(norm.children())
+    with pytest.raises(ValueError, match="activation must be one of"):
+        norm.activation = nn.Softmax()
+    assert norm.activation == "silu"
+
+
+@pytest.mark.needs_extension
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["torch.jit.trace", "functionalize"])
+def test_a_counter_of_another_type_counts_where_calls_are_recorded(way: str) -> None:
+    norm = fused_bn.BatchNorm1d(3)
+    norm.num_batches_tracked = torch.tensor(2.0)
+    x = torch.randn(4, 3)
+    if way == "torch.jit.trace":
+        torch.jit.trace(norm, x, check_trace=False)
+    else:
+        torch.func.functionalize(norm)(x)
+    assert norm.num_batches_tracked == 3
+
+
+@pytest.mark.needs_extension
+def test_a_counter_that_cannot_be_written_is_refused_first() -> None:
+    mean, variance = torch.zeros(3), torch.ones(3)
+    counter = torch.tensor(2.0, requires_grad=True)
+    with pytest.raises(RuntimeError, match="leaf Variable"):
+        fused_bn.functional.batch_norm(
+            torch.randn(4, 3), mean, variance, training=True, num_batches_tracked=counter
+        )
+    assert torch.equal(mean, torch.zeros(3))
 
 
 @pytest.mark.needs_extension

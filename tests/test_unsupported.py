@@ -41,7 +41,10 @@ def test_8_bit_floats_are_refused(dtype: torch.dtype) -> None:
 
 
 NOT_SUPPORTED: dict[str, tuple[Callable[[nn.Module, Tensor], object], str]] = {
-    "torch.jit.script": (lambda norm, _: torch.jit.script(nn.Sequential(norm)), "nn.BatchNorm\\* and a module of the activation"),
+    "torch.jit.script": (
+        lambda norm, _: torch.jit.script(nn.Sequential(norm)),
+        "nn.BatchNorm\\* and a module of the activation",
+    ),
     "torch.fx of the module alone": (
         lambda norm, _: fx.symbolic_trace(norm),
         "within a model",
