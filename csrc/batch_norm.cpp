@@ -46,12 +46,6 @@ bool any_has_tangent(const Tensors&... tensors) {
   return (has_tangent(tensors) || ...);
 }
 
-// torch.func.grad, vmap, jvp and what is made of them know primitive operators only. They set this key for
-// what they call.
-bool within_function_transform() {
-  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
-}
-
 // As F.batch_norm says it.
 void check_not_differentiable(const OptionalTensor& buffer, const char* name) {
   TORCH_CHECK(!requires_grad(buffer),

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -399,10 +399,10 @@ FOLDS: dict[str, Callable[[Any], object]] = {
 }
 
 
-def with_silu(m: Any) -> nn.Module:
-    m[1].bn1.activation = "silu"
-    made: nn.Module = m
-    return made
+def with_silu(m: nn.Module) -> nn.Module:
+    made: Any = copy.deepcopy(m)
+    made[1].bn1.activation = "silu"
+    return cast(nn.Module, made)
 
 
 @pytest.mark.parametrize("kind", ACTIVATED)

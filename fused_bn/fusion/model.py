@@ -43,7 +43,8 @@ def fuse(model: Model, example_inputs: object = None, *, recompute: bool = False
     can be copied, pickled, compiled and fused again. Hooks added to a norm or an activation later see what
     they would have seen: their pair is then no longer computed in one pass. `torch.jit.script` needs the
     model as `unfuse` returns it. Other threads may run other models meanwhile, a little slower: torch.fx
-    replaces `nn.Module.__call__` while it traces. They should draw no random numbers then, because each trace sets the generators back.
+    replaces `nn.Module.__call__` while it traces. They should draw no random numbers then, because each
+    trace sets the generators back.
 
     Args:
         model: any module, with parameters on any device.
