@@ -83,7 +83,7 @@ ALPHA, SCALE = (
     np.longdouble("1.0507009873554804934193349852946"),
 )
 BETA = 0.5
-"""A power of two: the roundings of beta * z, which exp() multiplies by z, are PyTorch's as well."""
+"""A power of two, so that beta * z is exact: exp() multiplies its rounding by z, PyTorch's as well."""
 
 
 def known(function: Callable[[Exact], Exact]) -> Callable[[Exact], tuple[Exact, Exact]]:
@@ -114,7 +114,7 @@ and its sum one more. Of a negative z fewer.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("activation", ["hardsigmoid", "selu", "softplus", "mish"])
 def test_values_and_slopes_to_the_last_digits(activation: str, dtype: torch.dtype, device: str) -> None:
-    """Where nothing but the activation can be wrong; a coefficient of a polynomial off by 1e-6 is seen."""
+    """Nothing but the activation can be wrong here, and no scale of a norm hides how far it is off."""
     far = torch.logspace(-6, 1.9, 5000, dtype=torch.float64)
     z = torch.cat([torch.linspace(-45, 45, 100_003, dtype=torch.float64), far, -far]).to(dtype)
     found = alone(activation, z.to(device), BETA if activation == "softplus" else None)
