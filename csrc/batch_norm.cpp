@@ -4,7 +4,6 @@
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
 #include <c10/core/GradMode.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
