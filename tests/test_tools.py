@@ -9,6 +9,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -321,9 +322,11 @@ def sharded_tensors(m: nn.Module, folder: Path) -> None:
         norm = next(each for each in m.modules() if isinstance(each, nn.BatchNorm2d)).train()
         original = copy.deepcopy(norm)
         distributed = distribute_module(norm, mesh)
-        for placement in (Shard(0), Shard(1), Replicate()):
+        compiled: Any = torch.compile(distributed, backend="aot_eager", fullgraph=True)
+        calls: tuple[Any, ...] = (distributed, compiled)
+        for call, placement in product(calls, (Shard(0), Shard(1), Replicate())):
             x = torch.randn(4, 8, 4, 4)
-            found = distributed(distribute_tensor(x, mesh, [placement]))
+            found = call(distribute_tensor(x, mesh, [placement]))
             torch.testing.assert_close(found.full_tensor(), original(x), rtol=0, atol=TOLERANCE)
 
 
