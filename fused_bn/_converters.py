@@ -10,8 +10,10 @@ import functools
 import re
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.utils import mkldnn
@@ -21,24 +23,29 @@ from fused_bn._activations import module_of
 REBUILDS = re.compile("convert|freeze|revert|fuse|fold")
 """In the names of functions that are refused, as timm's freeze_batch_norm_2d. Others are warned."""
 
+EPS_TELLS_ITS_READERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+"""torch.compile of 2.11 takes `vars(norm)["eps"]` for the property of that name, and never ends."""
+
 
 class KeepsActivation:
     """A norm with an activation, which code from elsewhere may not know."""
 
     activation = "none"
 
-    @property
-    def eps(self) -> Any:
-        """Raises or warns where the reader would drop the activation. `vars(norm)["eps"]` does neither."""
-        if "eps" not in self.__dict__:
-            raise AttributeError("eps is not set yet")
-        if self.activation != "none" and not is_compiling():
-            _check_reader(self, sys._getframe(1))
-        return self.__dict__["eps"]
+    if EPS_TELLS_ITS_READERS:
 
-    @eps.setter
-    def eps(self, value: Any) -> None:
-        self.__dict__["eps"] = value
+        @property
+        def eps(self) -> Any:
+            """Raises or warns where the reader would drop the activation; `vars(norm)["eps"]` does not."""
+            if "eps" not in self.__dict__:
+                raise AttributeError("eps is not set yet")
+            if self.activation != "none" and not is_compiling():
+                _check_reader(self, sys._getframe(1))
+            return self.__dict__["eps"]
+
+        @eps.setter
+        def eps(self, value: Any) -> None:
+            self.__dict__["eps"] = value
 
     def __prepare_scriptable__(self) -> Any:
         remedy = (
@@ -140,7 +147,21 @@ def _to_mkldnn_if_nothing_is_lost(module: nn.Module, *args: Any, **kwargs: Any) 
     return _to_mkldnn(module, *args, **kwargs)
 
 
+def _fold_if_nothing_is_lost(fold: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fold)
+    def call(layer: nn.Module, norm: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(norm, KeepsActivation) and norm.activation != "none":
+            raise RuntimeError(f"{fold.__name__} would drop the {norm.activation} of {norm}")
+        return fold(layer, norm, *args, **kwargs)
+
+    return call
+
+
 def install() -> None:
-    """Puts the two functions in the place of torch's."""
+    """Puts these functions in the place of torch's."""
+    if not EPS_TELLS_ITS_READERS:
+        for name in ("fuse_conv_bn_eval", "fuse_linear_bn_eval"):
+            for home in (nn.utils, nn.utils.fusion):
+                setattr(home, name, _fold_if_nothing_is_lost(getattr(nn.utils.fusion, name)))
     nn.SyncBatchNorm.convert_sync_batchnorm = classmethod(_convert_sync_batchnorm)  # type: ignore[assignment,method-assign]
     mkldnn.to_mkldnn = _to_mkldnn_if_nothing_is_lost
