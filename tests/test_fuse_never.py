@@ -1,6 +1,7 @@
 """What fuse() must leave alone, or compute as it was written: all that a rewriting could break."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -298,3 +299,48 @@ def test_norms_that_only_look_like_that_are_left_alone(options: dict[str, Any]) 
     fused: Any = fused_bn.fuse(nn.Sequential(norm))
     assert type(fused[0]) is NormWithAct
     assert "unknown subclass" in fused.fusion_report["0"].reason
+
+
+# ---- models without a norm to be found
+
+
+def plain_model() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+
+
+def batch() -> Tensor:
+    return torch.randn(2, 3, 5, 5)
+
+
+class Functional(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, training=True)
+
+
+WITHOUT: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "scripted": (lambda: torch.jit.script(plain_model()), "torch.jit has compiled the model"),
+    "traced": (lambda: torch.jit.trace(plain_model(), batch()), "torch.jit has compiled the model"),
+    "exported": (
+        lambda: torch.export.export(plain_model(), (batch(),)).module(),
+        "calls batch_norm as an operator",
+    ),
+    "functional": (lambda: nn.Sequential(Functional()), "the forward of '0', a Functional, calls batch_norm"),
+    "none": (lambda: nn.Sequential(nn.Linear(2, 2)), "no module of the model is an nn.BatchNorm"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WITHOUT)
+def test_fuse_says_why_it_found_no_norm(name: str) -> None:
+    make, text = WITHOUT[name]
+    fused: Any = fused_bn.fuse(make())
+    assert text in str(fused.fusion_report)
+
+
+def test_a_norm_whose_forward_was_replaced_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By somebody who patches torch for all models."""
+    monkeypatch.setattr(nn.modules.batchnorm._BatchNorm, "forward", lambda _, x: x * 2)
+    fused: Any = fused_bn.fuse(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
+    assert "the forward of BatchNorm2d was replaced" in str(fused.fusion_report)
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(fused(x), (x * 2).relu())

@@ -61,10 +61,10 @@ tall (125000, 50), (20, 6, 65536), C = 256 of 140k rows
     -> test_slow_places_of_others_are_right
 
 convert_sync_batchnorm, and other functions of torch that replace the module
-    -> test_tools.py::test_torchs_sync_conversion_keeps_activation_and_frozen
+    -> test_converters.py::test_torchs_sync_conversion_keeps_activation_and_frozen
     -> test_torchs_sync_conversion_takes_a_plain_norm
     -> test_a_norm_without_an_activation_is_folded_into_a_convolution
-    -> test_tools.py::test_what_would_drop_an_activation_is_refused
+    -> test_converters.py::test_what_would_drop_an_activation_is_refused
 
 leaky_relu slope 0
     -> test_leaky_relu_of_slope_0_is_relu

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 import fused_bn
 from fused_bn import _fallback, functional
 from tests.cases import HAS_EXTENSION, present
+from tests.test_module import OUTPUT_TOLERANCE
 
 
 @pytest.mark.skipif(not HAS_EXTENSION, reason="without the extension its absence is what is warned of")
@@ -64,3 +65,22 @@ def test_what_is_not_supported_raises(name: str, training: bool) -> None:
         attempt(norm, torch.randn(2, 3, 4, 4))
     assert norm.num_batches_tracked == 0
     assert torch.equal(present(norm.running_var), torch.ones(3))
+
+
+@pytest.mark.needs_extension
+@pytest.mark.parametrize("inference", [True, False])
+def test_mkldnn_tensors_are_normalised_by_pytorch(inference: bool) -> None:
+    norm = fused_bn.BatchNorm2d(8, activation="relu").eval().requires_grad_(False)
+    x = torch.randn(2, 8, 4, 4)
+    with torch.inference_mode(inference):
+        found = norm(x.to_mkldnn()).to_dense()
+    torch.testing.assert_close(found, norm(x), rtol=0, atol=OUTPUT_TOLERANCE)
+
+
+@pytest.mark.needs_extension
+def test_refused_mkldnn_tensors_change_nothing() -> None:
+    norm = fused_bn.BatchNorm2d(8, activation="silu").requires_grad_(False)
+    with pytest.raises(RuntimeError, match=r"in training MKLDNN tensors take .* but got silu"):
+        norm(torch.randn(2, 8, 4, 4).to_mkldnn())
+    assert torch.equal(norm.get_buffer("running_mean"), torch.zeros(8))
+    assert norm.num_batches_tracked == 0
