@@ -2,13 +2,12 @@
 #include "batch_norm.h"
 
 #include <ATen/ATen.h>
-#include <ATen/EmptyTensor.h>
 #include <c10/core/GradMode.h>
 
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <cstring>
+#include <algorithm>
 
 #include "counter.h"
 #include "differentiable.h"
@@ -21,12 +20,13 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-std::tuple<Tensor, Tensor, Tensor> call_forward(const ForwardArguments& a) {
+ForwardResult call_forward(const ForwardArguments& a) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fused_bn::batch_norm_forward", "")
                              .typed<ForwardOperator>();
   return op.call(a.input, a.residual, a.weight, a.bias, a.running_mean, a.running_var, a.num_batches_tracked,
-                 a.training, a.momentum, a.eps, a.activation, a.activation_param, a.save_mask);
+                 a.training, a.momentum, a.eps, a.activation, a.activation_param, a.negative_slope,
+                 a.save_for_backward);
 }
 
 bool requires_grad(const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); }
@@ -102,25 +102,26 @@ std::array<bool, sizeof...(Present)> wanted(AutogradContext& context, const Pres
 
 // Saved for backward: the input, the parameters and [3, C] statistics; not the running buffers, which later
 // forwards change. The mask of the activation is computed anew from them. With a residual a bit an element is
-// saved where that is enough, and else the residual itself, never a copy. Of the bias there is a copy on the
-// CPU where only a mask depends on it, as PyTorch's ReLU keeps its output: it may be written before backward.
+// saved where that is enough, and else the residual itself, never a copy. Forward may have copied the bias,
+// see copies_bias().
 class BatchNorm : public torch::autograd::Function<BatchNorm> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& input, const OptionalTensor& residual,
                         const OptionalTensor& weight, const OptionalTensor& bias,
-                        const ForwardArguments& arguments) {
+                        const OptionalTensor& negative_slope, const ForwardArguments& arguments) {
     at::AutoDispatchBelowAutograd guard;
-    auto [output, statistics, mask] = call_forward(arguments);
+    auto [output, statistics, mask, bias_copy] = call_forward(arguments);
     const Activation activation = activation_from_name(arguments.activation);
     const bool takes_z = !has_two_slopes(activation),
                has_mask = writes_mask(residual, arguments.activation, true);
-    const bool reads_bias = !has_mask && activation != Activation::none;
     const Tensor kept = takes_z || !present(bias) ? bias.value_or(Tensor())
-                        : bias->is_inference()    ? bias->clone()
-                        : reads_bias ? copied(*bias)
-                                     : bias->variable_data();  // of no version: its dtype is asked for
+                        : bias_copy.defined()     ? bias_copy
+                        : bias->is_inference()
+                            ? bias->clone()
+                            : bias->variable_data();  // of no version: its dtype is asked for
     context->save_for_backward({input, takes_z ? residual.value_or(Tensor()) : Tensor(),
-                                weight.value_or(Tensor()), kept, statistics, has_mask ? mask : Tensor()});
+                                weight.value_or(Tensor()), kept, negative_slope.value_or(Tensor()),
+                                statistics, has_mask ? mask : Tensor()});
     Options::save(*context, arguments);
     return output;
   }
@@ -128,37 +129,26 @@ class BatchNorm : public torch::autograd::Function<BatchNorm> {
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
     const Options options(*context);
-    const Tensor input = options.in_order_of(saved[5], saved[0]);
-    OutputMask wants = wanted(*context, true, options.residual, saved[2].defined(), saved[3].defined());
-    variable_list result(5);
+    const Tensor input = options.in_order_of(saved[6], saved[0]);
+    OutputMask wants =
+        wanted(*context, true, options.residual, saved[2].defined(), saved[3].defined(), saved[4].defined());
+    variable_list result(6);
     if (options.activation == Activation::none && wants[1]) {
       result[1] = grads[0];
       wants[1] = false;
     }
-    if (wants[0] || wants[1] || wants[2] || wants[3]) {
-      const auto found =
-          call_backward({grads[0], input, optional_from(saved[1]), optional_from(saved[2]),
-                         optional_from(saved[3]), saved[4], optional_from(saved[5]), options.training,
-                         activation_name(options.activation), options.activation_param, wants});
+    if (std::find(wants.begin(), wants.end(), true) != wants.end()) {
+      const auto found = call_backward(
+          {grads[0], input, optional_from(saved[1]), optional_from(saved[2]), optional_from(saved[3]),
+           optional_from(saved[4]), saved[5], optional_from(saved[6]), options.training,
+           activation_name(options.activation), options.activation_param, wants});
       if (wants[0]) result[0] = std::get<0>(found);
       if (wants[1]) result[1] = std::get<1>(found);
       if (wants[2]) result[2] = std::get<2>(found);
       if (wants[3]) result[3] = std::get<3>(found);
+      if (wants[4]) result[4] = std::get<4>(found);
     }
     return result;
-  }
-
- private:
-  // By hand, where that is possible: a call of an operator would take a tenth of a small forward. On CUDA it
-  // would be a launch as long as the kernel's.
-  static Tensor copied(const Tensor& bias) {
-    if (bias.is_cuda()) return bias;
-    const bool is_plain = bias.is_cpu() && !bias.unsafeGetTensorImpl()->is_python_dispatch() &&
-                          bias.is_contiguous() && !bias.is_neg() && !bias._is_zerotensor();
-    if (!is_plain || bias.numel() == 0) return bias.clone();
-    Tensor copy = at::detail::empty_cpu(bias.sizes(), bias.scalar_type());
-    std::memcpy(copy.data_ptr(), bias.const_data_ptr(), bias.nbytes());
-    return copy;
   }
 };
 
@@ -167,16 +157,19 @@ class BatchNormBackward : public torch::autograd::Function<BatchNormBackward> {
  public:
   static variable_list forward(AutogradContext* context, const Tensor& grad_output, const Tensor& input,
                                const OptionalTensor& residual, const OptionalTensor& weight,
-                               const OptionalTensor& bias, const BackwardArguments& arguments) {
+                               const OptionalTensor& bias, const OptionalTensor& negative_slope,
+                               const BackwardArguments& arguments) {
     at::AutoDispatchBelowAutograd guard;
-    auto [grad_input, grad_residual, grad_weight, grad_bias] = call_backward(arguments);
+    auto [grad_input, grad_residual, grad_weight, grad_bias, grad_slope] = call_backward(arguments);
     context->save_for_backward({grad_output, input, residual.value_or(Tensor()), weight.value_or(Tensor()),
-                                bias.value_or(Tensor()), arguments.statistics,
-                                arguments.mask.value_or(Tensor())});
+                                bias.value_or(Tensor()), negative_slope.value_or(Tensor()),
+                                arguments.statistics, arguments.mask.value_or(Tensor())});
     Options::save(*context, arguments);
     const OutputMask& mask = arguments.output_mask;
-    context->saved_data["output_mask"] = c10::List<bool>({mask[0], mask[1], mask[2], mask[3]});
-    return {grad_input, grad_residual, grad_weight, grad_bias};
+    context->saved_data["output_mask"] = c10::List<bool>({mask[0], mask[1], mask[2], mask[3], mask[4]});
+    if (!grad_slope.defined())
+      grad_slope = at::empty({0}, input.options());  // a node has no undefined output
+    return {grad_input, grad_residual, grad_weight, grad_bias, grad_slope};
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
@@ -187,14 +180,16 @@ class BatchNormBackward : public torch::autograd::Function<BatchNormBackward> {
       if (!mask[i]) grads[i] = Tensor();
     }
     const OptionalTensor residual = optional_from(saved[2]), weight = optional_from(saved[3]),
-                         bias = optional_from(saved[4]), bits = optional_from(saved[6]);
-    const Tensor input = options.in_order_of(saved[6], saved[1]);
+                         bias = optional_from(saved[4]), negative_slope = optional_from(saved[5]),
+                         bits = optional_from(saved[7]);
+    const Tensor input = options.in_order_of(saved[7], saved[1]);
     variable_list result = double_backward({saved[0],
                                             input,
                                             residual,
                                             weight,
                                             bias,
-                                            saved[5],
+                                            negative_slope,
+                                            saved[6],
                                             bits,
                                             options.training,
                                             activation_name(options.activation),
@@ -226,50 +221,61 @@ Tensor forward_output(const ForwardArguments& a) {
 }
 constexpr auto batch_norm = with_any_counter<forward_output>;
 
+// Through a node, or in PyTorch's own operators; undefined where no derivative is asked for.
 Tensor differentiable_output(const ForwardArguments& a) {
   if (c10::GradMode::is_enabled()) {
     check_not_differentiable(a.running_mean, "running_mean");
     check_not_differentiable(a.running_var, "running_var");
   }
-  if (within_function_transform() || any_has_tangent(a.input, a.residual, a.weight, a.bias) ||
-      a.input.is_mkldnn()) {
+  if (within_function_transform() ||
+      any_has_tangent(a.input, a.residual, a.weight, a.bias, a.negative_slope) || a.input.is_mkldnn()) {
     return differentiable_forward(a);
   }
-  if (any_requires_grad(a.input, a.residual, a.weight, a.bias)) {
-    WrittenBuffers{a};  // refuses in its own words, and first
-    check_can_be_saved(a.input);
-    check_can_be_saved(a.weight);
-    if (!has_two_slopes(activation_from_name(a.activation))) {
-      check_can_be_saved(a.residual);
-      check_can_be_saved(a.bias);
-    }
-    ForwardArguments saving = a;
-    saving.save_mask = true;
-    return BatchNorm::apply(a.input, a.residual, a.weight, a.bias, saving);
+  if (!any_requires_grad(a.input, a.residual, a.weight, a.bias, a.negative_slope)) return {};
+  WrittenBuffers{a};  // refuses in its own words, and first
+  check_can_be_saved(a.input);
+  check_can_be_saved(a.weight);
+  check_can_be_saved(a.negative_slope);
+  if (!has_two_slopes(activation_from_name(a.activation))) {
+    check_can_be_saved(a.residual);
+    check_can_be_saved(a.bias);
   }
+  ForwardArguments saving = a;
+  saving.save_for_backward = true;
+  return BatchNorm::apply(a.input, a.residual, a.weight, a.bias, a.negative_slope, saving);
+}
+
+Tensor forward_autograd(const ForwardArguments& a) {
+  Tensor output = differentiable_output(a);
+  if (output.defined()) return output;
   at::AutoDispatchBelowAutograd guard;
   return forward_output(a);
 }
-constexpr auto batch_norm_autograd = with_any_counter<differentiable_output>;
+constexpr auto batch_norm_autograd = with_any_counter<forward_autograd>;
 
-Tensor inference(const InferenceArguments& a) { return batch_norm(a.as_forward()); }
-Tensor inference_autograd(const InferenceArguments& a) { return batch_norm_autograd(a.as_forward()); }
+Tensor inference(const InferenceArguments& a) { return forward_output(a.as_forward()); }
+Tensor inference_autograd(const InferenceArguments& a) {
+  Tensor output = differentiable_output(a.as_forward());
+  if (output.defined()) return output;
+  at::AutoDispatchBelowAutograd guard;
+  return call_inference(a);
+}
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_backward_autograd(const BackwardArguments& a) {
-  if (any_has_tangent(a.grad_output, a.input, a.residual, a.weight, a.bias))
+BackwardResult batch_norm_backward_autograd(const BackwardArguments& a) {
+  if (any_has_tangent(a.grad_output, a.input, a.residual, a.weight, a.bias, a.negative_slope))
     return differentiable_backward(a);
-  if (any_requires_grad(a.grad_output, a.input, a.residual, a.weight, a.bias)) {
+  if (any_requires_grad(a.grad_output, a.input, a.residual, a.weight, a.bias, a.negative_slope)) {
     const variable_list grads =
-        BatchNormBackward::apply(a.grad_output, a.input, a.residual, a.weight, a.bias, a);
-    return {grads[0], grads[1], grads[2], grads[3]};
+        BatchNormBackward::apply(a.grad_output, a.input, a.residual, a.weight, a.bias, a.negative_slope, a);
+    return {grads[0], grads[1], grads[2], grads[3], present(a.negative_slope) ? grads[4] : Tensor()};
   }
   at::AutoDispatchBelowAutograd guard;
   return call_backward(a);
 }
 
-std::tuple<Tensor, Tensor, Tensor> batch_norm_forward_inplace(const ForwardArguments& a) {
+ForwardResult batch_norm_forward_inplace(const ForwardArguments& a) {
   TORCH_CHECK_NOT_IMPLEMENTED(
-      !any_has_tangent(a.input, a.residual, a.weight, a.bias),
+      !any_has_tangent(a.input, a.residual, a.weight, a.bias, a.negative_slope),
       "fused_bn::batch_norm_forward has no forward-mode derivative; fused_bn::batch_norm has one");
   const WrittenBuffers buffers(a);
   auto result = [&] {
@@ -289,8 +295,8 @@ std::optional<c10::intrusive_ptr<Recipe>> recipe_of(const Tensor& output, const 
   const Options options(node->ctx_);
   TORCH_CHECK(options.residual == present(residual), "fused_bn: the output was computed ",
               options.residual ? "with" : "without", " a residual");
-  return c10::make_intrusive<Recipe>(saved[0], residual, saved[2], saved[3], saved[4], options.activation,
-                                     options.activation_param);
+  return c10::make_intrusive<Recipe>(saved[0], residual, saved[2], saved[3], saved[4], saved[5],
+                                     options.activation, options.activation_param);
 }
 
 // What the fake kernels ask, so that they refuse what the real ones do, in the same words.
@@ -304,12 +310,20 @@ c10::SymInt forward_mask_size(const Tensor& input, const OptionalTensor& residua
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> call_backward(const BackwardArguments& a) {
+Tensor call_inference(const InferenceArguments& a) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fused_bn::batch_norm_inference", "")
+                             .typed<InferenceOperator>();
+  return op.call(a.input, a.residual, a.weight, a.bias, a.running_mean, a.running_var, a.eps, a.activation,
+                 a.activation_param, a.negative_slope);
+}
+
+BackwardResult call_backward(const BackwardArguments& a) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fused_bn::batch_norm_backward", "")
                              .typed<BackwardOperator>();
-  return op.call(a.grad_output, a.input, a.residual, a.weight, a.bias, a.statistics, a.mask, a.training,
-                 a.activation, a.activation_param, a.output_mask);
+  return op.call(a.grad_output, a.input, a.residual, a.weight, a.bias, a.negative_slope, a.statistics, a.mask,
+                 a.training, a.activation, a.activation_param, a.output_mask);
 }
 
 TORCH_LIBRARY(fused_bn, m) {
@@ -324,23 +338,28 @@ TORCH_LIBRARY(fused_bn, m) {
   const std::string read = "Tensor? running_mean, Tensor? running_var, Tensor? num_batches_tracked, ";
   const std::string options =
       "bool training, float? momentum, float eps, str activation, float activation_param";
-  const std::string known = "Tensor statistics, str activation, float activation_param";
+  const std::string known =
+      "Tensor statistics, str activation, float activation_param, Tensor? negative_slope";
   const std::string backward =
-      "(Tensor grad_output, Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor statistics, "
-      "Tensor? mask, bool training, str activation, float activation_param, bool[4] output_mask) -> ";
+      "(Tensor grad_output, Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, "
+      "Tensor? negative_slope, Tensor statistics, Tensor? mask, bool training, str activation, "
+      "float activation_param, bool[5] output_mask) -> ";
+  const std::string slope = ", Tensor? negative_slope";
   const auto define = [&](const std::string& schema) { m.def(schema.c_str(), tags); };
-  define("batch_norm(" + tensors + written + options + ") -> Tensor");
+  define("batch_norm(" + tensors + written + options + slope + "=None) -> Tensor");
   define("batch_norm_inference(" + tensors +
-         "Tensor? running_mean, Tensor? running_var, float eps, str activation, float activation_param) -> "
-         "Tensor");
-  define("batch_norm_forward(" + tensors + written + options +
-         ", bool save_mask) -> (Tensor output, Tensor statistics, Tensor mask)");
+         "Tensor? running_mean, Tensor? running_var, float eps, str activation, float activation_param, "
+         "Tensor? negative_slope=None) -> Tensor");
+  define("batch_norm_forward(" + tensors + written + options + slope +
+         ", bool save_for_backward) -> (Tensor output, Tensor statistics, Tensor mask, Tensor bias_copy)");
   define("batch_norm_elementwise(" + tensors + known + ", bool save_mask) -> (Tensor output, Tensor mask)");
   define("batch_norm_backward" + backward +
-         "(Tensor grad_input, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias)");
-  define("check_forward(" + tensors + read + options + ") -> ()");
+         "(Tensor grad_input, Tensor grad_residual, Tensor grad_weight, Tensor grad_bias, "
+         "Tensor grad_negative_slope)");
+  define("check_forward(" + tensors + read + options + slope + ") -> ()");
   define("check_elementwise(" + tensors + known + ") -> ()");
   define("check_backward" + backward + "()");
+  define("copies_bias(Tensor? residual, Tensor? bias, str activation, bool save_for_backward) -> bool");
   define("mask_size(Tensor input, Tensor? residual, str activation, bool save_mask) -> SymInt");
   m.class_<Recipe>("Recipe").def("keep", &Recipe::keep).def("compute", &Recipe::compute);
   m.def("recipe", recipe_of);
@@ -355,6 +374,7 @@ TORCH_LIBRARY_IMPL(fused_bn, CompositeImplicitAutograd, m) {
   m.impl("check_forward", OneByOne<ForwardSignature<void>, check_forward>::call);
   m.impl("check_elementwise", OneByOne<ElementwiseSignature<void>, check_elementwise>::call);
   m.impl("check_backward", OneByOne<BackwardSignature<void>, check_backward>::call);
+  m.impl("copies_bias", copies_bias);
   m.impl("mask_size", forward_mask_size);
 }
 

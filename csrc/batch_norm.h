@@ -17,6 +17,8 @@ namespace fused_bn {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+inline const OptionalTensor kAbsent;
+
 // The arguments of the operators, in the order of their schemas.
 struct ForwardArguments {
   const Tensor& input;
@@ -31,7 +33,8 @@ struct ForwardArguments {
   double eps;
   std::string_view activation;
   double activation_param;
-  bool save_mask = false;
+  const OptionalTensor& negative_slope = kAbsent;  // prelu's, [C]
+  bool save_for_backward = false;                  // the mask, and a copy of the bias
 };
 
 // Evaluation: forward with the running statistics, which stay as they are.
@@ -45,6 +48,7 @@ struct InferenceArguments {
   double eps;
   std::string_view activation;
   double activation_param;
+  const OptionalTensor& negative_slope;
 
   ForwardArguments as_forward() const;
 };
@@ -58,14 +62,15 @@ struct ElementwiseArguments {
   const Tensor& statistics;
   std::string_view activation;
   double activation_param;
+  const OptionalTensor& negative_slope;
   bool save_mask = false;
 
   // Evaluation without running statistics, which leaves statistics that are there as they are.
   ForwardArguments as_forward() const;
 };
 
-// Which gradients are wanted: of input, residual, weight and bias.
-using OutputMask = std::array<bool, 4>;
+// Which gradients are wanted: of input, residual, weight, bias and negative_slope.
+using OutputMask = std::array<bool, 5>;
 
 // What backward reads, the gradient and what forward saved.
 struct BackwardTensors {
@@ -74,6 +79,7 @@ struct BackwardTensors {
   const OptionalTensor& residual;
   const OptionalTensor& weight;
   const OptionalTensor& bias;
+  const OptionalTensor& negative_slope;
   const Tensor& statistics;
   const OptionalTensor& mask;
 };
@@ -83,6 +89,7 @@ struct BackwardArguments : BackwardTensors {
   std::string_view activation;
   double activation_param;
   OutputMask output_mask;
+  bool by_negative_slope = false;  // the sum of g is the slope's gradient; see Activation::prelu_by_slope
 };
 
 // As operators take and return them: one by one.
@@ -90,22 +97,27 @@ template <class Result, class... More>
 using ForwardSignature = Result(const Tensor&, const OptionalTensor&, const OptionalTensor&,
                                 const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
                                 const OptionalTensor&, bool, std::optional<double>, double, std::string_view,
-                                double, More...);
+                                double, const OptionalTensor&, More...);
 using InferenceOperator = Tensor(const Tensor&, const OptionalTensor&, const OptionalTensor&,
                                  const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, double,
-                                 std::string_view, double);
+                                 std::string_view, double, const OptionalTensor&);
 template <class Result, class... More>
 using ElementwiseSignature = Result(const Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                    const OptionalTensor&, const Tensor&, std::string_view, double, More...);
+                                    const OptionalTensor&, const Tensor&, std::string_view, double,
+                                    const OptionalTensor&, More...);
 template <class Result>
 using BackwardSignature = Result(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&,
-                                 const OptionalTensor&, const Tensor&, const OptionalTensor&, bool,
-                                 std::string_view, double, OutputMask);
+                                 const OptionalTensor&, const OptionalTensor&, const Tensor&,
+                                 const OptionalTensor&, bool, std::string_view, double, OutputMask);
 
-// Of the operators that devices have kernels for: output, statistics, mask; output, mask; the gradients.
-using ForwardOperator = ForwardSignature<std::tuple<Tensor, Tensor, Tensor>, /*save_mask*/ bool>;
+// Of the operators that devices have kernels for. Forward returns output, statistics, mask and the copy of
+// the bias, which is undefined where none is needed; elementwise forward output and mask.
+using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using ForwardOperator = ForwardSignature<ForwardResult, /*save_for_backward*/ bool>;
 using ElementwiseOperator = ElementwiseSignature<std::tuple<Tensor, Tensor>, /*save_mask*/ bool>;
-using BackwardOperator = BackwardSignature<std::tuple<Tensor, Tensor, Tensor, Tensor>>;
+// Of input, residual, weight, bias and negative_slope. The last is undefined where there is no slope.
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BackwardOperator = BackwardSignature<BackwardResult>;
 
 // From a function that takes a struct of arguments to one that takes them one by one.
 template <class Signature, auto function>
@@ -115,8 +127,9 @@ struct OneByOne<Result(Args...), function> {
   static Result call(Args... args) { return function({args...}); }
 };
 
-// The operator, from the keys on that the dispatcher is at.
-std::tuple<Tensor, Tensor, Tensor, Tensor> call_backward(const BackwardArguments& arguments);
+// The operators, from the keys on that the dispatcher is at.
+Tensor call_inference(const InferenceArguments& arguments);
+BackwardResult call_backward(const BackwardArguments& arguments);
 
 // Raise what nn.BatchNorm raises for the same misuse, before anything is written.
 void check(const ForwardArguments& arguments);
@@ -142,5 +155,9 @@ inline bool present(const OptionalTensor& tensor) { return tensor.has_value() &&
 
 // Whether forward writes a mask: not without need.
 bool writes_mask(const OptionalTensor& residual, std::string_view activation, bool save_mask);
+// Whether forward copies the bias: where only the signs that backward computes again depend on it. The bias
+// may then be written before backward, as with PyTorch's ReLU, which keeps its output.
+bool copies_bias(const OptionalTensor& residual, const OptionalTensor& bias, std::string_view activation,
+                 bool save_for_backward);
 
 }  // namespace fused_bn

@@ -96,8 +96,13 @@ void check_like_input(const Tensor& input, const char* name, const Tensor& tenso
 }
 
 // Half types compute in float.
-void check_activation(const Tensor& input, std::string_view activation, double param) {
+void check_activation(const Tensor& input, std::string_view activation, double param,
+                      const OptionalTensor& negative_slope) {
   const Activation known = activation_from_name(activation);
+  TORCH_CHECK(present(negative_slope) == (known == Activation::prelu), "fused_bn: negative_slope is that of ",
+              "prelu, and must be given with it and with nothing else, but the activation is ", activation,
+              present(negative_slope) ? " with" : " without", " one");
+  check_channel_vector(input, {"negative_slope", negative_slope});
   TORCH_CHECK_VALUE(std::isfinite(param), "activation_param must be a finite number, but got ",
                     python_float(param));
   TORCH_CHECK(input.scalar_type() == at::kDouble || std::isfinite(static_cast<float>(param)),
@@ -165,6 +170,12 @@ Layout layout_of(const Tensor& input) {
   return first ? Layout::channels_first : Layout::channels_last;
 }
 
+// Whether backward takes a bit an element of what the activation was given.
+bool is_told_by_a_bit(std::string_view activation) {
+  const Activation known = activation_from_name(activation);
+  return has_two_slopes(known) && known != Activation::none;
+}
+
 }  // namespace
 
 at::ScalarType statistics_type(const Tensor& input) {
@@ -188,16 +199,19 @@ std::string_view activation_name(Activation activation) {
 }
 
 bool writes_mask(const OptionalTensor& residual, std::string_view activation, bool save_mask) {
-  if (!save_mask || !present(residual)) return false;
-  const Activation known = activation_from_name(activation);
-  return has_two_slopes(known) && known != Activation::none;
+  return save_mask && present(residual) && is_told_by_a_bit(activation);
+}
+
+bool copies_bias(const OptionalTensor& residual, const OptionalTensor& bias, std::string_view activation,
+                 bool save_for_backward) {
+  return save_for_backward && present(bias) && !present(residual) && is_told_by_a_bit(activation);
 }
 
 c10::SymInt mask_size(const Tensor& input) { return mask_bytes(input.sym_numel()); }
 
 void check(const ForwardArguments& a) {
   check_input(a.input);
-  check_activation(a.input, a.activation, a.activation_param);
+  check_activation(a.input, a.activation, a.activation_param, a.negative_slope);
   if (present(a.residual)) check_like_input(a.input, "the residual", *a.residual);
   check_scalars(a);
   check_buffers(a);
@@ -224,20 +238,18 @@ void check_buffers(const ForwardArguments& a) {
 }
 
 ForwardArguments InferenceArguments::as_forward() const {
-  static const OptionalTensor absent;
-  return {input,  residual, weight,       bias, running_mean, running_var,
-          absent, false,    std::nullopt, eps,  activation,   activation_param};
+  return {input, residual,     weight, bias,       running_mean,     running_var,   kAbsent,
+          false, std::nullopt, eps,    activation, activation_param, negative_slope};
 }
 
 ForwardArguments ElementwiseArguments::as_forward() const {
-  static const OptionalTensor absent;
-  return {input, residual,     weight,      bias,       absent,           absent,   absent,
-          false, std::nullopt, /*eps=*/0.0, activation, activation_param, save_mask};
+  return {input, residual,     weight,      bias,       kAbsent,          kAbsent,        kAbsent,
+          false, std::nullopt, /*eps=*/0.0, activation, activation_param, negative_slope, save_mask};
 }
 
 void check(const ElementwiseArguments& a) {
   check_input(a.input);
-  check_activation(a.input, a.activation, a.activation_param);
+  check_activation(a.input, a.activation, a.activation_param, a.negative_slope);
   if (present(a.residual)) check_like_input(a.input, "the residual", *a.residual);
   check_channel_vector(a.input, {"weight", a.weight});
   check_channel_vector(a.input, {"bias", a.bias});
@@ -246,7 +258,7 @@ void check(const ElementwiseArguments& a) {
 
 void check(const BackwardArguments& a) {
   check_input(a.input);
-  check_activation(a.input, a.activation, a.activation_param);
+  check_activation(a.input, a.activation, a.activation_param, a.negative_slope);
   check_like_input(a.input, "grad_output", a.grad_output);
   check_channel_vector(a.input, {"weight", a.weight});
   check_channel_vector(a.input, {"bias", a.bias});
@@ -271,9 +283,8 @@ void check(const BackwardArguments& a) {
 void check_moments(const Tensor& input) { check_input(input); }
 
 ForwardArguments MergeArguments::as_forward() const {
-  static const OptionalTensor absent;
-  return {input, absent,   absent, absent, running_mean, running_var, num_batches_tracked,
-          true,  momentum, eps,    "none", 0.0};
+  return {input, kAbsent,  kAbsent, kAbsent, running_mean, running_var, num_batches_tracked,
+          true,  momentum, eps,     "none",  0.0};
 }
 
 void check(const MergeArguments& a) {

@@ -27,8 +27,9 @@ Tensor with_any_counter(const ForwardArguments& a) {
   if (counter.requires_grad() || within_function_transform()) counter.add_(0);
   const OptionalTensor absent;
   const auto momentum = a.momentum.has_value() ? a.momentum : 1 / (counter.item().toDouble() + 1);
-  Tensor output = next({a.input, a.residual, a.weight, a.bias, a.running_mean, a.running_var, absent,
-                        a.training, momentum, a.eps, a.activation, a.activation_param, a.save_mask});
+  Tensor output =
+      next({a.input, a.residual, a.weight, a.bias, a.running_mean, a.running_var, absent, a.training,
+            momentum, a.eps, a.activation, a.activation_param, a.negative_slope, a.save_for_backward});
   counter.add_(1);  // last: a call that is refused is not counted
   return output;
 }

@@ -50,14 +50,15 @@ Tensor passes(const BackwardArguments& a, Activation activation) {
   // Of leaky_relu as well: a slope may round to 1, or be 1.
   const auto name = activation_name(activation == Activation::relu6 ? activation : Activation::relu);
   const auto found = call_backward({at::ones_like(input), input, std::nullopt, constant(a.weight),
-                                    constant(a.bias), a.statistics.detach(), a.mask, a.training, name, 0.0,
-                                    OutputMask{false, true, false, false}});
+                                    constant(a.bias), kAbsent, a.statistics.detach(), a.mask, a.training,
+                                    name, 0.0, OutputMask{false, true, false, false, false}});
   return std::get<1>(found) != 0;
 }
 
-// The gradient behind the activation, from that of the output.
-Tensor behind_activation(const BackwardArguments& a, const Tensor& grad, const Tensor& xhat,
-                         const Tensor& weight) {
+// The gradient behind the activation, from that of the output. z: what the activation was given, as a
+// function.
+template <class Z>
+Tensor behind_activation(const BackwardArguments& a, const Tensor& grad, Z z) {
   const Activation activation = activation_from_name(a.activation);
   if (activation == Activation::none) return grad;
   if (has_two_slopes(activation)) {
@@ -65,14 +66,16 @@ Tensor behind_activation(const BackwardArguments& a, const Tensor& grad, const T
     return at::where(passes(a, activation), grad,
                      leaks ? grad * a.activation_param : at::zeros({}, grad.options()));
   }
-  Tensor z = xhat * weight;
-  if (present(a.bias)) z = z + over_channels(a.bias->to(z.scalar_type()), z);
-  if (present(a.residual)) z = z + a.residual->to(z.scalar_type());
-  return grad * plain_derivative(activation, a.activation_param, z);
+  if (activation == Activation::prelu) {
+    const Tensor slope = over_channels(a.negative_slope->to(grad.scalar_type()), grad);
+    return at::where(z() > 0, grad, grad * slope);
+  }
+  return grad * plain_derivative(activation, a.activation_param, z());
 }
 
-// grad_input, grad_residual, grad_weight and grad_bias as functions of the tensors in the arguments, in the
-// statistics' type. Ioffe and Szegedy 2015, section 3.
+// grad_input, grad_residual, grad_weight, grad_bias and grad_negative_slope as functions of the tensors in
+// the arguments, in the statistics' type; the last is undefined where there is no slope. Ioffe and Szegedy
+// 2015, section 3.
 variable_list formulas_of_backward(const BackwardArguments& a) {
   const auto type = statistics_type(a.input);
   const Tensor x = a.input.to(type);
@@ -82,12 +85,22 @@ variable_list formulas_of_backward(const BackwardArguments& a) {
   const auto [xhat, invstd] = normalise(a, x, dims);
   const Tensor weight = present(a.weight) ? over_channels(a.weight->to(type), x) : at::ones_like(invstd);
 
-  const Tensor g = behind_activation(a, a.grad_output.to(type), xhat, weight);
+  const auto z = [&, xhat = xhat] {
+    Tensor sum = xhat * weight;
+    if (present(a.bias)) sum = sum + over_channels(a.bias->to(type), x);
+    return present(a.residual) ? sum + a.residual->to(type) : sum;
+  };
+  const Tensor grad_output = a.grad_output.to(type), g = behind_activation(a, grad_output, z);
+  Tensor grad_slope;
+  if (present(a.negative_slope)) {
+    const Tensor own = z();
+    grad_slope = (grad_output * at::where(own > 0, at::zeros({}, own.options()), own)).sum(dims);
+  }
   Tensor grad_input = g;
   if (a.training) {
     grad_input = g - g.mean(dims, true) - xhat * (g * xhat).mean(dims, true);
   }
-  return {grad_input * weight * invstd, g, (g * xhat).sum(dims), g.sum(dims)};
+  return {grad_input * weight * invstd, g, (g * xhat).sum(dims), g.sum(dims), grad_slope};
 }
 
 // The same values behind a node of their own: gradients asked for them stop here, rather than run on through
@@ -116,36 +129,41 @@ Tensor differentiable_forward(const ForwardArguments& a) {
                             a.eps, at::globalContext().userEnabledCuDNN());
   if (counts) Tensor(*a.num_batches_tracked).add_(1);  // last: what is refused above is not counted
   if (present(a.residual)) z = z + *a.residual;
-  return plain_activation(activation_from_name(a.activation), a.activation_param, z);
+  return plain_activation(activation_from_name(a.activation), a.activation_param,
+                          a.negative_slope.value_or(Tensor()), z);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> differentiable_backward(const BackwardArguments& a) {
+BackwardResult differentiable_backward(const BackwardArguments& a) {
   check(a);
   const variable_list found = formulas_of_backward(a);
   const auto finished = [&](size_t i, const Tensor& like) {
     return a.output_mask[i] ? found[i].to(like.scalar_type()) : at::empty({0}, like.options());
   };
   return {finished(0, a.input), finished(1, a.input), finished(2, a.weight.value_or(a.statistics)),
-          finished(3, a.bias.value_or(a.statistics))};
+          finished(3, a.bias.value_or(a.statistics)),
+          present(a.negative_slope) ? finished(4, *a.negative_slope) : Tensor()};
 }
 
 variable_list double_backward(const BackwardArguments& a, const variable_list& grads) {
   const bool differentiable_again = c10::GradMode::is_enabled();
   c10::AutoGradMode enable(true);
 
-  const variable_list candidates{own_node(a.grad_output), own_node(a.input),
+  const variable_list candidates{own_node(a.grad_output),
+                                 own_node(a.input),
                                  own_node(a.residual.value_or(Tensor())),
-                                 own_node(a.weight.value_or(Tensor())), own_node(a.bias.value_or(Tensor()))};
+                                 own_node(a.weight.value_or(Tensor())),
+                                 own_node(a.bias.value_or(Tensor())),
+                                 own_node(a.negative_slope.value_or(Tensor()))};
   const auto own = [&](size_t i) {
     return candidates[i].defined() ? OptionalTensor(candidates[i]) : std::nullopt;
   };
-  const OptionalTensor residual = own(2), weight = own(3), bias = own(4);
-  const variable_list outputs =
-      formulas_of_backward({candidates[0], candidates[1], residual, weight, bias, a.statistics, a.mask,
-                            a.training, a.activation, a.activation_param, a.output_mask});
+  const OptionalTensor residual = own(2), weight = own(3), bias = own(4), negative_slope = own(5);
+  const variable_list outputs = formulas_of_backward({candidates[0], candidates[1], residual, weight, bias,
+                                                      negative_slope, a.statistics, a.mask, a.training,
+                                                      a.activation, a.activation_param, a.output_mask});
   variable_list roots, root_grads;
   for (size_t i = 0; i < outputs.size(); ++i) {
-    if (!grads[i].defined() || !outputs[i].requires_grad()) continue;
+    if (!grads[i].defined() || !outputs[i].defined() || !outputs[i].requires_grad()) continue;
     roots.push_back(outputs[i]);
     root_grads.push_back(grads[i].to(outputs[i].scalar_type()));
   }

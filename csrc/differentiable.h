@@ -15,7 +15,7 @@ Tensor differentiable_forward(const ForwardArguments& arguments);
 
 // What the operator batch_norm_backward does. The derivative through the batch statistics is that of the
 // formulas, their values are those saved.
-std::tuple<Tensor, Tensor, Tensor, Tensor> differentiable_backward(const BackwardArguments& arguments);
+BackwardResult differentiable_backward(const BackwardArguments& arguments);
 
 // From the gradients with respect to what batch_norm_backward returns (undefined where there is none), those
 // with respect to grad_output, input, residual, weight and bias (undefined where not required).

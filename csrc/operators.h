@@ -3,7 +3,7 @@
 // A Device has
 //   Guard            makes a device the current one while it lives
 //   forward          gives output and mask; writes the statistics where they are the batch's or the running
-//                    ones, and else reads them
+//                    ones, and else reads them; copies the bias to where that is defined
 //   moments          writes mean and sum of squared deviations, [2 * C] in float64
 //   merge            writes statistics and count from the moments of several processes
 //   backward         gives grad_input and grad_residual; writes the parameters' gradients
@@ -22,20 +22,24 @@ template <class Device>
 struct Operators {
   using Guard = typename Device::Guard;
 
-  static std::tuple<Tensor, Tensor, Tensor> forward(const ForwardArguments& a) {
+  static ForwardResult forward(const ForwardArguments& a) {
     check(a);
     check_allocated(a);
     const Guard guard(a.input.device());
     const Tensor statistics = empty_statistics(a.input);
-    const auto [output, mask] = Device::forward(a, statistics);
-    return {output, statistics, mask};
+    const bool copies = copies_bias(a.residual, a.bias, a.activation, a.save_for_backward);
+    const Tensor bias_copy = copies ? at::empty({a.input.size(1)}, a.bias->options()) : Tensor();
+    const auto [output, mask] = Device::forward(a, statistics, bias_copy);
+    return {output, statistics, mask, bias_copy};
   }
+
+  static Tensor inference(const InferenceArguments& a) { return std::get<0>(forward(a.as_forward())); }
 
   static std::tuple<Tensor, Tensor> elementwise(const ElementwiseArguments& a) {
     check(a);
     check_allocated(a);
     const Guard guard(a.input.device());
-    return Device::forward(a.as_forward(), a.statistics.contiguous());
+    return Device::forward(a.as_forward(), a.statistics.contiguous(), {});
   }
 
   static Tensor moments(const Tensor& input) {
@@ -60,16 +64,17 @@ struct Operators {
     return {statistics, count};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const BackwardArguments& a) {
+  static BackwardResult backward(const BackwardArguments& a) {
     check(a);
     check_allocated(a);
     const Guard guard(a.input.device());
     const Gradients gradients(a);
     const auto [grad_input, grad_residual] = Device::backward(a, gradients, {});
-    return {grad_input, grad_residual, gradients.weight, gradients.bias};
+    write_slope_gradient(a, gradients);
+    return {grad_input, grad_residual, gradients.weight, gradients.bias, gradients.negative_slope};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor> backward_sums(const BackwardSumsArguments& a) {
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> backward_sums(const BackwardSumsArguments& a) {
     check(a.as_backward());
     check_allocated(a);
     const Guard guard(a.input.device());
@@ -80,7 +85,8 @@ struct Operators {
     } else {
       Device::backward_sums(a.as_backward(), gradients, sums);
     }
-    return {sums, gradients.weight, gradients.bias};
+    write_slope_gradient(a.as_backward(), gradients);
+    return {sums, gradients.weight, gradients.bias, gradients.negative_slope};
   }
 
   static std::tuple<Tensor, Tensor> backward_elementwise(const BackwardElementwiseArguments& a) {
@@ -94,6 +100,7 @@ struct Operators {
 
   static void add_to(torch::Library& m) {
     m.impl("batch_norm_forward", OneByOne<ForwardOperator, forward>::call);
+    m.impl("batch_norm_inference", OneByOne<InferenceOperator, inference>::call);
     m.impl("batch_norm_elementwise", OneByOne<ElementwiseOperator, elementwise>::call);
     m.impl("batch_norm_moments", moments);
     m.impl("batch_norm_merge", OneByOne<MergeOperator, merge>::call);
@@ -101,6 +108,17 @@ struct Operators {
     m.impl("batch_norm_backward_sums", OneByOne<BackwardSumsOperator, backward_sums>::call);
     m.impl("batch_norm_backward_elementwise",
            OneByOne<BackwardElementwiseOperator, backward_elementwise>::call);
+  }
+
+ private:
+  // By a pass of its own, with the sums' kernel: a third sum would take registers from all other activations.
+  static void write_slope_gradient(const BackwardArguments& a, const Gradients& gradients) {
+    if (!gradients.negative_slope.defined() || !a.output_mask[4] || a.input.numel() == 0) return;
+    BackwardArguments of_slope = a;
+    of_slope.by_negative_slope = true;
+    of_slope.output_mask = {false, false, false, true, false};
+    const Tensor sums = at::empty({2 * a.input.size(1)}, a.input.options().dtype(at::kDouble));
+    Device::backward_sums(of_slope, {{}, gradients.negative_slope}, sums);
   }
 };
 

@@ -31,17 +31,18 @@ TORCH_LIBRARY_FRAGMENT(fused_bn, m) {
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides};
   const auto define = [&](const std::string& schema) { m.def(schema.c_str(), tags); };
   const std::string backward =
-      "Tensor grad_output, Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor statistics, "
-      "Tensor? mask, ";
-  const std::string options = "str activation, float activation_param, bool[2] output_mask";
+      "Tensor grad_output, Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, "
+      "Tensor? negative_slope, Tensor statistics, Tensor? mask, ";
+  const std::string options = "str activation, float activation_param, ";
   define("batch_norm_moments(Tensor input) -> Tensor");
   define(
       "batch_norm_merge(Tensor input, Tensor moments, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
       "Tensor(c!)? num_batches_tracked, float? momentum, float eps) -> (Tensor statistics, Tensor count)");
   define("batch_norm_backward_sums(" + backward + options +
-         ") -> (Tensor sums, Tensor grad_weight, Tensor grad_bias)");
+         "bool[3] output_mask) -> (Tensor sums, Tensor grad_weight, Tensor grad_bias, Tensor "
+         "grad_negative_slope)");
   define("batch_norm_backward_elementwise(" + backward + "Tensor sums, Tensor count, " + options +
-         ") -> (Tensor grad_input, Tensor grad_residual)");
+         "bool[2] output_mask) -> (Tensor grad_input, Tensor grad_residual)");
   define("check_moments(Tensor input) -> ()");
   define(
       "check_merge(Tensor input, Tensor moments, Tensor? running_mean, Tensor? running_var, "

@@ -27,17 +27,22 @@ struct MergeArguments {
   ForwardArguments as_forward() const;
 };
 
-// Which are wanted: of the sums' operator the gradients of weight and bias, of the elementwise one those of
-// input and residual.
-using HalfMask = std::array<bool, 2>;
+// Which are wanted: of the sums' operator the gradients of weight, bias and negative_slope, of the
+// elementwise one those of input and residual.
+using SumsMask = std::array<bool, 3>;
+using ElementwiseMask = std::array<bool, 2>;
 
 struct BackwardSumsArguments : BackwardTensors {
   std::string_view activation;
   double activation_param;
-  HalfMask output_mask;
+  SumsMask output_mask;
 
   BackwardArguments as_backward() const {
-    return {*this, true, activation, activation_param, {false, false, output_mask[0], output_mask[1]}};
+    return {*this,
+            true,
+            activation,
+            activation_param,
+            {false, false, output_mask[0], output_mask[1], output_mask[2]}};
   }
 };
 
@@ -46,10 +51,10 @@ struct BackwardElementwiseArguments : BackwardTensors {
   const Tensor& count;  // of values of a channel in all processes
   std::string_view activation;
   double activation_param;
-  HalfMask output_mask;
+  ElementwiseMask output_mask;
 
   BackwardArguments as_backward() const {
-    return {*this, true, activation, activation_param, {output_mask[0], output_mask[1], false, false}};
+    return {*this, true, activation, activation_param, {output_mask[0], output_mask[1], false, false, false}};
   }
 };
 
@@ -58,16 +63,17 @@ using MergeSignature = Result(const Tensor&, const Tensor&, const OptionalTensor
                               const OptionalTensor&, std::optional<double>, double);
 using MomentsOperator = Tensor(const Tensor&);
 using MergeOperator = MergeSignature<std::tuple<Tensor, Tensor>>;  // statistics, count
-// Sums, grad_weight, grad_bias.
-using BackwardSumsOperator = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, const Tensor&,
-                                                                const OptionalTensor&, const OptionalTensor&,
-                                                                const OptionalTensor&, const Tensor&,
-                                                                const OptionalTensor&, std::string_view,
-                                                                double, HalfMask);
-// grad_input, grad_residual.
-using BackwardElementwiseOperator = std::tuple<Tensor, Tensor>(
+// Sums, grad_weight, grad_bias, grad_negative_slope.
+using BackwardSumsOperator = std::tuple<Tensor, Tensor, Tensor, Tensor>(
     const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-    const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&, std::string_view, double, HalfMask);
+    const OptionalTensor&, const Tensor&, const OptionalTensor&, std::string_view, double, SumsMask);
+// grad_input, grad_residual.
+using BackwardElementwiseOperator = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
+                                                               const OptionalTensor&, const OptionalTensor&,
+                                                               const OptionalTensor&, const OptionalTensor&,
+                                                               const Tensor&, const OptionalTensor&,
+                                                               const Tensor&, const Tensor&, std::string_view,
+                                                               double, ElementwiseMask);
 
 void check_moments(const Tensor& input);
 void check_sums(const Tensor& input, const Tensor& sums, const Tensor& count);

@@ -6,7 +6,7 @@ namespace fused_bn {
 
 using at::Tensor;
 
-Tensor plain_activation(Activation activation, double param, const Tensor& z) {
+Tensor plain_activation(Activation activation, double param, const Tensor& negative_slope, const Tensor& z) {
   switch (activation) {
     case Activation::none:
       return z;
@@ -16,6 +16,8 @@ Tensor plain_activation(Activation activation, double param, const Tensor& z) {
       return at::leaky_relu(z, param);
     case Activation::relu6:
       return at::hardtanh(z, 0, 6);
+    case Activation::prelu:
+      return at::prelu(z, negative_slope.to(z.scalar_type()));
     case Activation::hardswish:
       return at::hardswish(z);
     case Activation::hardsigmoid:
@@ -38,6 +40,8 @@ Tensor plain_activation(Activation activation, double param, const Tensor& z) {
       return at::softplus(z, param, kSoftplusThreshold);
     case Activation::mish:
       return at::mish(z);
+    case Activation::prelu_by_slope:
+      break;
   }
   TORCH_CHECK(false, "fused_bn: no activation has the number ", static_cast<int>(activation));
 }

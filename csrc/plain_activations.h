@@ -7,9 +7,11 @@
 
 namespace fused_bn {
 
-at::Tensor plain_activation(Activation activation, double param, const at::Tensor& z);
+// negative_slope: prelu's, undefined for the others.
+at::Tensor plain_activation(Activation activation, double param, const at::Tensor& negative_slope,
+                            const at::Tensor& z);
 
-// The derivative at z, of an activation whose derivative is not one of two numbers.
+// The derivative at z, of an activation whose derivative is not one of two numbers or a channel's.
 at::Tensor plain_derivative(Activation activation, double param, const at::Tensor& z);
 
 }  // namespace fused_bn

@@ -26,11 +26,13 @@ Tensor Recipe::Weak::lock() const {
 }
 
 Recipe::Recipe(const Tensor& input, const OptionalTensor& residual, const Tensor& weight, const Tensor& bias,
-               const Tensor& statistics, Activation activation, double activation_param)
+               const Tensor& negative_slope, const Tensor& statistics, Activation activation,
+               double activation_param)
     : input_(input),
       residual_(present(residual) ? std::optional<Weak>(*residual) : std::nullopt),
       weight_(copy_of(weight)),
       bias_(copy_of(bias)),
+      negative_slope_(copy_of(negative_slope)),
       statistics_(statistics),
       activation_(activation_name(activation)),
       activation_param_(activation_param) {}
@@ -42,6 +44,7 @@ Recipe::Recipe(const Recipe& other, const Tensor& input, const Tensor& residual)
       kept_residual_(residual, /*is_output=*/false),
       weight_(other.weight_),
       bias_(other.bias_),
+      negative_slope_(other.negative_slope_),
       statistics_(other.statistics_),
       activation_(other.activation_),
       activation_param_(other.activation_param_) {}
@@ -63,7 +66,7 @@ Tensor Recipe::compute() const {
                              .typed<ElementwiseOperator>();
   const OptionalTensor added = residual.defined() ? OptionalTensor(residual) : std::nullopt;
   return std::get<0>(op.call(input, added, weight_, bias_, statistics_, activation_, activation_param_,
-                             /*save_mask=*/false));
+                             negative_slope_, /*save_mask=*/false));
 }
 
 bool saved_tensors_are_hooked() { return at::SavedTensorDefaultHooks::get_hooks().has_value(); }

@@ -19,7 +19,8 @@ class Recipe final : public torch::CustomClassHolder {
   // Input and residual are not kept alive until keep() says so. The parameters may be written, or freed and
   // gathered again as sharded ones are, before the output is needed: of their values there are copies.
   Recipe(const Tensor& input, const OptionalTensor& residual, const Tensor& weight, const Tensor& bias,
-         const Tensor& statistics, Activation activation, double activation_param);
+         const Tensor& negative_slope, const Tensor& statistics, Activation activation,
+         double activation_param);
 
   // The same, but keeping what the output is computed from. None where that cannot be done: it is gone, or
   // was written since, or hooks decide how tensors are saved.
@@ -46,7 +47,7 @@ class Recipe final : public torch::CustomClassHolder {
   Weak input_;
   std::optional<Weak> residual_;
   torch::autograd::SavedVariable kept_input_, kept_residual_;
-  OptionalTensor weight_, bias_;
+  OptionalTensor weight_, bias_, negative_slope_;
   Tensor statistics_;
   std::string activation_;
   double activation_param_;

@@ -21,6 +21,7 @@ void check_allocated(const ForwardArguments& a) {
   check_allocated("the residual", a.residual);
   check_allocated("weight", a.weight);
   check_allocated("bias", a.bias);
+  check_allocated("negative_slope", a.negative_slope);
   check_allocated("running_mean", a.running_mean);
   check_allocated("running_var", a.running_var);
   check_allocated("num_batches_tracked", a.num_batches_tracked);
@@ -37,6 +38,7 @@ void check_allocated(const BackwardTensors& a) {
   check_allocated("the residual", a.residual);
   check_allocated("weight", a.weight);
   check_allocated("bias", a.bias);
+  check_allocated("negative_slope", a.negative_slope);
   check_allocated("statistics", a.statistics);
   check_allocated("the mask", a.mask);
 }
@@ -72,7 +74,7 @@ Tensor empty_statistics(const Tensor& input) {
 }
 
 Tensor empty_mask(const ForwardArguments& a) {
-  const bool wanted = writes_mask(a.residual, a.activation, a.save_mask);
+  const bool wanted = writes_mask(a.residual, a.activation, a.save_for_backward);
   const int64_t size = wanted ? mask_size(a.input).expect_int() : 0;
   return at::empty({size}, a.input.options().dtype(at::kByte));
 }
@@ -91,9 +93,11 @@ Gradients::Gradients(const BackwardArguments& a) {
   };
   weight = empty(a.weight, a.output_mask[2]);
   bias = empty(a.bias, a.output_mask[3]);
+  if (present(a.negative_slope)) negative_slope = empty(a.negative_slope, a.output_mask[4]);
   if (a.input.numel() > 0) return;
   weight.zero_();
   bias.zero_();
+  if (negative_slope.defined()) negative_slope.zero_();
 }
 
 }  // namespace fused_bn

@@ -38,10 +38,11 @@ struct DenseBackward {
 };
 
 // What backward returns of the parameters: not yet filled, or zero where there is no input; empty where the
-// mask does not want it.
+// mask does not want it. That of the slope is undefined where there is no slope.
 struct Gradients {
   Tensor weight;
   Tensor bias;
+  Tensor negative_slope;
 
   // Of the parameters' types, or the statistics' where a parameter is absent.
   explicit Gradients(const BackwardArguments& arguments);
@@ -64,6 +65,7 @@ Params forward_params(const ForwardArguments& a, const Tensor& input, const Tens
   p.mask = mask.defined() && mask.numel() > 0 ? mask.data_ptr<uint8_t>() : nullptr;
   p.weight = channel_vector(a.weight);
   p.bias = channel_vector(a.bias);
+  p.negative_slope = channel_vector(a.negative_slope);
   p.running_mean = channel_vector(a.running_mean);
   p.running_var = channel_vector(a.running_var);
   p.statistics = statistics.defined() ? statistics.data_ptr() : nullptr;
@@ -99,13 +101,14 @@ Params backward_params(const BackwardArguments& a, const DenseBackward& dense, c
   p.mask = static_cast<const uint8_t*>(data_or_null(dense.mask));
   p.weight = channel_vector(a.weight);
   p.bias = channel_vector(a.bias);
+  p.negative_slope = channel_vector(a.negative_slope);
   p.statistics = dense.statistics.const_data_ptr();
   p.grad_input = a.output_mask[0] ? grad_input.data_ptr() : nullptr;
   p.grad_residual = a.output_mask[1] ? grad_residual.data_ptr() : nullptr;
   if (a.output_mask[2]) p.grad_weight = channel_vector(gradients.weight);
   if (a.output_mask[3]) p.grad_bias = channel_vector(gradients.bias);
   p.training = a.training;
-  p.activation = activation_from_name(a.activation);
+  p.activation = a.by_negative_slope ? Activation::prelu_by_slope : activation_from_name(a.activation);
   p.activation_param = a.activation_param;
   return p;
 }

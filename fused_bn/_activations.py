@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,13 @@ class Activation:
     param: the default of `activation_param`; None where the activation takes none.
     """
 
-    function: Callable[[Tensor, float], Tensor]
-    module: Callable[[float], nn.Module]
+    function: Callable[[Tensor, Any], Tensor]
+    module: Callable[[Any], nn.Module]
     param: float | None = None
+
+
+Param = float | Tensor
+"""What `activation_param` may be: a number, or for prelu also a tensor of one slope or of one a channel."""
 
 
 def _hardsigmoid(z: Tensor) -> Tensor:
@@ -29,11 +34,24 @@ def _hardsigmoid(z: Tensor) -> Tensor:
     return F.relu6(z + 3) / 6 if z.dtype is torch.float64 else F.hardsigmoid(z)
 
 
+def _prelu(z: Tensor, slope: Param) -> Tensor:
+    return F.prelu(z, slope.to(z.dtype) if isinstance(slope, Tensor) else z.new_full((1,), slope))
+
+
+def _prelu_module(slope: Param) -> nn.PReLU:
+    if not isinstance(slope, Tensor):
+        return nn.PReLU(init=slope)
+    module = nn.PReLU(slope.numel())
+    module.weight = slope if isinstance(slope, nn.Parameter) else nn.Parameter(slope)
+    return module
+
+
 ACTIVATIONS = {
     "none": Activation(lambda z, _: z, lambda _: nn.Identity()),
     "relu": Activation(lambda z, _: F.relu(z), lambda _: nn.ReLU()),
     "leaky_relu": Activation(F.leaky_relu, nn.LeakyReLU, param=0.01),
     "relu6": Activation(lambda z, _: F.relu6(z), lambda _: nn.ReLU6()),
+    "prelu": Activation(_prelu, _prelu_module, param=0.25),
     "hardswish": Activation(lambda z, _: F.hardswish(z), lambda _: nn.Hardswish()),
     "hardsigmoid": Activation(lambda z, _: _hardsigmoid(z), lambda _: nn.Hardsigmoid()),
     "elu": Activation(F.elu, nn.ELU, param=1.0),
@@ -50,21 +68,92 @@ ACTIVATIONS = {
 DEFAULT_PARAMS = {name: activation.param or 0.0 for name, activation in ACTIVATIONS.items()}
 
 
-def apply_activation(activation: str, param: float | None, z: Tensor) -> Tensor:
+def apply_activation(activation: str, param: Param | None, z: Tensor) -> Tensor:
     """The activation in PyTorch's own call; the default of its number where `param` is None."""
     return ACTIVATIONS[activation].function(z, DEFAULT_PARAMS[activation] if param is None else param)
 
 
-def module_of(activation: str, param: float | None) -> nn.Module:
+def module_of(activation: str, param: Param | None) -> nn.Module:
     """The activation as a module of PyTorch."""
     return ACTIVATIONS[activation].module(DEFAULT_PARAMS[activation] if param is None else param)
+
+
+def param_of(norm: Any) -> Param | None:
+    """The `activation_param` of a norm of ours: the parameter that prelu's slopes are, or a number."""
+    return norm.prelu_weight if norm.activation == "prelu" else norm.activation_param
+
+
+def split_param(activation: str, param: Param | None, input: Tensor) -> tuple[float, Tensor | None]:
+    """The operators' `activation_param` and `negative_slope`, of shape (C,)."""
+    if param is None:
+        param = DEFAULT_PARAMS[activation]
+    if activation != "prelu":
+        return param, None  # type: ignore[return-value]
+    slope = param if isinstance(param, Tensor) else input.new_full((1,), param)
+    return 0.0, slope.expand(input.shape[1]) if slope.shape == (1,) and input.dim() > 1 else slope
+
+
+Known = tuple[str, Param | None]
+"""The name of an activation in `ACTIVATIONS`, and its parameter."""
+
+
+def gelu(approximate: object) -> Known | None:
+    """nn.GELU of that approximation."""
+    return {"none": ("gelu", None), "tanh": ("gelu_tanh", None)}.get(str(approximate))
+
+
+def softplus(beta: object, threshold: object) -> Known | None:
+    """nn.Softplus with these numbers; None where the threshold is another than ours."""
+    return ("softplus", float(beta)) if isinstance(beta, (int, float)) and beta and threshold == 20 else None
+
+
+MODULES: dict[type[nn.Module], Callable[[Any], Known | None]] = {
+    nn.ReLU: lambda _: ("relu", None),
+    nn.LeakyReLU: lambda module: ("leaky_relu", module.negative_slope),
+    nn.ReLU6: lambda _: ("relu6", None),
+    nn.PReLU: lambda module: ("prelu", module.weight),
+    nn.Hardswish: lambda _: ("hardswish", None),
+    nn.Hardsigmoid: lambda _: ("hardsigmoid", None),
+    nn.ELU: lambda module: ("elu", module.alpha),
+    nn.SiLU: lambda _: ("silu", None),
+    nn.GELU: lambda module: gelu(module.approximate),
+    nn.Tanh: lambda _: ("tanh", None),
+    nn.Sigmoid: lambda _: ("sigmoid", None),
+    nn.SELU: lambda _: ("selu", None),
+    nn.Softplus: lambda module: softplus(module.beta, module.threshold),
+    nn.Mish: lambda _: ("mish", None),
+    nn.Identity: lambda _: ("none", None),
+}
+
+FUNCTIONS: dict[Any, str] = {
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), "relu"),
+    **dict.fromkeys((F.leaky_relu, F.leaky_relu_), "leaky_relu"),
+    F.relu6: "relu6",
+    F.hardswish: "hardswish",
+    F.hardsigmoid: "hardsigmoid",
+    **dict.fromkeys((F.elu, F.elu_), "elu"),
+    F.silu: "silu",
+    F.gelu: "gelu",
+    **dict.fromkeys((F.tanh, torch.tanh, torch.tanh_, "tanh", "tanh_"), "tanh"),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, torch.sigmoid_, "sigmoid", "sigmoid_"), "sigmoid"),
+    **dict.fromkeys((F.selu, F.selu_, torch.selu, torch.selu_), "selu"),
+    F.softplus: "softplus",
+    F.mish: "mish",
+}
+"""Functions, and methods by their names."""
+
+
+def of_module(module: object) -> Known | None:
+    """The activation that exactly this type of module computes; None where it is another module."""
+    recognise = MODULES.get(type(module))  # type: ignore[arg-type]
+    return None if recognise is None else recognise(module)
 
 
 SPELLINGS = {"swish": "silu", "identity": "none", "linear": "none"}
 """Other names, as some frameworks have them, in lower case and without underscores."""
 
 
-def spelled(activation: object, param: float | None = None) -> tuple[str, float | None]:
+def spelled(activation: object, param: Param | None = None) -> tuple[str, Param | None]:
     """The name and number of an activation that is given in any of the ways people write it.
 
     Args:
@@ -75,27 +164,25 @@ def spelled(activation: object, param: float | None = None) -> tuple[str, float 
     Raises:
         ValueError: it is none of ours, or `param` is given and does not fit.
     """
-    from fused_bn.fusion import activations
-
     if activation is None:
         activation = "none"
-    elif isinstance(activation, type) and activation in activations.MODULES:
+    elif isinstance(activation, type) and activation in MODULES:
         activation = activation()
-    known: tuple[str, float | None] | None = None
+    known: tuple[str, Param | None] | None = None
     if isinstance(activation, nn.Module):
-        known = activations.of_module(activation)
+        known = of_module(activation)
     elif isinstance(activation, str):
         plain = activation.lower().replace("_", "")
         plain = SPELLINGS.get(plain, plain)
         known = next(((name, None) for name in ACTIVATIONS if name.replace("_", "") == plain), None)
-    elif isinstance(activation, Hashable) and activation in activations.FUNCTIONS:
-        known = activations.FUNCTIONS[activation], None
+    elif isinstance(activation, Hashable) and activation in FUNCTIONS:
+        known = FUNCTIONS[activation], None
     if known is None:
         close = get_close_matches(str(activation).lower(), ACTIVATIONS, n=1)
         hint = f": did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}{hint}")
     name, own = known
-    if own is not None and param is not None and own != param:
+    if own is not None and param is not None and (isinstance(own, Tensor) or own != param):
         raise ValueError(
             f"{activation!r} has a parameter of its own, so activation_param cannot be {param!r}"
         )
@@ -108,6 +195,13 @@ def check_activation(activation: object, param: object = None) -> None:
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}")
     if param is None:
+        return
+    if activation == "prelu" and isinstance(param, Tensor):
+        if param.dim() != 1 or not param.is_floating_point():
+            raise ValueError(
+                "activation_param of prelu must be a floating-point tensor of one slope or of one a channel, "
+                f"but got {param.dtype} of shape {tuple(param.shape)}"
+            )
         return
     if ACTIVATIONS[activation].param is None:
         raise ValueError(f"activation {activation!r} takes no activation_param, but got {param!r}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.utils import mkldnn
 
-from fused_bn._activations import module_of
+from fused_bn._activations import module_of, param_of
 
 REBUILDS = re.compile("convert|freeze|revert|fuse|fold")
 """In the names of functions that are refused, as timm's freeze_batch_norm_2d. Others are warned."""
@@ -119,7 +119,7 @@ def _register_with_opacus(kind: Any) -> None:
     fix = fixers[nn.BatchNorm2d]
 
     def fix_and_activate(norm: Any, **options: Any) -> nn.Module:
-        return Replaced(fix(norm, **options), module_of(norm.activation, norm.activation_param))
+        return Replaced(fix(norm, **options), module_of(norm.activation, param_of(norm)))
 
     validators[kind], fixers[kind] = validators[nn.BatchNorm2d], fix_and_activate
 

@@ -32,8 +32,9 @@ def _forward(
     eps: float,
     activation: str,
     activation_param: float,
-    save_mask: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    negative_slope: Tensor | None,
+    save_for_backward: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     torch.ops.fused_bn.check_forward(
         input,
         residual,
@@ -47,10 +48,45 @@ def _forward(
         eps,
         activation,
         activation_param,
+        negative_slope,
     )
     statistics = input.new_empty((3, input.shape[1]), dtype=_statistics_dtype(input))
-    mask_size = torch.ops.fused_bn.mask_size(input, residual, activation, save_mask)
-    return _empty_output(input), statistics, input.new_empty(mask_size, dtype=torch.uint8)
+    mask_size = torch.ops.fused_bn.mask_size(input, residual, activation, save_for_backward)
+    mask = input.new_empty(mask_size, dtype=torch.uint8)
+    copies_bias = torch.ops.fused_bn.copies_bias(residual, bias, activation, save_for_backward)
+    bias_copy = bias.new_empty(input.shape[1]) if bias is not None and copies_bias else None
+    return _empty_output(input), statistics, mask, bias_copy
+
+
+@torch.library.register_fake("fused_bn::batch_norm_inference")
+def _inference(
+    input: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    activation: str,
+    activation_param: float,
+    negative_slope: Tensor | None = None,
+) -> Tensor:
+    torch.ops.fused_bn.check_forward(
+        input,
+        residual,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        None,
+        False,
+        None,
+        eps,
+        activation,
+        activation_param,
+        negative_slope,
+    )
+    return _empty_output(input)
 
 
 @torch.library.register_fake("fused_bn::batch_norm_elementwise")
@@ -62,10 +98,11 @@ def _elementwise(
     statistics: Tensor,
     activation: str,
     activation_param: float,
+    negative_slope: Tensor | None,
     save_mask: bool,
 ) -> tuple[Tensor, Tensor]:
     torch.ops.fused_bn.check_elementwise(
-        input, residual, weight, bias, statistics, activation, activation_param
+        input, residual, weight, bias, statistics, activation, activation_param, negative_slope
     )
     mask_size = torch.ops.fused_bn.mask_size(input, residual, activation, save_mask)
     return _empty_output(input), input.new_empty(mask_size, dtype=torch.uint8)
@@ -78,19 +115,21 @@ def _backward(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    negative_slope: Tensor | None,
     statistics: Tensor,
     mask: Tensor | None,
     training: bool,
     activation: str,
     activation_param: float,
     output_mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
     torch.ops.fused_bn.check_backward(
         grad_output,
         input,
         residual,
         weight,
         bias,
+        negative_slope,
         statistics,
         mask,
         training,
@@ -111,6 +150,7 @@ def _backward(
         like_input(output_mask[1]),
         per_channel(output_mask[2], weight),
         per_channel(output_mask[3], bias),
+        None if negative_slope is None else per_channel(output_mask[4], negative_slope),
     )
 
 
@@ -144,18 +184,20 @@ def _backward_sums(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    negative_slope: Tensor | None,
     statistics: Tensor,
     mask: Tensor | None,
     activation: str,
     activation_param: float,
     output_mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    _, _, grad_weight, grad_bias = _backward(
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    _, _, *of_parameters = _backward(
         grad_output,
         input,
         residual,
         weight,
         bias,
+        negative_slope,
         statistics,
         mask,
         True,
@@ -163,7 +205,7 @@ def _backward_sums(
         activation_param,
         [False, False, *output_mask],
     )
-    return input.new_empty(2 * input.shape[1], dtype=torch.float64), grad_weight, grad_bias
+    return input.new_empty(2 * input.shape[1], dtype=torch.float64), *of_parameters
 
 
 @torch.library.register_fake("fused_bn::batch_norm_backward_elementwise")
@@ -173,6 +215,7 @@ def _backward_elementwise(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    negative_slope: Tensor | None,
     statistics: Tensor,
     mask: Tensor | None,
     sums: Tensor,
@@ -182,17 +225,18 @@ def _backward_elementwise(
     output_mask: list[bool],
 ) -> tuple[Tensor, Tensor]:
     torch.ops.fused_bn.check_sums(input, sums, count)
-    grad_input, grad_residual, _, _ = _backward(
+    grad_input, grad_residual, *_ = _backward(
         grad_output,
         input,
         residual,
         weight,
         bias,
+        negative_slope,
         statistics,
         mask,
         True,
         activation,
         activation_param,
-        [*output_mask, False, False],
+        [*output_mask, False, False, False],
     )
     return grad_input, grad_residual

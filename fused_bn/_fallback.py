@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fused_bn._activations import ACTIVATIONS, apply_activation, check_activation
+from fused_bn._activations import ACTIVATIONS, Param, apply_activation, check_activation
 
 _warned_of: set[str] = set()
 
@@ -34,7 +34,7 @@ def batch_norm(
     momentum: float | None,
     eps: float,
     activation: str,
-    activation_param: float,
+    activation_param: Param,
     num_batches_tracked: Tensor | None,
 ) -> Tensor:
     """See `fused_bn.functional.batch_norm`."""

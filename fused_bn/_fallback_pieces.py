@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_bn._activations import apply_activation
+from fused_bn._activations import Param, apply_activation
 from fused_bn._fallback import check_residual
 
 
@@ -78,9 +78,11 @@ def elementwise(
     statistics: Tensor,
     activation: str,
     activation_param: float,
+    negative_slope: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     z = _affine(_normalised(input, statistics), weight, bias, residual)
-    return apply_activation(activation, activation_param, z).to(input.dtype), None
+    param = activation_param if negative_slope is None else negative_slope
+    return apply_activation(activation, param, z).to(input.dtype), None
 
 
 def backward_sums(
@@ -89,22 +91,27 @@ def backward_sums(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    negative_slope: Tensor | None,
     statistics: Tensor,
     mask: Tensor | None,
     activation: str,
     activation_param: float,
     output_mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     xhat = _normalised(input, statistics)
     z = _affine(xhat, weight, bias, residual)
-    g = _behind_activation(grad_output, z, activation, activation_param)
+    param = activation_param if negative_slope is None else negative_slope
+    g = _behind_activation(grad_output, z, activation, param)
     dims = [d for d in range(input.dim()) if d != 1]
     of_g, of_g_xhat = g.double().sum(dims), (g.double() * xhat).sum(dims)
+    grad_slope = None
+    if negative_slope is not None:
+        grad_slope = (grad_output * z.clamp(max=0)).double().sum(dims).to(negative_slope.dtype)
     found = (
         sums.to(statistics.dtype if parameter is None else parameter.dtype)
         for sums, parameter in ((of_g_xhat, weight), (of_g, bias))
     )
-    return torch.cat([of_g, of_g_xhat]), *found  # type: ignore[return-value]
+    return torch.cat([of_g, of_g_xhat]), *found, grad_slope  # type: ignore[return-value]
 
 
 def backward_elementwise(
@@ -113,6 +120,7 @@ def backward_elementwise(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    negative_slope: Tensor | None,
     statistics: Tensor,
     mask: Tensor | None,
     sums: Tensor,
@@ -124,7 +132,8 @@ def backward_elementwise(
     channels = input.shape[1]
     xhat = _normalised(input, statistics)
     z = _affine(xhat, weight, bias, residual)
-    g = _behind_activation(grad_output, z, activation, activation_param)
+    param = activation_param if negative_slope is None else negative_slope
+    g = _behind_activation(grad_output, z, activation, param)
     means = (sums / count).to(g.dtype)
     centred = g - _over(means[:channels], g) - xhat * _over(means[channels:], g)
     scale = statistics[2] if weight is None else statistics[2] * weight
@@ -146,9 +155,9 @@ def _affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None, residual: 
     return z if residual is None else z + residual
 
 
-def _behind_activation(grad: Tensor, z: Tensor, activation: str, activation_param: float) -> Tensor:
+def _behind_activation(grad: Tensor, z: Tensor, activation: str, param: Param) -> Tensor:
     if activation == "none":
         return grad.to(z.dtype)
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        return torch.autograd.grad(apply_activation(activation, activation_param, z), z, grad.to(z.dtype))[0]
+        return torch.autograd.grad(apply_activation(activation, param, z), z, grad.to(z.dtype))[0]

@@ -39,15 +39,18 @@ def merge(*arguments: Any) -> tuple[Tensor, Tensor]:
 def elementwise(
     input: Tensor, residual: Tensor | None, weight: Any, bias: Any, statistics: Tensor, *options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """The output, and the mask that backward needs; `options` are the activation and its number."""
+    """The output, and the mask that backward needs.
+
+    options: the activation, its number and prelu's slopes.
+    """
     output, mask = torch.ops.fused_bn.batch_norm_elementwise(
         input, residual, weight, bias, statistics, *options, True
     )
     return output, mask if residual is not None and options[0] in WITH_A_MASK else None
 
 
-def backward_sums(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one process, (2 * C,), the sums of g and of g * xhat; and the gradients of weight and bias.
+def backward_sums(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Of one process, (2 * C,), the sums of g and of g * xhat; the gradients of weight, bias and slopes.
 
     g is the gradient behind the activation.
     """

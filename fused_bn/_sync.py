@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
 from fused_bn import _fallback_pieces, _pieces
-from fused_bn._activations import DEFAULT_PARAMS, check_activation
+from fused_bn._activations import Param, check_activation, split_param
 from fused_bn._extension import devices_with_kernels
 
 
@@ -37,7 +37,7 @@ def batch_norm(
     momentum: float | None,
     eps: float,
     activation: str,
-    activation_param: float | None,
+    activation_param: Param | None,
     group: Any,
     layer: str,
 ) -> Tensor:
@@ -51,14 +51,14 @@ def batch_norm(
         RuntimeError: besides what `functional.batch_norm` raises, where other processes cannot be reached.
     """
     check_activation(activation, activation_param)
-    param = DEFAULT_PARAMS[activation] if activation_param is None else activation_param
+    param, negative_slope = split_param(activation, activation_param, input)
     pieces = _pieces_of(input)
     counter = num_batches_tracked
     if counter is not None and (counter.dtype is not torch.int64 or counter.device != input.device):
         momentum = 1 / (float(counter) + 1) if momentum is None else momentum
         num_batches_tracked = None  # the pieces write no other counter
     with torch.no_grad():
-        pieces.check(input, residual, weight, bias, activation, param)
+        pieces.check(input, residual, weight, bias, activation, param, negative_slope)
         moments = _exchange(_gather, pieces.moments(input), group, layer)
         statistics, count = pieces.merge(
             input, moments, running_mean, running_var, num_batches_tracked, momentum, eps
@@ -66,7 +66,7 @@ def batch_norm(
         if counter is not num_batches_tracked and counter is not None:
             counter.add_(1)
     output: Tensor = _Elementwise.apply(
-        input, residual, weight, bias, statistics, count, activation, param, group, layer
+        input, residual, weight, bias, negative_slope, statistics, count, activation, param, group, layer
     )
     return output
 
@@ -81,6 +81,7 @@ class _Elementwise(torch.autograd.Function):
         residual: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
+        negative_slope: Tensor | None,
         statistics: Tensor,
         count: Tensor,
         activation: str,
@@ -89,26 +90,26 @@ class _Elementwise(torch.autograd.Function):
         layer: str,
     ) -> Tensor:
         pieces = _pieces_of(input)
-        output, mask = pieces.elementwise(input, residual, weight, bias, statistics, activation, param)
+        output, mask = pieces.elementwise(
+            input, residual, weight, bias, statistics, activation, param, negative_slope
+        )
         ctx.options, ctx.group, ctx.layer = (activation, param), group, layer
         ctx.format = None if mask is None else torch._prims_common.suggest_memory_format(input)
         kept = residual if pieces.keeps_residual(activation) else None
-        ctx.save_for_backward(input, kept, weight, bias, statistics, mask, count)
+        ctx.save_for_backward(input, kept, weight, bias, negative_slope, statistics, mask, count)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        wants_input, wants_residual, wants_weight, wants_bias, *_ = ctx.needs_input_grad
+        wants_input, wants_residual, *wants_parameters = ctx.needs_input_grad[:5]
         input, *saved, count = ctx.saved_tensors
         pieces = _pieces_of(input)
         # The bits of a mask lie in the order of the input's memory, which hooks may have changed.
         if ctx.format is not None:
             input = input.contiguous(memory_format=ctx.format)
         saved = [input, *saved]
-        sums, grad_weight, grad_bias = pieces.backward_sums(
-            grad_output, *saved, *ctx.options, [wants_weight, wants_bias]
-        )
+        sums, *of_parameters = pieces.backward_sums(grad_output, *saved, *ctx.options, wants_parameters)
         if wants_input:
             sums = _exchange(_add_up, sums, ctx.group, ctx.layer)
         grad_input = grad_residual = None
@@ -119,8 +120,7 @@ class _Elementwise(torch.autograd.Function):
         return (
             grad_input if wants_input else None,
             grad_residual if wants_residual else None,
-            grad_weight if wants_weight else None,
-            grad_bias if wants_bias else None,
+            *(grad if wanted else None for grad, wanted in zip(of_parameters, wants_parameters, strict=True)),
             *[None] * 6,
         )
 

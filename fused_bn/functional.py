@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from fused_bn import _fallback, _tracing
-from fused_bn._activations import DEFAULT_PARAMS, spelled
+from fused_bn._activations import DEFAULT_PARAMS, Param, spelled, split_param
 from fused_bn._extension import devices_with_kernels, extension
 
 if devices_with_kernels:
@@ -27,7 +27,7 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     activation: Any = "none",
-    activation_param: float | None = None,
+    activation_param: Param | None = None,
     residual: Tensor | None = None,
     num_batches_tracked: Tensor | None = None,
 ) -> Tensor:
@@ -55,11 +55,12 @@ def batch_norm(
         momentum: weight of the new statistics in the running ones; None for a cumulative average over
             `num_batches_tracked`.
         eps: added to the variance; positive in training.
-        activation: "none", "relu", "leaky_relu", "relu6", "hardswish", "hardsigmoid", "elu", "silu", "gelu",
-            "gelu_tanh", "tanh", "sigmoid", "selu", "softplus" or "mish"; or None, or the module, class or
-            function of torch that computes one of them.
+        activation: "none", "relu", "leaky_relu", "relu6", "prelu", "hardswish", "hardsigmoid", "elu", "silu",
+            "gelu", "gelu_tanh", "tanh", "sigmoid", "selu", "softplus" or "mish"; or None, or the module,
+            class or function of torch that computes one of them.
         activation_param: leaky_relu's negative slope, 0.01 where None; elu's alpha or softplus' beta, 1
-            where None.
+            where None; prelu's slope, 0.25 where None, or a tensor of one slope or of one a channel, which
+            gets a gradient.
         residual: added before the activation; of the input's shape, dtype and device.
         num_batches_tracked: int64 scalar, incremented in training where given.
 
@@ -100,9 +101,21 @@ def batch_norm(
             activation_param,
             num_batches_tracked,
         )
+    negative_slope = None
+    if activation == "prelu":
+        activation_param, negative_slope = split_param(activation, activation_param, input)
     if not training:
         return _fused_inference(
-            input, residual, weight, bias, running_mean, running_var, eps, activation, activation_param
+            input,
+            residual,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            eps,
+            activation,
+            activation_param,
+            negative_slope,
         )
     return _fused(
         input,
@@ -117,4 +130,5 @@ def batch_norm(
         eps,
         activation,
         activation_param,
+        negative_slope,
     )

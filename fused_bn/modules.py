@@ -12,7 +12,7 @@ from torch.fx import Proxy
 from torch.fx.proxy import TraceError
 
 from fused_bn import _converters, _fallback, _recompute, _sync, _tracing
-from fused_bn._activations import ACTIVATIONS, DEFAULT_PARAMS, spelled
+from fused_bn._activations import ACTIVATIONS, DEFAULT_PARAMS, Param, spelled
 from fused_bn.functional import batch_norm
 
 Initialiser = float | Callable[[Tensor], Any]
@@ -27,7 +27,7 @@ _TORCH_TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm1d).parameters  # la
 
 
 def apply(
-    norm: Any, input: Tensor, residual: Tensor | None, activation: str, activation_param: float | None
+    norm: Any, input: Tensor, residual: Tensor | None, activation: str, activation_param: Param | None
 ) -> Tensor:
     """act(norm(input) + residual), by the parameters, buffers and mode of an nn.BatchNorm* or one of ours."""
     norm._check_input_dim(input)
@@ -94,11 +94,13 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
 
     Args, all by keyword, besides those of `nn.BatchNorm*`:
         bias: False for a weight alone, with every version of torch.
-        activation: "none", "relu", "leaky_relu", "relu6", "hardswish", "hardsigmoid", "elu", "silu", "gelu",
-            "gelu_tanh", "tanh", "sigmoid", "selu", "softplus" or "mish", computed in the same pass; or None,
-            or the module, class or function of torch that computes one of them.
+        activation: "none", "relu", "leaky_relu", "relu6", "prelu", "hardswish", "hardsigmoid", "elu",
+            "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "selu", "softplus" or "mish", computed in the same
+            pass; or None, or the module, class or function of torch that computes one of them. "prelu" learns
+            one slope for all channels. nn.PReLU(num_features) learns one a channel. The norm has them as its
+            parameter `prelu_weight`, which is that of the given module.
         activation_param: leaky_relu's negative slope (0.01 where None), elu's alpha or softplus' beta (1
-            where None).
+            where None), the slope that prelu begins with (0.25 where None).
         weight_init, bias_init: a number, or a function of `torch.nn.init`, which `reset_parameters` applies
             where not None. `weight_init=0` starts a residual block as the identity (Goyal et al. 2017,
             https://arxiv.org/abs/1706.02677, section 5.1).
@@ -116,6 +118,7 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
     weight_init: Any = None
     bias_init: Any = None
     frozen = False
+    prelu_weight: nn.Parameter  # of prelu alone
     synchronised = False  # whether statistics are those of several processes; see SyncBatchNorm
     _notes_outputs = False  # for what keeps them for backward, and can compute them again; see fused_bn.fuse
 
@@ -124,7 +127,7 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
         *args: Any,
         bias: bool = True,
         activation: Any = "none",
-        activation_param: float | None = None,
+        activation_param: Param | None = None,
         weight_init: Initialiser | None = None,
         bias_init: Initialiser | None = None,
         frozen: bool = False,
@@ -150,17 +153,42 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
             raise ValueError("frozen needs track_running_stats=True")
         if self.momentum is not None and not isinstance(self.momentum, Real):
             raise TypeError(f"momentum must be a number or None, but got {self.momentum!r}")
-        self.activation, self.activation_param, self.frozen = activation, activation_param, frozen
+        self.frozen = frozen
+        if activation == "prelu":
+            self._take_slopes(activation_param)
+        self.activation = activation
+        self.activation_param = None if isinstance(activation_param, Tensor) else activation_param
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "activation" and (type(value) is not str or value not in ACTIVATIONS):
-            value, param = spelled(value)  # else nn.Module would make a child of a module
-            if param is not None:
-                self.__dict__["activation_param"] = param
+        if name == "activation":
+            param: Any = None
+            if type(value) is not str or value not in ACTIVATIONS:
+                value, param = spelled(value)  # else nn.Module would make a child of a module
+            if value == "prelu":
+                self._take_slopes(param)
+            else:
+                self._parameters.pop("prelu_weight", None)
+                if param is not None:
+                    self.__dict__["activation_param"] = param
         super().__setattr__(name, value)
 
+    def _take_slopes(self, slopes: Param | None) -> None:
+        """Makes prelu's parameter of them, or keeps the one that is there."""
+        if slopes is None and "prelu_weight" in self._parameters:
+            return
+        if not isinstance(slopes, Tensor):
+            like = next((each for each in (self.weight, self.running_mean) if each is not None), None)
+            dtype, device = (None, None) if like is None else (like.dtype, like.device)
+            number = DEFAULT_PARAMS["prelu"] if slopes is None else slopes
+            slopes = torch.full((1,), number, dtype=dtype or torch.get_default_dtype(), device=device)
+        own = slopes if isinstance(slopes, nn.Parameter) else nn.Parameter(slopes)
+        self.register_parameter("prelu_weight", own)
+
     def reset_parameters(self) -> None:
-        """As `nn.BatchNorm*` does it, then `weight_init` and `bias_init`."""
+        """As `nn.BatchNorm*` does it, then `weight_init` and `bias_init`; and prelu's slopes."""
+        if "prelu_weight" in self._parameters:
+            number = DEFAULT_PARAMS["prelu"] if self.activation_param is None else self.activation_param
+            nn.init.constant_(self.prelu_weight, number)
         if self.affine and self.bias is None and not _TORCH_TAKES_BIAS:  # which would reset a bias too
             self.reset_running_stats()
             nn.init.ones_(self.weight)
@@ -186,7 +214,8 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
         """
         if isinstance(input, Proxy):
             return self._record(input, residual)
-        return apply(self, input, residual, self.activation, self.activation_param)
+        param = self.activation_param if self.activation != "prelu" else self.prelu_weight
+        return apply(self, input, residual, self.activation, param)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

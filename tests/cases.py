@@ -86,7 +86,7 @@ def why_no_cuda() -> str:
 DEVICES = ("cpu",) if why_no_cuda() else ("cpu", "cuda")
 
 
-PARAMS = {"leaky_relu": 0.25, "elu": 0.75, "softplus": 1.5}
+PARAMS = {"leaky_relu": 0.25, "prelu": 0.375, "elu": 0.75, "softplus": 1.5}
 """The numbers of the activations that take one: not their defaults, which could pass unread."""
 
 
@@ -203,6 +203,7 @@ class Tensors:
     num_batches_tracked: Tensor | None
     grad_output: Tensor
     residual: Tensor | None = None
+    negative_slope: Tensor | None = None
 
     def clone(self) -> "Tensors":
         """Independent copies with the same strides, none of which requires a gradient."""
@@ -213,7 +214,7 @@ class Tensors:
         return Tensors(**values)
 
     def require_grad(self) -> "Tensors":
-        for tensor in (self.input, self.weight, self.bias, self.residual):
+        for tensor in (self.input, self.weight, self.bias, self.residual, self.negative_slope):
             if tensor is not None:
                 tensor.requires_grad_()
         return self
@@ -253,6 +254,7 @@ def make_tensors(case: Case, device: str = "cpu", seed: int = 0) -> Tensors:
         num_batches_tracked=torch.tensor(2, device=device) if case.buffers else None,
         grad_output=in_layout(placed(normal(*case.shape), case.dtype), case.layout),
         residual=in_layout(placed(normal(*case.shape), case.dtype), case.layout) if case.residual else None,
+        negative_slope=placed(uniform(0.05, 0.75), parameter) if case.activation == "prelu" else None,
     )
 
 
@@ -268,6 +270,7 @@ class Result:
     running_var: Tensor | None
     num_batches_tracked: Tensor | None
     grad_residual: Tensor | None = None
+    grad_negative_slope: Tensor | None = None
 
 
 def _backward(tensors: Tensors, output: Tensor) -> Result:
@@ -281,6 +284,7 @@ def _backward(tensors: Tensors, output: Tensor) -> Result:
         tensors.running_var,
         tensors.num_batches_tracked,
         None if tensors.residual is None else tensors.residual.grad,
+        None if tensors.negative_slope is None else tensors.negative_slope.grad,
     )
 
 
@@ -296,7 +300,7 @@ def call_fused(case: Case, tensors: Tensors) -> Tensor:
         case.momentum,
         case.eps,
         activation=case.activation,
-        activation_param=case.activation_param,
+        activation_param=case.activation_param if tensors.negative_slope is None else tensors.negative_slope,
         residual=tensors.residual,
         num_batches_tracked=tensors.num_batches_tracked if case.training else None,
     )
@@ -331,11 +335,18 @@ def run_torch(case: Case, tensors: Tensors) -> Result:
         case.eps,
         torch.backends.cudnn.enabled,
     )
-    return _backward(own, activate(case, output if own.residual is None else output + own.residual))
+    z = output if own.residual is None else output + own.residual
+    return _backward(own, activate(case, z, own.negative_slope))
 
 
-def activate(case: Case, z: Tensor) -> Tensor:
-    """PyTorch's own activation, and its own derivative."""
+def activate(case: Case, z: Tensor, negative_slope: Tensor | None = None) -> Tensor:
+    """PyTorch's own activation, and its own derivative.
+
+    negative_slope: prelu's, (C,); without it all have the case's `activation_param`.
+    """
+    if case.activation == "prelu":
+        slope = z.new_full((1,), PARAMS["prelu"]) if negative_slope is None else negative_slope
+        return F.prelu(z, slope.to(z.dtype))
     functions: dict[str, Callable[..., Tensor]] = {
         "none": lambda z: z,
         "gelu_tanh": partial(F.gelu, approximate="tanh"),

@@ -71,7 +71,7 @@ def beyond_rounding(name: str, dtype: torch.dtype) -> float:
     up to 128 in a row, which gives 4.6u, and the worst of some hundred channels 3.5 times that: 16u.
     fp64: the reference, no better, adds as many again.
     """
-    roundings = 16 if name in ("grad_weight", "grad_bias", "running_var") else 8
+    roundings = 16 if name in ("grad_weight", "grad_bias", "grad_negative_slope", "running_var") else 8
     return 2 * roundings * 2.0**-53 if dtype is torch.float64 else roundings * U
 
 
@@ -108,6 +108,7 @@ class Reference:
     running_mean: Tensor | None
     running_var: Tensor | None
     grad_residual: Tensor
+    grad_negative_slope: Tensor | None
     scales: dict[str, Tensor]
 
 
@@ -120,7 +121,7 @@ def _fp64(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().to("cpu", torch.float64)
 
 
-KINKS = {"relu": (0.0,), "leaky_relu": (0.0,), "relu6": (0.0, 6.0)}
+KINKS = {"relu": (0.0,), "leaky_relu": (0.0,), "prelu": (0.0,), "relu6": (0.0, 6.0)}
 """Where the slope jumps, of the activations whose slope takes two values."""
 
 
@@ -150,14 +151,14 @@ def _gauss(z: Tensor) -> Tensor:
     return (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
 
 
-def derivatives(case: Case, z: Tensor) -> tuple[Tensor, Tensor]:
+def derivatives(case: Case, z: Tensor, negative_slope: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The first and second derivative of the activation at z; the second one 0 where it is linear."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         if case.activation in SLOPES:
             first = SLOPES[case.activation](z)
         else:
-            (first,) = torch.autograd.grad(activate(case, z).sum(), z, create_graph=True)
+            (first,) = torch.autograd.grad(activate(case, z, negative_slope).sum(), z, create_graph=True)
         if not first.requires_grad or case.activation in KINKS or case.activation == "none":
             return first.detach(), torch.zeros_like(z)
         (second,) = torch.autograd.grad(first.sum(), z)
@@ -208,10 +209,12 @@ def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Refer
     z = z + added
 
     z_scale = per_channel(w.abs(), x) * (xhat.abs() + 1) + per_channel(b.abs(), x) + added.abs()
-    output = activate(case, z)
-    first, second = derivatives(case, z)
+    negative_slope = _fp64(tensors.negative_slope)
+    output = activate(case, z, negative_slope)
+    first, second = derivatives(case, z, negative_slope)
     if mask is not None:
-        first = torch.where(mask.cpu(), torch.ones_like(z), case.activation_param or 0.0)
+        other = case.activation_param or 0.0 if negative_slope is None else per_channel(negative_slope, x)
+        first = torch.where(mask.cpu(), torch.ones_like(z), other)
     dy = first * grad_output
     # How far g = act'(z) * grad_output moves where z moves by its scale, and how large it is.
     # Without curvature not at all, wherever z is, even if it is NaN.
@@ -230,6 +233,7 @@ def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Refer
         "grad_weight": (dy_scale * xhat).square().sum(over_channel).sqrt(),
         "grad_bias": dy_scale.square().sum(over_channel).sqrt(),
         "grad_residual": dy_scale,
+        "grad_negative_slope": (grad_output * z_scale).square().sum(over_channel).sqrt(),
     }
     if case.training and running_mean is not None and running_var is not None:
         momentum = momentum_factor(case, tensors)
@@ -254,6 +258,7 @@ def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Refer
         running_mean,
         running_var,
         dy,
+        None if negative_slope is None else (grad_output * z.clamp(max=0)).sum(over_channel),
         scales,
     )
 
@@ -284,6 +289,7 @@ DEMANDS = {
     "running_mean": DEMANDED_RUNNING,
     "running_var": DEMANDED_RUNNING,
     "grad_residual": DEMANDED_GRAD_RESIDUAL,
+    "grad_negative_slope": DEMANDED_GRAD_PARAMETER,
 }
 
 

@@ -45,13 +45,14 @@ OPCHECK_CASES += [
     replace(OPCHECK_CASES[0], weight=False, bias=False, buffers=False),
     replace(OPCHECK_CASES[0], dtype=torch.bfloat16),
     replace(OPCHECK_CASES[0], dtype=torch.float64, parameter_dtype=torch.float64),
-    *(replace(OPCHECK_CASES[0], activation=activation) for activation in ("leaky_relu", "gelu")),
+    *(replace(OPCHECK_CASES[0], activation=activation) for activation in ("leaky_relu", "prelu", "gelu")),
     *(
         replace(case, residual=True, activation=activation)
         for case in OPCHECK_CASES[::2]
         for activation in ("none", "relu", "silu")
     ),
 ]
+TENSORS_WITH_GRADIENTS = ("input", "residual", "weight", "bias", "negative_slope")
 
 
 @pytest.mark.parametrize("case", OPCHECK_CASES, ids=str)
@@ -59,7 +60,7 @@ def test_opcheck_passes_on_the_user_operator(case: Case, device: str) -> None:
     """Schema, autograd registration, fake kernel and AOT dispatch with dynamic shapes, gradients included."""
     tensors = make_tensors(case, device).require_grad()
     arguments = forward_arguments(case, device)
-    arguments |= {name: getattr(tensors, name) for name in ("input", "residual", "weight", "bias")}
+    arguments |= {name: getattr(tensors, name) for name in TENSORS_WITH_GRADIENTS}
     torch.library.opcheck(
         torch.ops.fused_bn.batch_norm.default, tuple(arguments[name] for name in USER_ARGUMENTS)
     )
@@ -70,7 +71,7 @@ def test_opcheck_passes_on_the_operator_of_evaluation(case: Case, device: str) -
     """Its schema says that nothing is written."""
     tensors = make_tensors(case, device).require_grad()
     arguments = forward_arguments(case, device)
-    arguments |= {name: getattr(tensors, name) for name in ("input", "residual", "weight", "bias")}
+    arguments |= {name: getattr(tensors, name) for name in TENSORS_WITH_GRADIENTS}
     operator = torch.ops.fused_bn.batch_norm_inference.default
     assert not operator._schema.is_mutable
     torch.library.opcheck(operator, tuple(arguments[name] for name in INFERENCE_ARGUMENTS))
@@ -97,9 +98,9 @@ def test_opcheck_passes_on_the_elementwise_operator(case: Case, device: str) -> 
 @pytest.mark.parametrize("case", OPCHECK_CASES, ids=str)
 def test_opcheck_passes_on_the_backward_operator(case: Case, device: str) -> None:
     masks = (
-        [True, case.residual, True, True],
-        [True, False, False, False],
-        [False, case.residual, True, True],
+        [True, case.residual, True, True, True],
+        [True, False, False, False, False],
+        [False, case.residual, True, True, True],
     )
     for mask in masks if case in (OPCHECK_CASES[0], OPCHECK_CASES[-1]) else masks[:1]:
         arguments = backward_arguments(case, device, output_mask=mask)
@@ -167,7 +168,7 @@ def test_fake_kernels_give_the_strides_of_the_real_ones(shape: tuple[int, ...]) 
                 "residual": None,
                 "statistics": statistics,
                 "mask": mask if residual and mask.numel() > 0 else None,
-                "output_mask": [True, True, True, True] if residual else [False, False, True, False],
+                "output_mask": [residual, residual, True, residual, residual],
             }
             assert fake(backward, arguments) == shapes_and_strides(backward(arguments)), (x.stride(), dtype)
 

@@ -79,7 +79,7 @@ def test_make_dual_gives_the_tangent_of_nn_batchnorm(case: Case, needs_grad: boo
         x, residual, weight, bias = (next(rest) if each else None for each in has)
         arguments = (present(x), theirs.running_mean, theirs.running_var, weight, bias, case.training)
         z = torch.nn.functional.batch_norm(*arguments, 0.1, case.eps)
-        return activate(case, z if residual is None else z + residual)
+        return activate(case, z if residual is None else z + residual, theirs.negative_slope)
 
     found = tangent(ours, lambda *given: apply(case, ours, *given))
     for mine, other in zip(found, tangent(theirs, reference), strict=True):
@@ -138,9 +138,11 @@ def test_jacfwd_is_the_jacobian_of_reverse_mode(training: bool, activation: str)
 @pytest.mark.needs_extension
 def test_the_backward_operator_has_a_tangent_too() -> None:
     """Raw, its statistics given: the derivative along grad_output, in which it is linear."""
-    for training, activation, residual in product((True, False), ("none", "relu", "silu"), (True, False)):
+    for training, activation, residual in product(
+        (True, False), ("none", "relu", "prelu", "silu"), (True, False)
+    ):
         case = Case((4, 3, 2, 5), training=training, activation=activation, residual=residual)
-        arguments = backward_arguments(case, output_mask=[True] * 4)
+        arguments = backward_arguments(case, output_mask=[True] * 5)
         direction = torch.randn_like(arguments["grad_output"])
         expected = backward(arguments | {"grad_output": direction})
         with forward_ad.dual_level():

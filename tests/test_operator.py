@@ -28,7 +28,8 @@ FORWARD_ARGUMENTS = (
     "eps",
     "activation",
     "activation_param",
-    "save_mask",
+    "negative_slope",
+    "save_for_backward",
 )
 USER_ARGUMENTS = FORWARD_ARGUMENTS[:-1]
 INFERENCE_ARGUMENTS = tuple(
@@ -43,6 +44,7 @@ BACKWARD_ARGUMENTS = (
     "residual",
     "weight",
     "bias",
+    "negative_slope",
     "statistics",
     "mask",
     "training",
@@ -51,7 +53,8 @@ BACKWARD_ARGUMENTS = (
     "output_mask",
 )
 ELEMENTWISE_ARGUMENTS = (
-    *("input", "residual", "weight", "bias", "statistics", "activation", "activation_param", "save_mask"),
+    *("input", "residual", "weight", "bias", "statistics", "activation", "activation_param"),
+    *("negative_slope", "save_for_backward"),
 )
 
 
@@ -70,7 +73,8 @@ def forward_arguments(case: Case, device: str = "cpu", **changes: Any) -> dict[s
         "eps": case.eps,
         "activation": case.activation,
         "activation_param": case.activation_param or 0.0,
-        "save_mask": True,
+        "negative_slope": tensors.negative_slope,
+        "save_for_backward": True,
     }
     return values | changes
 
@@ -82,7 +86,7 @@ def user_operator(arguments: dict[str, Any]) -> Tensor:
 
 def forward(arguments: dict[str, Any]) -> list[Tensor]:
     """The output, the statistics and the mask."""
-    return list(torch.ops.fused_bn.batch_norm_forward(*(arguments[name] for name in FORWARD_ARGUMENTS)))
+    return list(torch.ops.fused_bn.batch_norm_forward(*(arguments[name] for name in FORWARD_ARGUMENTS)))[:3]
 
 
 def elementwise(arguments: dict[str, Any]) -> list[Tensor]:
@@ -100,13 +104,15 @@ def backward_arguments(case: Case, device: str = "cpu", **changes: Any) -> dict[
         "residual": arguments["residual"] if case.activation in SMOOTH else None,
         "statistics": statistics,
         "mask": mask if mask.numel() > 0 else None,
-        "output_mask": [True, case.residual, True, True],
+        "output_mask": [True, case.residual, True, True, True],
     }
     return values | changes
 
 
 def backward(arguments: dict[str, Any]) -> list[Tensor]:
-    return list(torch.ops.fused_bn.batch_norm_backward(*(arguments[name] for name in BACKWARD_ARGUMENTS)))
+    """The gradients of input, residual, weight and bias, and of prelu's slopes where there are some."""
+    found = torch.ops.fused_bn.batch_norm_backward(*(arguments[name] for name in BACKWARD_ARGUMENTS))
+    return [gradient for gradient in found if gradient is not None]
 
 
 CASES = [
@@ -114,7 +120,7 @@ CASES = [
     for shape in ((3, 17, 4, 5), (6, 9))
     for layout in layouts(shape)
     for (dtype, parameter_dtype), training in product(DTYPES, (True, False))
-    for activation, residual in product(("none", "relu", "silu"), (False, True))
+    for activation, residual in product(("none", "relu", "prelu", "silu"), (False, True))
 ]
 
 
@@ -123,7 +129,9 @@ def test_the_three_operators_agree_bit_for_bit(case: Case, device: str) -> None:
     """The user-level one is forward and backward put together; it adds autograd and nothing else."""
     together = run_fused(case, make_tensors(case, device))
     output, statistics, mask = forward(forward_arguments(case, device))
-    grad_input, grad_residual, grad_weight, grad_bias = backward(backward_arguments(case, device))
+    grad_input, grad_residual, grad_weight, grad_bias, *grad_slope = backward(
+        backward_arguments(case, device)
+    )
     assert torch.equal(output, together.output)
     assert torch.equal(user_operator(forward_arguments(case, device)), together.output)
     assert statistics.shape == (3, case.channels)
@@ -134,7 +142,8 @@ def test_the_three_operators_agree_bit_for_bit(case: Case, device: str) -> None:
     assert mask.dtype is torch.uint8
     assert same_bits(grad_weight, together.grad_weight)
     assert same_bits(grad_bias, together.grad_bias)
-    assert grad_weight.dtype == grad_bias.dtype == case.parameter_dtype
+    assert same_bits(grad_slope[0] if grad_slope else None, together.grad_negative_slope)
+    assert {each.dtype for each in (grad_weight, grad_bias, *grad_slope)} == {case.parameter_dtype}
 
 
 @pytest.mark.core
@@ -159,16 +168,16 @@ def test_elementwise_of_nothing(device: str) -> None:
         assert mask.numel() == 0
 
 
-@pytest.mark.parametrize("mask", list(product((True, False), repeat=4)), ids=str)
+@pytest.mark.parametrize("mask", list(product((True, False), repeat=5)), ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_masked_gradients_are_empty_and_the_others_unchanged(
     mask: tuple[bool, ...], layout: str, device: str
 ) -> None:
-    for training, activation in product((True, False), ("none", "relu", "silu")):
+    for training, activation in product((True, False), ("none", "relu", "prelu", "silu")):
         case = Case((3, 17, 4, 5), layout, training=training, activation=activation, residual=True)
         everything = backward(backward_arguments(case, device))
         asked = backward(backward_arguments(case, device, output_mask=list(mask)))
-        for wanted, full, found in zip(mask, everything, asked, strict=True):
+        for wanted, full, found in zip(mask[: len(everything)], everything, asked, strict=True):
             if wanted:
                 assert torch.equal(full, found)
             else:
@@ -181,7 +190,7 @@ def test_gradients_without_weight_or_bias(layout: str, device: str) -> None:
     for training, activation in product((True, False), ("none", "relu")):
         case = Case((3, 17, 4, 5), layout, training=training, activation=activation)
         bare = Case((3, 17, 4, 5), layout, training=training, activation=activation, weight=False, bias=False)
-        absent = backward(backward_arguments(bare, device, output_mask=[True, False, False, False]))[0]
+        absent = backward(backward_arguments(bare, device, output_mask=[True, *[False] * 4]))[0]
         arguments = backward_arguments(bare, device)
         arguments |= {
             "weight": torch.ones(case.channels, device=device),
@@ -261,6 +270,10 @@ WRONG_FORWARD: dict[str, dict[str, Any]] = {
     "unknown activation": {"activation": "swish"},
     "infinite activation_param": {"activation": "leaky_relu", "activation_param": float("inf")},
     "activation_param that is no number": {"activation": "elu", "activation_param": float("nan")},
+    "prelu without slopes": {"activation": "prelu"},
+    "slopes without prelu": {"negative_slope": torch.ones(3)},
+    "too many slopes": {"activation": "prelu", "negative_slope": torch.ones(4)},
+    "slopes in double": {"activation": "prelu", "negative_slope": torch.ones(3).double()},
     "a beta of 0": {"activation": "softplus", "activation_param": 0.0},
     "a beta of 0 in float": {"activation": "softplus", "activation_param": 1e-46},
     "residual of fewer channels": {"residual": torch.ones(2, 2, 4, 4)},
@@ -306,8 +319,9 @@ def test_forward_operators_refuse_wrong_arguments_and_change_nothing(name: str, 
 FREEABLE = [
     *((forward, forward_arguments, name) for name in FORWARD_ARGUMENTS[:7]),
     *((user_operator, forward_arguments, name) for name in FORWARD_ARGUMENTS[:7]),
-    *((backward, backward_arguments, name) for name in BACKWARD_ARGUMENTS[:7]),
+    *((backward, backward_arguments, name) for name in BACKWARD_ARGUMENTS[:8]),
     *((elementwise, forward_arguments, name) for name in ELEMENTWISE_ARGUMENTS[:5]),
+    *((operator, forward_arguments, "negative_slope") for operator in (forward, user_operator, elementwise)),
 ]
 
 
@@ -319,7 +333,7 @@ def test_a_tensor_without_memory_is_refused_and_not_taken_for_absent(
     operator: Any, make: Any, name: str, training: bool
 ) -> None:
     """A sharded parameter has a shape and no memory: the input crashed, weights counted as 1."""
-    activation = "silu" if name == "residual" else "relu"
+    activation = {"residual": "silu", "negative_slope": "prelu"}.get(name, "relu")
     case = Case((2, 3, 4, 4), activation=activation, residual=name in ("residual", "mask"), training=training)
     arguments = make(case)
     arguments.setdefault("statistics", torch.ones(3, 3))
@@ -423,7 +437,7 @@ WRONG_BACKWARD: dict[str, dict[str, Any]] = {
     "unknown activation": {"activation": "swish"},
     "infinite activation_param": {"activation_param": float("inf")},
     "activation_param beyond float": {"activation_param": 1e39},
-    "output_mask of three": {"output_mask": [True, True, True]},
+    "output_mask of four": {"output_mask": [True] * 4},
     "mask too short": {"mask": torch.zeros(11, dtype=torch.uint8)},
     "mask too long": {"mask": torch.zeros(13, dtype=torch.uint8)},
     "mask of rank 2": {"mask": torch.zeros(3, 4, dtype=torch.uint8)},

@@ -21,15 +21,15 @@ CASES = [
     for shape in ((6, 17, 4, 5), (9, 7), (3, 5, 2, 3, 2))
     for layout in layouts(shape)
     for dtype, parameter_dtype in ((torch.float32, torch.float32), (torch.bfloat16, torch.float32))
-    for activation, residual in (("none", False), ("relu", True), ("silu", True))
+    for activation, residual in (("none", False), ("relu", True), ("prelu", True), ("silu", True))
 ]
 
 MERGE = ("input", "moments", "running_mean", "running_var", "num_batches_tracked", "momentum", "eps")
 SUMS = (
-    *("grad_output", "input", "residual", "weight", "bias", "statistics", "mask"),
+    *("grad_output", "input", "residual", "weight", "bias", "negative_slope", "statistics", "mask"),
     *("activation", "activation_param", "output_mask"),
 )
-ELEMENTWISE = (*SUMS[:7], "sums", "count", *SUMS[7:])
+ELEMENTWISE = (*SUMS[:8], "sums", "count", *SUMS[8:])
 
 
 def merge_arguments(case: Case, device: str, **changes: Any) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def merge(arguments: dict[str, Any]) -> list[Tensor]:
 
 
 def elementwise_arguments(case: Case, device: str, **changes: Any) -> dict[str, Any]:
-    arguments = backward_arguments(case, device, output_mask=[True, True])
-    sums, _, _ = OPERATORS.batch_norm_backward_sums(*(arguments[name] for name in SUMS))
+    arguments = backward_arguments(case, device, output_mask=[True] * 3)
+    sums, *_ = OPERATORS.batch_norm_backward_sums(*(arguments[name] for name in SUMS))
     count = torch.tensor(float(arguments["input"].numel() // case.channels), dtype=torch.float64)
     arguments |= {"sums": sums, "count": count.to(device), "output_mask": [True, case.residual]}
     return {name: arguments[name] for name in ELEMENTWISE} | changes
@@ -69,11 +69,11 @@ def test_the_pieces_of_one_process_are_the_whole(case: Case, device: str) -> Non
     for name in ("running_mean", "running_var"):
         torch.testing.assert_close(parts[name], whole[name], rtol=4e-7, atol=0)
     assert parts["num_batches_tracked"] == whole["num_batches_tracked"]
-    grad_input, grad_residual, grad_weight, grad_bias = backward(backward_arguments(case, device))
-    arguments = backward_arguments(case, device, output_mask=[True, True])
-    _, of_weight, of_bias = OPERATORS.batch_norm_backward_sums(*(arguments[name] for name in SUMS))
-    assert same_bits(of_weight, grad_weight)
-    assert same_bits(of_bias, grad_bias)
+    grad_input, grad_residual, *of_parameters = backward(backward_arguments(case, device))
+    arguments = backward_arguments(case, device, output_mask=[True] * 3)
+    _, *found = OPERATORS.batch_norm_backward_sums(*(arguments[name] for name in SUMS))
+    assert all(map(same_bits, found, of_parameters))
+    assert len(of_parameters) == (3 if case.activation == "prelu" else 2)
     assert all(map(same_bits, elementwise(elementwise_arguments(case, device)), (grad_input, grad_residual)))
 
 
@@ -84,7 +84,7 @@ def test_opcheck(case: Case, device: str) -> None:
     for operator, arguments in (
         (OPERATORS.batch_norm_moments, (merged["input"],)),
         (OPERATORS.batch_norm_merge, tuple(merged[name] for name in MERGE)),
-        (OPERATORS.batch_norm_backward_sums, tuple(given[name] for name in SUMS)),
+        (OPERATORS.batch_norm_backward_sums, (*(given[name] for name in SUMS[:-1]), [True] * 3)),
         (OPERATORS.batch_norm_backward_elementwise, tuple(given[name] for name in ELEMENTWISE)),
     ):
         torch.library.opcheck(operator.default, arguments)
@@ -97,8 +97,10 @@ def test_unwanted_gradients_are_empty(mask: tuple[bool, bool], activation: str, 
     arguments = elementwise_arguments(case, device, output_mask=[True, True])
     everything = elementwise(arguments)
     asked = elementwise(arguments | {"output_mask": list(mask)})
-    of_parameters = OPERATORS.batch_norm_backward_sums(*(arguments[name] for name in SUMS[:-1]), list(mask))
-    for wanted, full, found, parameter in zip(mask, everything, asked, of_parameters[1:], strict=True):
+    _, *of_parameters = OPERATORS.batch_norm_backward_sums(
+        *(arguments[name] for name in SUMS[:-1]), [*mask, False]
+    )
+    for wanted, full, found, parameter in zip(mask, everything, asked, of_parameters[:2], strict=True):
         assert torch.equal(found, full) if wanted else found.shape == (0,)
         assert parameter.shape == ((5,) if wanted else (0,))
 
@@ -113,13 +115,13 @@ def test_nothing_in_this_process(device: str) -> None:
     both, same = OPERATORS.batch_norm_merge(x, torch.stack([none, other]), None, None, None, 0.1, 1e-5)
     assert torch.equal(alone, both)
     assert count == same == 50
-    sums, grad_weight, _ = OPERATORS.batch_norm_backward_sums(
-        x, x, None, None, None, both, None, "relu", 0.0, [True, True]
+    sums, grad_weight, *_ = OPERATORS.batch_norm_backward_sums(
+        x, x, None, None, None, None, both, None, "relu", 0.0, [True] * 3
     )
     assert not sums.any()
     assert torch.equal(grad_weight, torch.zeros(3, device=device))
     grad_input, _ = OPERATORS.batch_norm_backward_elementwise(
-        x, x, None, None, None, both, None, sums, count, "relu", 0.0, [True, False]
+        x, x, None, None, None, None, both, None, sums, count, "relu", 0.0, [True, False]
     )
     assert grad_input.shape == x.shape
 
@@ -173,14 +175,14 @@ def moments(arguments: dict[str, Any]) -> Tensor:
 
 
 def sums(arguments: dict[str, Any]) -> list[Tensor]:
-    return list(OPERATORS.batch_norm_backward_sums(*(arguments[name] for name in SUMS)))
+    return list(OPERATORS.batch_norm_backward_sums(*(arguments[name] for name in SUMS[:-1]), [True] * 3))
 
 
 FREEABLE = [
     (moments, merge_arguments, "input"),
     *((merge, merge_arguments, name) for name in MERGE[1:5]),
-    *((sums, elementwise_arguments, name) for name in SUMS[:7]),
-    *((elementwise, elementwise_arguments, name) for name in ELEMENTWISE[:9]),
+    *((sums, elementwise_arguments, name) for name in SUMS[:8]),
+    *((elementwise, elementwise_arguments, name) for name in ELEMENTWISE[:10]),
 ]
 
 
@@ -190,7 +192,7 @@ FREEABLE = [
 )
 def test_a_tensor_without_memory_is_refused(operator: Any, make: Any, name: str, device: str) -> None:
     """As by the whole operators: nothing is taken for absent, and nothing is written."""
-    activation = "silu" if name == "residual" else "relu"
+    activation = {"residual": "silu", "negative_slope": "prelu"}.get(name, "relu")
     arguments = make(Case((2, 3, 4, 4), activation=activation, residual=name in ("residual", "mask")), device)
     before = {each: arguments[each].clone() for each in MERGE[2:5] if each in arguments and each != name}
     arguments[name].untyped_storage().resize_(0)

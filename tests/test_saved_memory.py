@@ -91,10 +91,11 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for(activation: str, device:
     x = torch.randn(4, 6, 5, 3, device=device)
     y = norm(x, x)
     assert y.grad_fn is None
-    _, _, mask = torch.ops.fused_bn.batch_norm_forward(
-        x, x, None, None, None, None, None, True, 0.1, 1e-5, activation, 0.0, False
+    _, _, mask, bias_copy = torch.ops.fused_bn.batch_norm_forward(
+        x, x, None, norm.bias, None, None, None, True, 0.1, 1e-5, activation, 0.0, None, False
     )
     assert mask.numel() == 0
+    assert bias_copy is None
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])

@@ -65,7 +65,7 @@ def twins(
         if value.is_floating_point():
             low = 1.0 if name == "running_var" else -1.5
             value.copy_(torch.empty_like(value).uniform_(low, low + 3, generator=generator))
-    ours.load_state_dict(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict(), strict=activation != "prelu")
     original = Original(theirs, activation, param).to(device, dtype)
     if (activation, device, dtype) == ("hardswish", "cuda", torch.float64):
         original.activation = StepwiseHardswish()

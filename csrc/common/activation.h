@@ -10,13 +10,15 @@
 
 namespace fused_bn {
 
-// In order: those with two slopes, of which relu6 is the last, the two other straight or quadratic ones, and
+// In order: those with two slopes, of which relu6 is the last, the other straight or quadratic ones, and
 // those that take an exponential.
 enum class Activation : int8_t {
   none,
   relu,
   leaky_relu,
   relu6,
+  prelu,
+  prelu_by_slope,  // in backward alone: its derivative is prelu's with respect to the slope
   hardswish,
   hardsigmoid,
   elu,
@@ -51,6 +53,17 @@ FUSED_BN_ANY_DEVICE constexpr bool has_two_slopes(Activation activation) {
 // Costs so much that it pays to keep the gradient behind it rather than compute it twice.
 FUSED_BN_ANY_DEVICE constexpr bool takes_an_exponential(Activation activation) {
   return activation >= Activation::elu;
+}
+
+// prelu's slope differs between channels: He et al. 2015, "Delving deep into rectifiers", section 2.1.
+// Kernels pass the slope of the element's channel. A z of NaN takes the slope, as in PyTorch.
+template <class V>
+FUSED_BN_ANY_DEVICE V prelu(V z, V slope) {
+  return z > V{} ? z : z * slope;
+}
+template <class V>
+FUSED_BN_ANY_DEVICE V prelu_backward(V z, V grad, V slope) {
+  return z > V{} ? grad : grad * slope;
 }
 
 // An activation and its number: leaky_relu's negative slope, elu's alpha, softplus' beta. A is the type
@@ -182,6 +195,8 @@ FUSED_BN_ANY_DEVICE V derivative_other(V z, const Activated<typename Math::A>& f
   switch (f.activation) {
     case Activation::relu6:
       return z <= V{} ? V{} : (z >= A{6} ? V{} : one);
+    case Activation::prelu_by_slope:
+      return z > V{} ? V{} : z;
     case Activation::hardswish:
       return z < A{-3} ? V{} : (z <= A{3} ? z / A{3} + static_cast<A>(0.5) : one);
     case Activation::hardsigmoid:  // 0 where z is NaN, as in PyTorch

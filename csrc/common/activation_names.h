@@ -13,6 +13,7 @@ inline constexpr std::pair<std::string_view, Activation> kActivationNames[] = {
     {"relu", Activation::relu},
     {"leaky_relu", Activation::leaky_relu},
     {"relu6", Activation::relu6},
+    {"prelu", Activation::prelu},
     {"hardswish", Activation::hardswish},
     {"hardsigmoid", Activation::hardsigmoid},
     {"elu", Activation::elu},

@@ -134,8 +134,11 @@ struct Statistics {
     const double moved = std::fma(-rest(c, own), static_cast<double>(own), bias);
     return {centres(c, own) ? mean_hi[c] : A{0}, own, static_cast<A>(std::isfinite(own) ? moved : bias)};
   }
-  Affine<A> affine(int64_t c, const ChannelVector& weight, const ChannelVector& bias) const {
-    return affine(c, read(weight, c, 1.0), read(bias, c, 0.0));
+  template <class Params>
+  Affine<A> affine(int64_t c, const Params& p) const {
+    Affine<A> a = affine(c, read(p.weight, c, 1.0), read(p.bias, c, 0.0));
+    a.negative_slope = static_cast<A>(read(p.negative_slope, c, 0.0));
+    return a;
   }
 
   // The sum of g * xhat, from those of g, the gradient behind the activation, and of g * (x - origin).
@@ -232,7 +235,7 @@ struct GradTotals {
 template <class T, Path path>
 GradTotals exact_totals(const BackwardParams& p, int64_t c, const GradSums& known) {
   const Statistics<T> statistics(const_cast<void*>(p.statistics), p.view.C);
-  const Affine<Compute<T>> affine = statistics.affine(c, p.weight, p.bias);
+  const Affine<Compute<T>> affine = statistics.affine(c, p);
   const double mean = affine.origin + statistics.rest(c, affine.scale);
   const BackwardElements<T, path> elements(p);
   const auto a = spread(affine);

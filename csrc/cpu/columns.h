@@ -11,18 +11,23 @@ namespace {
 template <class T>
 class ColumnNumbers {
   using A = Compute<T>;
-  enum Field { kOrigin, kScale, kShift, kSlope, kConstant, kFields };
+  enum Field { kOrigin, kScale, kShift, kSlope, kConstant, kNegativeSlope, kFields };
 
  public:
-  ColumnNumbers(const Matrix& m, int64_t tile, const Statistics<T>& statistics, const ChannelVector& weight,
-                const ChannelVector& bias)
+  template <class Params>
+  ColumnNumbers(const Matrix& m, int64_t tile, const Statistics<T>& statistics, const Params& p)
       : matrix_(m),
         tile_(tile),
         row_((divide_up(m.columns(tile), kLanes<A>) + 1) * kLanes<A>),  // the last vector may begin anywhere
         numbers_(kFields * row_) {
-    affine_channels(statistics, weight, bias, m.first_channel(tile), m.channels(tile), row(kOrigin),
+    affine_channels(statistics, p.weight, p.bias, m.first_channel(tile), m.channels(tile), row(kOrigin),
                     row(kScale), row(kShift));
     for (const Field field : {kOrigin, kScale, kShift}) m.spread(tile, row(field));
+    if (p.negative_slope.data == nullptr) return;
+    for (int64_t c = 0; c < m.channels(tile); ++c) {
+      row(kNegativeSlope)[c] = static_cast<A>(read(p.negative_slope, m.first_channel(tile) + c, 0.0));
+    }
+    m.spread(tile, row(kNegativeSlope));
   }
 
   // Of the tile's channels, to be written before spread_factors.
@@ -38,7 +43,7 @@ class ColumnNumbers {
     explicit Reader(const ColumnNumbers& n) : numbers_(n.numbers_.data()), row_(n.row_) {}
 
     FUSED_BN_INLINE Affine<Vec<A>> affine(int64_t j) const {
-      return {get(kOrigin, j), get(kScale, j), get(kShift, j)};
+      return {get(kOrigin, j), get(kScale, j), get(kShift, j), get(kNegativeSlope, j)};
     }
     FUSED_BN_INLINE GradFactors<Vec<A>> factors(int64_t j) const {
       return {get(kSlope, j), get(kConstant, j)};

@@ -10,12 +10,13 @@ namespace {
 // What kernels are compiled for. The plain ones are those without residual and mask: in cache, asking for
 // these at every vector took up to 20% longer, and multiplying by a slope of 1 as much again (Xeon, AVX-512).
 // The others ask.
-enum class Path : int8_t { plain_none, plain_relu, relu, leaky_relu, other };
+enum class Path : int8_t { plain_none, plain_relu, relu, leaky_relu, prelu, other };
 
 constexpr bool is_plain(Path path) { return path <= Path::plain_relu; }
 
 FUSED_BN_INLINE Path path_of(Activation activation, bool plain) {
   if (plain && activation == Activation::none) return Path::plain_none;
+  if (activation == Activation::prelu) return Path::prelu;
   switch (curve_of(activation)) {
     case Curve::relu:
       return plain ? Path::plain_relu : Path::relu;
@@ -27,7 +28,7 @@ FUSED_BN_INLINE Path path_of(Activation activation, bool plain) {
 }
 
 constexpr Curve curve_of(Path path) {
-  return path == Path::other ? Curve::other : path == Path::leaky_relu ? Curve::leaky_relu : Curve::relu;
+  return path >= Path::prelu ? Curve::other : path == Path::leaky_relu ? Curve::leaky_relu : Curve::relu;
 }
 
 // Calls, not copies: all curves but the common two are long, and their arithmetic outweighs a call.
@@ -41,10 +42,13 @@ __attribute__((noinline)) Vec<A> activate_backward_by_call(Vec<A> z, Vec<A> grad
   return fused_bn::activate_backward<Curve::other, VectorMath<A>>(z, grad, f);
 }
 
+// negative_slope: prelu's.
 template <Path path, class A>
-FUSED_BN_INLINE Vec<A> activate(Vec<A> z, const Activated<A>& f) {
+FUSED_BN_INLINE Vec<A> activate(Vec<A> z, Vec<A> negative_slope, const Activated<A>& f) {
   if constexpr (path == Path::plain_none) {
     return z;
+  } else if constexpr (path == Path::prelu) {
+    return prelu(z, negative_slope);
   } else if constexpr (path == Path::other) {
     return activate_by_call<A>(z, f);
   } else {
@@ -53,9 +57,12 @@ FUSED_BN_INLINE Vec<A> activate(Vec<A> z, const Activated<A>& f) {
 }
 
 template <Path path, class A>
-FUSED_BN_INLINE Vec<A> activate_backward(Vec<A> z, Vec<A> grad, const Activated<A>& f) {
+FUSED_BN_INLINE Vec<A> activate_backward(Vec<A> z, Vec<A> grad, Vec<A> negative_slope,
+                                         const Activated<A>& f) {
   if constexpr (path == Path::plain_none) {
     return grad;
+  } else if constexpr (path == Path::prelu) {
+    return prelu_backward(z, grad, negative_slope);
   } else if constexpr (path == Path::other) {
     return activate_backward_by_call<A>(z, grad, f);
   } else {

@@ -15,6 +15,7 @@ namespace {
 template <class V>
 struct Affine {
   V origin, scale, shift;
+  V negative_slope{};  // prelu's
 
   FUSED_BN_INLINE V centre(V x) const { return x - origin; }
   FUSED_BN_INLINE V transform(V centred) const { return fma(centred, scale, shift); }
@@ -22,7 +23,7 @@ struct Affine {
 
 template <class A>
 FUSED_BN_INLINE Affine<Vec<A>> spread(const Affine<A>& a) {
-  return {broadcast(a.origin), broadcast(a.scale), broadcast(a.shift)};
+  return {broadcast(a.origin), broadcast(a.scale), broadcast(a.shift), broadcast(a.negative_slope)};
 }
 
 // In training dx = scale * (g - mean(g) - xhat * mean(g * xhat)): Ioffe and Szegedy 2015, section 3. What
@@ -58,7 +59,7 @@ class ForwardElements {
     if (!is_plain(path) && residual_ != nullptr) z += load(residual_ + at, lanes);
     if (!is_plain(path) && mask_ != nullptr)
       store_bits<A>(mask_, at, passes<curve_of(path), VectorMath<A>>(z), lanes);
-    put<streaming>(y_ + at, activate<path, A>(z, activation_), lanes);
+    put<streaming>(y_ + at, activate<path, A>(z, affine.negative_slope, activation_), lanes);
   }
 
  private:
@@ -122,7 +123,8 @@ class BackwardElements {
     V z = affine.transform(centred);
     if (!is_plain(path) && residual_ != nullptr) z += load(residual_ + at, lanes);
     if (!is_plain(path) && mask_ != nullptr) z = load_bits<A>(mask_, at, lanes) ? broadcast(A{1}) : V{};
-    return activate_backward<path, A>(z, in_register<A>(load(dy_ + at, lanes)), activation_);
+    return activate_backward<path, A>(z, in_register<A>(load(dy_ + at, lanes)), affine.negative_slope,
+                                      activation_);
   }
 
   // To sums of g and of g * (x - origin). The difference is exact where the origin is 0, and where x is

@@ -32,7 +32,8 @@ struct ForwardParams {
   uint8_t* mask;         // a bit an element, in the order of memory; null where none is wanted
   ChannelVector weight;
   ChannelVector bias;
-  ChannelVector running_mean;  // read in evaluation; updated in training, when all else has succeeded
+  ChannelVector negative_slope;  // prelu's; null for the others
+  ChannelVector running_mean;    // read in evaluation; updated in training, when all else has succeeded
   ChannelVector running_var;
   double* moments;   // [2, C], written in training: mean and sum of squared deviations; null where not wanted
   void* statistics;  // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float. Read where they are
@@ -55,6 +56,7 @@ struct BackwardParams {
   const uint8_t* mask;   // null where the input and the residual tell
   ChannelVector weight;
   ChannelVector bias;
+  ChannelVector negative_slope;  // prelu's; null for the others
   const void* statistics;
   void* grad_input;     // null where it is not wanted
   void* grad_residual;  // null where it is not wanted

@@ -94,6 +94,8 @@ void with_path(const Params& p, Body body) {
       return with_layout<T, Path::relu>(p.view, written, body);
     case Path::leaky_relu:
       return with_layout<T, Path::leaky_relu>(p.view, written, body);
+    case Path::prelu:
+      return with_layout<T, Path::prelu>(p.view, written, body);
     case Path::other:
       return with_layout<T, Path::other>(p.view, written, body);
   }

@@ -121,7 +121,7 @@ struct MatrixKernels {
  private:
   template <class Params>
   static Numbers make_numbers(const Matrix& m, int64_t tile, const Params& p, void* statistics) {
-    return std::make_unique<ColumnNumbers<T>>(m, tile, Statistics<T>(statistics, p.view.C), p.weight, p.bias);
+    return std::make_unique<ColumnNumbers<T>>(m, tile, Statistics<T>(statistics, p.view.C), p);
   }
 
   static TileMoments part_moments(const T* x, const View& view, const Matrix& m, int64_t tile, int64_t part) {

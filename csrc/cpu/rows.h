@@ -201,7 +201,7 @@ struct RowKernels {
         [&](int64_t c, int64_t part) {
           const ForwardElements<T, path> elements(p);
           if (elements.written() == nullptr) return;
-          const auto a = spread(statistics.affine(c, p.weight, p.bias));
+          const auto a = spread(statistics.affine(c, p));
           with_mask<path>(by_bytes, [&](auto by_bytes) {
             for (int64_t k = chunks.first_chunk(part + 1) - 1; k >= chunks.first_chunk(part); --k) {
               write_rows<T, streaming, by_bytes>(
@@ -224,7 +224,7 @@ struct RowKernels {
           GradSums sums;
           if (!reduces) return sums;
           const BackwardElements<T, path> elements(p);
-          const auto a = spread(statistics.affine(c, p.weight, p.bias));
+          const auto a = spread(statistics.affine(c, p));
           for (int64_t chunk = chunks.first_chunk(part); chunk < chunks.first_chunk(part + 1); ++chunk) {
             sums.add(rows_grad_sums(elements, chunks.rows(c, chunk), a));
           }
@@ -238,7 +238,7 @@ struct RowKernels {
         [&](int64_t c, int64_t part) {
           const BackwardElements<T, path> elements(p);
           if (elements.written() == nullptr) return;
-          const auto a = spread(statistics.affine(c, p.weight, p.bias));
+          const auto a = spread(statistics.affine(c, p));
           const auto f = spread(factors[c]);
           const auto write_part = [&](auto training) {
             for (int64_t k = chunks.first_chunk(part + 1) - 1; k >= chunks.first_chunk(part); --k) {

@@ -79,7 +79,7 @@ struct SharedLayout {
   int barrier;     // cluster: 8 bytes; words: the epoch
   int bytes;
 };
-constexpr int kNumbers = 5;
+constexpr int kNumbers = 6;
 constexpr int kParameters = 5;
 
 // Columns whose sums a block keeps apart, and how many copies of them its threads leave behind: one a warp,
@@ -128,6 +128,8 @@ struct ForwardParams {
   uint8_t* mask;  // a bit an element, in the order of memory; null where none is wanted
   ChannelVector weight;
   ChannelVector bias;
+  ChannelVector bias_copy;       // what the bias is copied to; null where that is not wanted
+  ChannelVector negative_slope;  // prelu's; null for the others
   ChannelVector running_mean;
   ChannelVector running_var;
   int64_t*
@@ -158,6 +160,7 @@ struct BackwardParams {
   const uint8_t* mask;   // null where the input and the residual tell
   ChannelVector weight;
   ChannelVector bias;
+  ChannelVector negative_slope;
   const void* statistics;
   void* grad_input;     // null where it is not wanted
   void* grad_residual;  // null where it is not wanted

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from fused_bn._activations import FUNCTIONS, of_module
 from fused_bn.fusion import activations
 from fused_bn.fusion.alias import moving_changes
 from fused_bn.fusion.runtime import is_identity, normalises_only, unhooked
@@ -118,7 +119,7 @@ def is_in_place(node: fx.Node) -> bool:
     if node.op == "call_method":
         name = str(node.target)
         return name.endswith("_") and not name.endswith("__")
-    named = node.op == "call_function" and node.target in activations.FUNCTIONS
+    named = node.op == "call_function" and node.target in FUNCTIONS
     return node.target in activations.IN_PLACE_FUNCTIONS or (named and node.kwargs.get("inplace") is True)
 
 
@@ -202,7 +203,7 @@ def _activation(user: fx.Node, value: fx.Node, module: nn.Module) -> fx.Node | s
         return "its output is what the forward returns"
     if user.op == "call_module":
         child = called(user, module)
-        if activations.of_module(child) is None:
+        if of_module(child) is None:
             return f"{user.target} follows, a {type(child).__name__}"
         if not unhooked(child):
             return f"the activation {user.target} has hooks"
@@ -216,7 +217,7 @@ def _activation(user: fx.Node, value: fx.Node, module: nn.Module) -> fx.Node | s
 
 def _label(activation: fx.Node, module: nn.Module) -> str:
     known = (
-        activations.of_module(called(activation, module))
+        of_module(called(activation, module))
         if activation.op == "call_module"
         else activations.of_call(activation)
     )

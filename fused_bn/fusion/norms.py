@@ -14,9 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from fused_bn._activations import apply_activation
+from fused_bn._activations import Param, apply_activation, of_module, param_of
 from fused_bn._converters import KeepsActivation
-from fused_bn.fusion import activations
 from fused_bn.fusion.classes import Made, become, is_made, make_class
 from fused_bn.fusion.runtime import NormAct, is_identity, unhooked
 from fused_bn.modules import DROP_INS, OURS, SYNCHRONISED
@@ -83,7 +82,7 @@ def regain(norm: nn.Module) -> None:
 def own_activation(norm: nn.Module) -> str:
     """What a norm of ours applies itself; empty where that is nothing."""
     if isinstance(norm, NormAct):
-        known = activations.of_module(norm.act)
+        known = of_module(norm.act)
         name = known[0] if known else "none"
     else:
         name = str(norm.activation) if type(norm) in OURS else "none"
@@ -102,7 +101,7 @@ def applies_its_activation(norm: nn.Module) -> bool:
     children = dict(norm.named_children())
     if kind is None or isinstance(norm, Made) or set(children) != {"act", "drop"}:
         return False
-    known = activations.of_module(children["act"])
+    known = of_module(children["act"])
     if known is None or not is_identity(children["drop"]) or not unhooked(children["act"]):
         return False
     try:
@@ -112,7 +111,7 @@ def applies_its_activation(norm: nn.Module) -> bool:
 
 
 def _probe_agrees(
-    norm: nn.Module, kind: type[nn.Module], activation: str, param: float | None, training: bool
+    norm: nn.Module, kind: type[nn.Module], activation: str, param: Param | None, training: bool
 ) -> bool:
     ours: Any = copy.deepcopy(norm).to("cpu", torch.float64).train(training)
     plain: Any = copy.deepcopy(ours)
@@ -145,7 +144,7 @@ class Activated(KeepsActivation, Made):
             z = super().forward(input)  # type: ignore[misc]
         if residual is not None:
             z = z + residual
-        return apply_activation(norm.activation, norm.activation_param, z)
+        return apply_activation(norm.activation, param_of(norm), z)
 
 
 @cache

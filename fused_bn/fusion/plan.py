@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import fx, nn
 
+from fused_bn._activations import of_module
 from fused_bn.fusion import activations
 from fused_bn.fusion.match import called, end_of, is_addition, pairs_of
 from fused_bn.fusion.norms import is_norm
@@ -109,7 +110,7 @@ def _worth_a_look(graph: fx.Graph, block: nn.Module, tails: dict[nn.Module, Inli
         tails_given = {each for each in given if each.op == "call_module" and tails.get(called(each, block))}
         if child is not None and given & results and _is_function_in_a_module(child):
             inlined.add(child)
-        if is_addition(node) or activations.of_call(node) or activations.of_module(child):
+        if is_addition(node) or activations.of_call(node) or of_module(child):
             for each in tails_given:
                 inlined |= tails[called(each, block)]
             if given & results or tails_given:

@@ -12,9 +12,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from fused_bn._activations import apply_activation
+from fused_bn._activations import Known, Param, apply_activation, of_module
 from fused_bn._tracing import wants_forward_as_written
-from fused_bn.fusion import activations
 from fused_bn.fusion.classes import Made
 from fused_bn.modules import OURS, apply
 
@@ -42,14 +41,14 @@ class NormAct(Made):
     _notes_outputs = synchronised = False
 
     def forward(self, input: Tensor) -> Tensor:
-        known = activations.of_module(self.act)
+        known = of_module(self.act)
         changed = not unhooked(self.act) or not is_identity(self.drop)
         if known is None or changed or wants_forward_as_written(input):
             return super().forward(input)  # type: ignore[misc]
         return one_pass(self, input, None, *known)
 
 
-def norm_act(norm: nn.Module, input: Tensor, activation: Act, param: float | None = None) -> Tensor:
+def norm_act(norm: nn.Module, input: Tensor, activation: Act, param: Param | None = None) -> Tensor:
     """activation(norm(input))."""
     known = _in_one_pass(norm, input, activation, param)
     if known is not None:
@@ -63,7 +62,7 @@ def norm_add_act(
     residual: Tensor,
     addition: str,
     activation: Act,
-    param: float | None = None,
+    param: Param | None = None,
 ) -> Tensor:
     """activation(norm(input) + residual); `addition` is a key of ADDITIONS."""
     known = _in_one_pass(norm, input, activation, param)
@@ -114,18 +113,16 @@ def unhooked(module: nn.Module) -> bool:
     )
 
 
-def _in_one_pass(
-    norm: nn.Module, input: Tensor, activation: Act, param: float | None
-) -> activations.Known | None:
+def _in_one_pass(norm: nn.Module, input: Tensor, activation: Act, param: Param | None) -> Known | None:
     """The activation's name and parameter where one call of ours computes what the pair's two calls do."""
     if not normalises_only(norm) or not unhooked(norm) or isinstance(input, fx.Proxy):
         return None
     if isinstance(activation, str):
         return activation, param
-    return activations.of_module(activation) if unhooked(activation) else None
+    return of_module(activation) if unhooked(activation) else None
 
 
-def _apply(activation: Act, param: float | None, z: Tensor) -> Tensor:
+def _apply(activation: Act, param: Param | None, z: Tensor) -> Tensor:
     if isinstance(activation, nn.Module):
         return activation(z)
     return apply_activation(activation, param, z)

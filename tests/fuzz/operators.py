@@ -41,8 +41,8 @@ NAMES: dict[str, tuple[str, ...]] = {
     "batch_norm_backward": operators.BACKWARD_ARGUMENTS,
     "batch_norm_moments": ("input",),
     "batch_norm_merge": pieces.MERGE,
-    "batch_norm_backward_sums": (*pieces.SUMS[:-1], "half_mask"),
-    "batch_norm_backward_elementwise": (*pieces.ELEMENTWISE[:-1], "half_mask"),
+    "batch_norm_backward_sums": (*pieces.SUMS[:-1], "sums_mask"),
+    "batch_norm_backward_elementwise": (*pieces.ELEMENTWISE[:-1], "elementwise_mask"),
 }
 """The arguments of each operator, in the order of its schema."""
 
@@ -77,13 +77,14 @@ def right_arguments(case: Case) -> Arguments:
         "moments": moments,
         "sums": torch.rand(2 * channels, dtype=torch.float64),
         "count": torch.tensor(8.0, dtype=torch.float64),
-        "half_mask": [True, True],
+        "sums_mask": [True] * 3,
+        "elementwise_mask": [True] * 2,
     }
 
 
 def call(operator: str, arguments: Arguments) -> list[Tensor]:
     found = getattr(torch.ops.fused_bn, operator)(*(arguments[name] for name in NAMES[operator]))
-    return [found] if isinstance(found, Tensor) else list(found)
+    return [each for each in ([found] if isinstance(found, Tensor) else found) if each is not None]
 
 
 # ---- in other memory: the same bits must come of it

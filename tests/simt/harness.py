@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from types import ModuleType
 from typing import Any
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from fused_bn._extension import extension
+from fused_bn._pieces import WITH_A_MASK, keeps_residual
 from tests.cases import Case, Result, Tensors, present
 from tests.reference import (
     DEMANDED_INVSTD,
     DEMANDED_MEAN,
     DEMANDS,
-    KINKS,
     error,
     errors,
     passed,
@@ -235,10 +235,13 @@ class Run:
         self.case, self.tensors, self.without = case, tensors, without
         self.module = module or kernels()
         self.memory = Memory(self.module, forward.alignment)
-        self.configurations = (
+        self.configurations = [
             Configuration(self.module, case, forward, "forward", parts[0]),
             Configuration(self.module, case, backward or forward, "backward", parts[1]),
-        )
+        ]
+        if case.activation == "prelu":
+            own = replace(backward or forward, forced="")
+            self.configurations.append(Configuration(self.module, case, own, "backward", "reduce"))
         self.scratch = scratch or Scratch(self.module, self.configurations)
         self._forward_params()
         self._backward_params()
@@ -271,10 +274,12 @@ class Run:
         p.residual, _ = memory.copy(tensors.residual)
         p.output, self.output = memory.like(tensors.input)
         self.mask: Tensor | None = None
-        if case.residual and case.activation in KINKS:
+        if case.residual and case.activation in WITH_A_MASK:
             p.mask, self.mask = memory.aligned((tensors.input.numel() + 7) // 8)
         p.weight, _ = self._vector(tensors.weight)
         p.bias, _ = self._vector(tensors.bias)
+        p.bias_copy, self.bias_copy = self._vector(tensors.bias, filled=False)
+        p.negative_slope, _ = self._vector(tensors.negative_slope)
         p.running_mean, self.running_mean = self._vector(tensors.running_mean)
         p.running_var, self.running_var = self._vector(tensors.running_var)
         if case.training:
@@ -295,8 +300,9 @@ class Run:
         self.b = b = self.module.BackwardParams()
         b.grad_output, _ = memory.copy(tensors.grad_output)
         b.input, b.statistics, b.mask, b.weight, b.bias = p.input, p.statistics, p.mask, p.weight, p.bias
+        b.negative_slope = p.negative_slope
         b.training = int(case.training)
-        if case.activation not in KINKS and case.activation != "none":
+        if keeps_residual(case.activation):
             b.residual = p.residual
         b.grad_input, self.grad_input = memory.like(tensors.input)
         b.grad_residual, self.grad_residual = 0, None
@@ -307,8 +313,22 @@ class Run:
         if not self.configurations[1].plan.resident:
             b.sums, self.sums = memory.empty(2 * case.channels, torch.float64)
         self._common(b, self.configurations[1])
+        self._slope_params()
         for name in self.without:
             setattr(b, name, self.module.ChannelVector() if name in ("grad_weight", "grad_bias") else 0)
+
+    def _slope_params(self) -> None:
+        """Of prelu's third sum, by a launch of its own."""
+        self.grad_negative_slope: Tensor | None = None
+        if self.tensors.negative_slope is None:
+            return
+        self.s = s = copy.copy(self.b)
+        self._common(s, self.configurations[2])
+        s.activation = self.module.Activation.prelu_by_slope
+        s.grad_input = s.grad_residual = 0
+        s.grad_weight = self.module.ChannelVector()
+        s.grad_bias, self.grad_negative_slope = self._vector(self.tensors.negative_slope, filled=False)
+        s.sums, _ = self.memory.empty(2 * self.case.channels, torch.float64)
 
     def launch_forward(self) -> None:
         """Whatever of it the params ask for."""
@@ -318,6 +338,8 @@ class Run:
 
     def launch_backward(self) -> None:
         self._launch("run_backward", self.b, self.configurations[1])
+        if self.grad_negative_slope is not None:
+            self._launch("run_backward", self.s, self.configurations[2])
 
     def _launch(self, name: str, params: Any, configuration: Configuration) -> None:
         passes = []
@@ -339,10 +361,12 @@ class Run:
         self.launch_forward()
         assert is_written(self.output), "an element of the output was left out"
         assert is_written(self.statistics), "a channel's statistics were left out"
+        if self.bias_copy is not None and self.p.source != self.module.Source.given:
+            assert torch.equal(self.bias_copy, present(self.tensors.bias)), "the copy of the bias"
 
     def backward(self) -> None:
         self.launch_backward()
-        for name in ("grad_input", "grad_residual", "grad_weight", "grad_bias"):
+        for name in ("grad_input", "grad_residual", "grad_weight", "grad_bias", "grad_negative_slope"):
             gradient = getattr(self, name)
             if gradient is not None:
                 assert is_written(gradient) == (name not in self.without), name
@@ -363,7 +387,7 @@ class Run:
     def outcome(self) -> "Outcome":
         buffers = (self.running_mean, self.running_var, self.tracked)
         gradients = (self.grad_input, self.grad_weight, self.grad_bias)
-        result = Result(self.output, *gradients, *buffers, self.grad_residual)
+        result = Result(self.output, *gradients, *buffers, self.grad_residual, self.grad_negative_slope)
         return Outcome(result, self.statistics.view(3, -1), self.passed())
 
 

@@ -62,7 +62,8 @@ void run(const std::shared_ptr<const Plan>& plan, const Tensor& x, Params& p) {
 struct Cuda {
   using Guard = c10::cuda::CUDAGuard;
 
-  static std::tuple<Tensor, Tensor> forward(const ForwardArguments& a, const Tensor& statistics) {
+  static std::tuple<Tensor, Tensor> forward(const ForwardArguments& a, const Tensor& statistics,
+                                            const Tensor& bias_copy) {
     const auto format = a.input.suggest_memory_format();
     const Tensor x = a.input.contiguous(format);
     const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
@@ -72,10 +73,12 @@ struct Cuda {
     const bool cumulative = counts && !a.momentum.has_value();
     if (x.numel() == 0) {
       if (counts) Tensor(*a.num_batches_tracked).add_(1);
+      if (bias_copy.defined()) bias_copy.copy_(*a.bias);
       return {output, mask};
     }
     auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
     const auto plan = plan_for(problem_of(x, p, a.training ? Part::both : Part::apply), false);
+    if (bias_copy.defined()) p.bias_copy = channel_vector(bias_copy);
     p.num_batches_tracked = counts ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;
     p.cumulative = cumulative;
     p.momentum = a.momentum.value_or(0);

@@ -24,6 +24,7 @@ FUSED_BN_DEVICE void with_constant(Activated<A> f, Body body) {
   }
 }
 
+// All but prelu, which takes a slope a channel: see with_negative_slopes().
 // Kernels of single elements are compiled for Curve::other alone, and tell all activations apart at run time.
 template <class T, int vector, Curve curve>
 class VectorActivation {
@@ -32,6 +33,10 @@ class VectorActivation {
 
  public:
   FUSED_BN_DEVICE VectorActivation(Activation activation, double param) : f_(activation, param) {}
+
+  FUSED_BN_DEVICE bool is_prelu() const {
+    return curve == Curve::other && f_.activation == Activation::prelu;
+  }
 
   // From z to the output as it lies in memory.
   FUSED_BN_DEVICE Raw<T, vector> forward(A (&z)[vector]) const {

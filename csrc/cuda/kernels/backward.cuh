@@ -184,7 +184,13 @@ class Backward {
         FUSED_BN_UNROLL
         for (int k = 0; k < vector; ++k) z[k] += residual[k];
       }
-      activation_.backward(z, own.g);
+      if (!activation_.is_prelu()) {
+        activation_.backward(z, own.g);
+      } else {
+        with_negative_slopes<vector, mixed>(t_, numbers_, at.column(), [&](int k, A slope) {
+          own.g[k] = prelu_backward(z[k], own.g[k], slope);
+        });
+      }
     }
     return own;
   }
@@ -193,6 +199,7 @@ class Backward {
     const uint64_t weight = load_value(p_.weight, channel), bias = load_value(p_.bias, channel);
     const ChannelStatistics<A> saved(p_.statistics, t_.C, channel);
     numbers_.set_affine(c, saved, read(p_.weight, weight, 1), read(p_.bias, bias, 0));
+    if constexpr (curve == Curve::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
     return saved;
   }
   FUSED_BN_DEVICE ChannelStatistics<A>& statistics(int c) const {

@@ -37,8 +37,9 @@ struct ChannelStatistics {
   }
 };
 
-// What a channel's elements are computed with. Forward has a pivot in the place of the slope.
-enum Number { kMean, kScale, kShift, kSlope, kConstant };
+// What a channel's elements are computed with. Forward has a pivot in the place of the slope. The last is
+// prelu's, and absent with other activations.
+enum Number { kMean, kScale, kShift, kSlope, kConstant, kNegativeSlope };
 constexpr Number kPivot = kSlope;
 
 // A tile's numbers in shared memory, [kNumbers, tile_channels].
@@ -60,6 +61,10 @@ class Numbers {
     at(kMean, c) = s.mean_hi;
     at(kScale, c) = scale;
     at(kShift, c) = static_cast<A>(bias);
+  }
+  FUSED_BN_DEVICE void set_negative_slope(int c, const ChannelVector& slope, int channel) const {
+    if (slope.data != nullptr)
+      at(kNegativeSlope, c) = static_cast<A>(read(slope, load_value(slope, channel), 0));
   }
   // The gradient of the input is scale * (g + fma(x - mean_hi, slope, constant)). With scale as a factor of
   // the slope it would take a multiplication less, but the slope of values near 1e30 would be 0.
@@ -103,6 +108,16 @@ FUSED_BN_DEVICE void for_own_channels(const Tiling& t, int column, Body body) {
       if (++c == t.tile_channels) c = 0;
     }
   }
+}
+
+// body(k, slope) with prelu's slope of each element of a vector. They are read where they are used: kept in
+// registers, they would take these from all other activations.
+template <int vector, bool mixed, class A, class Body>
+FUSED_BN_DEVICE void with_negative_slopes(const Tiling& t, const Numbers<A>& numbers, int column, Body body) {
+  A slope[kOwn<vector, mixed>];
+  for_own_channels<vector, mixed>(t, column, [&](int k, int c) { slope[k] = numbers.at(kNegativeSlope, c); });
+  FUSED_BN_UNROLL
+  for (int k = 0; k < vector; ++k) body(k, slope[mixed ? k : 0]);
 }
 
 // The first `count` numbers of each of a thread's channels.

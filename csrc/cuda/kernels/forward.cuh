@@ -44,6 +44,7 @@ class Forward {
   // running statistics does not read them: another block may have written them already.
   FUSED_BN_DEVICE void prepare(int c, int channel, bool writes) const {
     parameters(c) = ForwardParameters(p_, channel, writes);
+    if constexpr (curve == Curve::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
   }
 
   // Deviations are small whatever the mean, where the pivot is a typical value: the median of three, the
@@ -110,6 +111,7 @@ class Forward {
     }
     ChannelStatistics<A>(merged.mean, merged.variance, p_.eps).save(p_.statistics, t_.C, channel);
     const ForwardParameters& before = parameters(c);
+    fused_bn::cuda::write(p_.bias_copy, channel, before.bias);
     blend(p_.running_mean, channel, before.running_mean, merged.mean, before.momentum);
     blend(p_.running_var, channel, before.running_var, merged.variance * p_.unbiased, before.momentum);
   }
@@ -126,8 +128,12 @@ class Forward {
     const bool running = p_.source == Source::running;
     const auto statistics = running ? ChannelStatistics<A>(own.running_mean, own.running_var, p_.eps)
                                     : ChannelStatistics<A>(p_.statistics, t_.C, channel);
-    if (running && writes) statistics.save(p_.statistics, t_.C, channel);
+    if (running && writes) {
+      statistics.save(p_.statistics, t_.C, channel);
+      fused_bn::cuda::write(p_.bias_copy, channel, own.bias);
+    }
     numbers_.set_affine(c, statistics, own.weight, own.bias);
+    if constexpr (curve == Curve::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
   }
 
   // ---- results. All lanes of a warp take part in writing a mask, whether their vector exists or not.
@@ -158,7 +164,11 @@ class Forward {
           store_bits<vector>(f_.p_.mask, at.position(), f_.t_.elements, activation_.bits(z), exists);
         }
       }
-      if (exists) store_global(output_ + at.offset(), activation_.forward(z));
+      if (!exists) return;
+      if (!activation_.is_prelu()) return store_global(output_ + at.offset(), activation_.forward(z));
+      with_negative_slopes<vector, mixed>(f_.t_, f_.numbers_, at.column(),
+                                          [&](int k, A slope) { z[k] = prelu(z[k], slope); });
+      store_global(output_ + at.offset(), pack<T, vector>(z));
     }
     // After the start has moved on.
     FUSED_BN_DEVICE void rebase(const Vectors<mixed>& at) {

@@ -1,0 +1,213 @@
+"""prelu, whose slopes are a parameter: its gradient, who holds it, and what fuse makes of nn.PReLU."""
+
+import copy
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fused_bn
+from fused_bn.functional import batch_norm
+from tests.cases import Case, in_layout, make_tensors, present, run_fused, same_bits
+from tests.reference import assert_meets_demands
+from tests.twins import FP64_TOLERANCE, assert_near, batch, step
+
+CASES = [
+    Case(shape, layout, dtype, parameter_dtype, training=training, activation="prelu", residual=residual)
+    for shape, layout in (
+        ((64, 6, 28, 28), "contiguous"),
+        ((5, 17, 3, 5), "channels_last"),
+        ((9, 33), "contiguous"),
+    )
+    for dtype, parameter_dtype in ((torch.float32, torch.float32), (torch.bfloat16, torch.float32))
+    for training, residual in product((True, False), repeat=2)
+]
+
+
+@pytest.mark.core
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_all_gradients_meet_the_demands(case: Case, device: str) -> None:
+    """Those of the slopes too: the sum over a channel of grad_output * min(z, 0)."""
+    result = assert_meets_demands(case, make_tensors(case, device))
+    assert present(result.grad_negative_slope).shape == (case.channels,)
+
+
+def pairs(count: int, device: str, **options: Any) -> tuple[nn.Module, nn.Module]:
+    """Ours, and the norm and the nn.PReLU that it stands for."""
+    slopes = torch.linspace(-0.3, 0.9, count, dtype=torch.float64)
+    activations = [nn.PReLU(count).to(device, torch.float64) for _ in range(2)]
+    for each in activations:
+        each.weight.data.copy_(slopes)
+    ours = fused_bn.BatchNorm2d(6, activation=activations[0], dtype=torch.float64, device=device, **options)
+    theirs = nn.Sequential(nn.BatchNorm2d(6, dtype=torch.float64, device=device, **options), activations[1])
+    return ours, theirs
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_module_computes_what_norm_and_prelu_do(count: int, training: bool, device: str) -> None:
+    """Slopes below 0 too, where the sign of the output does not tell that of z."""
+    ours, theirs = (each.train(training) for each in pairs(count, device))
+    x, _, grad_output = batch(device=device)
+    assert_near(step(ours, x, None, grad_output), step(theirs, x, None, grad_output))
+
+
+def test_the_parameter_is_the_modules_own() -> None:
+    activation = nn.PReLU(6)
+    norm = fused_bn.BatchNorm2d(6, activation=activation)
+    assert norm.prelu_weight is activation.weight
+    assert [name for name, _ in norm.named_parameters()] == ["weight", "bias", "prelu_weight"]
+    twin = copy.deepcopy(norm)
+    assert twin.prelu_weight is not norm.prelu_weight
+    twin.load_state_dict({name: value + 1 for name, value in norm.state_dict().items()})
+    assert torch.equal(twin.prelu_weight, activation.weight + 1)
+
+
+def test_by_name_it_learns_one_slope() -> None:
+    norm = fused_bn.BatchNorm2d(6, activation="prelu", activation_param=0.1, dtype=torch.float64)
+    assert norm.prelu_weight.shape == (1,)
+    assert norm.prelu_weight.dtype is torch.float64
+    assert norm.prelu_weight.item() == 0.1
+    optimizer = torch.optim.SGD(norm.parameters(), lr=0.1)
+    x = torch.randn(8, 6, 5, 5, dtype=torch.float64)
+    norm(x).square().sum().backward()
+    optimizer.step()
+    assert norm.prelu_weight.item() != 0.1
+    norm.reset_parameters()
+    assert norm.prelu_weight.item() == 0.1
+    assert fused_bn.BatchNorm2d(6, activation=nn.PReLU).prelu_weight.item() == 0.25
+
+
+def test_the_activation_may_be_changed() -> None:
+    """A parameter that nothing reads would have no gradient, which DistributedDataParallel refuses."""
+    norm = fused_bn.BatchNorm2d(6)
+    norm.activation = nn.PReLU(6)  # type: ignore[assignment]
+    assert norm.prelu_weight.shape == (6,)
+    norm.activation = "relu"
+    assert "prelu_weight" not in dict(norm.named_parameters())
+    norm.activation = "prelu"
+    assert norm.prelu_weight.item() == 0.25
+
+
+@pytest.mark.parametrize("slopes", [torch.ones(6, 1), torch.ones(6, dtype=torch.int64)])
+def test_what_cannot_be_slopes_is_refused(slopes: Tensor) -> None:
+    with pytest.raises(ValueError, match="activation_param of prelu must be a floating-point tensor"):
+        fused_bn.BatchNorm2d(6, activation="prelu", activation_param=slopes)
+    with pytest.raises((RuntimeError, ValueError)):
+        batch_norm(
+            torch.randn(4, 6, 3, 3), None, None, training=True, activation="prelu", activation_param=slopes
+        )
+
+
+def test_slopes_for_other_channels_are_refused() -> None:
+    norm = fused_bn.BatchNorm2d(6, activation=nn.PReLU(5))
+    with pytest.raises(RuntimeError, match=r"negative_slope should contain 6 elements not 5|channel"):
+        norm(torch.randn(4, 6, 3, 3))
+
+
+def test_first_and_second_derivatives(device: str) -> None:
+    """Of the input, the parameters, the slopes and a residual, by finite differences."""
+    generator = torch.Generator().manual_seed(3)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device).requires_grad_()
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor, slopes: Tensor, residual: Tensor) -> Tensor:
+        options: dict[str, Any] = {"activation": "prelu", "activation_param": slopes, "residual": residual}
+        return batch_norm(x, None, None, weight, bias, training=True, **options)
+
+    for count in (1, 3):
+        given = (leaf(4, 3, 2, 2), leaf(3), leaf(3), leaf(count), leaf(4, 3, 2, 2))
+        torch.autograd.gradcheck(call, given)
+        torch.autograd.gradgradcheck(call, given)
+
+
+def test_values_that_are_not_finite_pass_as_in_pytorch(device: str) -> None:
+    x = torch.tensor([[1.0, float("nan")], [-2.0, 1.0], [float("inf"), 0.5], [0.0, -1.0]], device=device)
+    mean, variance = torch.zeros(2, device=device), torch.ones(2, device=device)
+    slopes = torch.tensor([0.5, 0.0], device=device)
+    ours = batch_norm(x, mean, variance, eps=0.0, activation="prelu", activation_param=slopes)
+    assert torch.equal(ours.nan_to_num(9.0), F.prelu(x, slopes).nan_to_num(9.0))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_same_bits_with_and_without_the_gradient_of_the_slopes(layout: str, device: str) -> None:
+    """It takes a pass of its own."""
+    case = Case((8, 17, 9, 9), layout, activation="prelu")
+    tensors = make_tensors(case, device)
+    expected = run_fused(case, tensors)
+    own = tensors.clone().require_grad()
+    slopes = present(own.negative_slope).detach()
+    y = batch_norm(
+        own.input, None, None, own.weight, own.bias, True, activation="prelu", activation_param=slopes
+    )
+    y.backward(own.grad_output)
+    assert torch.equal(present(own.input.grad), expected.grad_input)
+    assert same_bits(present(own.weight).grad, expected.grad_weight)
+
+
+class Block(nn.Module):
+    """As in segmentation networks: convolution, norm, one slope a channel; and a sum before another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.PReLU(8)
+        self.last, self.last_bn, self.last_act = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.PReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.bn(self.conv(x)))
+        return self.last_act(self.last_bn(self.last(y)) + y)
+
+
+def test_fuse_takes_the_modules_slopes(device: str) -> None:
+    """They stay where they were, with gradients, and an optimiser made before goes on training them."""
+    torch.manual_seed(1)
+    plain = Block().to(device, torch.float64)
+    model = copy.deepcopy(plain)
+    optimizers = [torch.optim.SGD(each.parameters(), lr=1e-3) for each in (plain, model)]
+    report: Any = fused_bn.fuse(model).fusion_report
+    assert sorted(norm.outcome for norm in report.norms) == ["add, prelu", "prelu"]
+    assert list(model.state_dict()) == list(plain.state_dict())
+    x = torch.randn(4, 4, 6, 6, dtype=torch.float64, device=device)
+    for _ in range(3):
+        assert_near(
+            step(model, x, None), step(plain, x, None), 10 * FP64_TOLERANCE
+        )  # three steps, each from the last one's parameters
+        for optimizer in optimizers:
+            optimizer.step()
+    assert not torch.equal(model.act.weight, torch.full_like(model.act.weight, 0.25))
+    fused_bn.unfuse(model)
+    assert_near([model(x)], [plain(x)], 10 * FP64_TOLERANCE)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_exported_and_traced() -> None:
+    torch.manual_seed(1)
+    model = fused_bn.fuse(Block())
+    x = in_layout(torch.randn(4, 4, 6, 6), "channels_last")
+    expected = step(model, x, None)
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    compiled: Any = torch.compile(model, fullgraph=True)
+    torch.testing.assert_close(step(compiled, x, None), expected)
+    model.eval()
+    for program in (torch.export.export(model, (x,)).module(), torch.jit.trace(model, x)):
+        torch.testing.assert_close(program(x), model(x))
+
+
+def test_unfused_norms_and_recomputed_outputs_keep_the_slopes() -> None:
+    torch.manual_seed(2)
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.PReLU(64), nn.Conv2d(64, 8, 3)
+    )
+    x = torch.randn(8, 3, 32, 32)
+    expected = step(copy.deepcopy(model), x, None)
+    recomputed = fused_bn.fuse(copy.deepcopy(model), recompute=True)
+    torch.testing.assert_close(step(recomputed, x, None), expected, rtol=1e-4, atol=1e-3)
+    norm = fused_bn.BatchNorm2d(3, activation=nn.PReLU(3))
+    y = norm.eval()(x)
+    plain = fused_bn.unfuse(norm)
+    assert type(plain).__module__ != "fused_bn.modules"
+    torch.testing.assert_close(plain(x), y)
