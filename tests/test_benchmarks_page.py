@@ -19,6 +19,7 @@ from benchmarks.history import Run
 from benchmarks.instructions import stored
 from benchmarks.report import figures
 from benchmarks.report import job as report
+from benchmarks.resnet import job as resnet
 from benchmarks.speed import tables as speed_tables
 from benchmarks.speed.results import CaseResult, Results, speedup
 from benchmarks.test_accuracy import not_far_better, worse
@@ -138,6 +139,14 @@ def test_the_table_of_resnet() -> None:
     )
     assert table(headings, resnet_rows(), left=3) in text(PAGE)
     assert measured("resnet.json")["environment"]["date"][:10] in text(PAGE)
+    required = resnet.REQUIRED["cpu"]
+    assert (
+        f"fused at least {required['speedup']:.2f} times as fast as eager, and recomputed at most "
+        f"{required['memory']:.2f} of eager's peak"
+    ) in unwrapped(PAGE)
+    missed = [row for row in measured("resnet.json")["rows"] if row["row"] == "fused"]
+    assert all(row["speedup"] < required["speedup"] for row in missed)
+    assert "The speed is missed." in text(PAGE)
 
 
 LENET_ROWS = {
@@ -196,6 +205,7 @@ def test_instruction_counts() -> None:
     torch, python = run.environment["torch"], ".".join(run.environment["python"].split(".")[:2])
     begin = f"torch {torch}, python {python} "
     entries = [counts for key, counts in stored.load().items() if key.startswith(begin)]
+    assert f"fails from {100 * stored.TOLERANCE:g} % more on" in unwrapped(PAGE)
     assert any(
         all(abs(stored.change(found[call], entry[call])) <= stored.TOLERANCE for call in entry)
         for entry in entries  # one a compiler
@@ -242,6 +252,8 @@ def keras_rows() -> Iterator[list[str]]:
 
 
 def test_the_table_of_keras() -> None:
+    (version,) = re.findall(r'^keras = \["keras>=([\d.]+)"\]', text("pyproject.toml"), re.MULTILINE)
+    assert f"It needs Keras {version} or later" in unwrapped("docs/keras.md")
     headings = "model | Keras' layers, ms a step | ours in their place | ours with ReLU"
     assert table(headings, keras_rows()) in text("docs/keras.md")
 

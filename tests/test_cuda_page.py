@@ -4,7 +4,8 @@ import pytest
 
 import fused_bn
 from tests.cases import HAS_EXTENSION
-from tests.pages import text
+from tests.pages import text, unwrapped
+from tests.test_plan_prices import DEMANDED
 
 CASES: tuple[tuple[tuple[int, ...], str, str], ...] = (
     *(
@@ -31,3 +32,7 @@ def row(shape: tuple[int, ...], layout: str, dtype: str) -> str:
 def test_the_page_shows_what_the_planner_predicts(case: tuple[tuple[int, ...], str, str]) -> None:
     """A changed constant or plan would leave figures behind that nobody can repeat."""
     assert row(*case) in text("docs/cuda.md")
+
+
+def test_the_page_says_how_well_prices_predict() -> None:
+    assert f"it predicts the reading to within {100 * DEMANDED:g} %" in unwrapped("docs/cuda.md")

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from benchmarks.experiments.experiment import Curve
+from benchmarks.experiments.experiment import Curve, epochs_to
 from benchmarks.experiments.published import EXPERIMENTS
 from benchmarks.experiments.results import Results, accuracies, figure
 
@@ -72,6 +72,28 @@ def test_figures_of_normalised_inputs_are_the_recorded_ones(name: str, id: str, 
     cell = figure(accuracies("test", by_variant(found)[id]))
     (row,) = re.findall(rf"^\| {name}, {id} \|.*$", PAGE.read_text(), re.MULTILINE)
     assert f" {cell} " in row
+
+
+def test_figures_of_norm_before_and_after_the_activation() -> None:
+    said = " ".join(section("Norm before or after the activation").split())
+    curves = by_variant(recorded("circles"))
+    ids = ("after", "before", "none")
+    median = {id: f"{statistics.median(epochs_to(0.8)(curve) for curve in curves[id]):g}" for id in ids}
+    mean = {id: f"{statistics.fmean(accuracies('test', curves[id])):.3f}" for id in ids}
+    assert (
+        f"a median of {median['after']} epochs with the norm after ReLU, {median['before']} before it and "
+        f"{median['none']} without norm"
+    ) in said
+    assert f"{mean['after']} after, {mean['before']} before, {mean['none']} without" in said
+    curves = by_variant(recorded("mnist-mlp"))
+    first, last = (
+        {id: f"{statistics.fmean(accuracies(column, curves[id])):.3f}" for id in ids}
+        for column in ("epoch 1", "test")
+    )
+    assert (
+        f"{first['after']} after the first epoch and {last['after']} in the end with the norm after ReLU, "
+        f"{first['before']} and {last['before']} before it, {first['none']} and {last['none']} without norm"
+    ) in said
 
 
 @pytest.mark.parametrize("name", ["iris", "circles"])

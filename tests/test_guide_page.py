@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import fused_bn
+from benchmarks.resnet.model import ResNet50
 from fused_bn._activations import ACTIVATIONS
-from tests.pages import text
+from fused_bn._recompute import WORTH_BYTES
+from tests.pages import text, unwrapped
 
 PAGE = "docs/guide.md"
 
@@ -68,3 +70,17 @@ def written(code: str, path: Path) -> nn.Module:
 
 def test_all_activations_are_listed() -> None:
     assert f"| `activation` | {', '.join(ACTIVATIONS)}; or " in text(PAGE)
+
+
+def test_how_many_norms_are_fused() -> None:
+    """Those of ResNet-50; MobileNetV2's are counted in test_fuse_transformers.py."""
+    with torch.device("meta"):
+        model: Any = fused_bn.fuse(ResNet50())
+    norms, fused = model.fusion_report.norms, model.fusion_report.fused
+    assert f"Of {len(norms)} norms of ResNet-50 `fuse` joins {len(fused)} with" in unwrapped(PAGE)
+    fused, norms = re.findall(r"mobilenet, (\d+), (\d+), ", text("tests/test_fuse_transformers.py"))[0]
+    assert f"of {norms} of MobileNetV2 it is {fused}" in unwrapped(PAGE)
+
+
+def test_from_which_size_outputs_are_computed_again() -> None:
+    assert f"for outputs of {WORTH_BYTES / 2**20:g} MiB or more" in unwrapped(PAGE)
