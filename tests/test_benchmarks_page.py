@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from matplotlib.image import imread
 
 from benchmarks import history
@@ -258,10 +257,32 @@ def test_the_table_of_keras() -> None:
     assert table(headings, keras_rows()) in text("docs/keras.md")
 
 
-@pytest.mark.parametrize(
-    ("page", "name"), [("docs/keras.md", "keras.json"), (PAGE, "lenet/results.json"), (PAGE, "speed.json")]
-)
-def test_pages_name_the_day_and_the_version(page: str, name: str) -> None:
-    environment = measured(name)["environment"]
-    assert environment["date"][:10] in text(page)
-    assert f"torch {environment['torch'].split('+')[0]}" in unwrapped(page)
+def version(environment: dict[str, Any]) -> str:
+    return f"torch {environment['torch'].split('+')[0]}"
+
+
+def test_the_machine_is_the_recorded_one() -> None:
+    """Of all tables of the page; instructions are counted on one thread."""
+    names = ("speed.json", "lenet/results.json", "resnet.json")
+    environments = [measured(name)["environment"] for name in names]
+    for environment in (*environments, named("2026-11-26, commit ").environment):
+        assert (
+            f"on an {environment['device']} (Zen 5, AVX-512), {environment['threads']} cores of a virtual "
+            f"machine, with {version(environment)}."
+        ) in unwrapped(PAGE)
+    assert measured("lenet/results.json")["environment"]["date"][:10] in text(PAGE)
+    counted = named("Counts of commit ").environment
+    python = counted["python"].rpartition(".")[0]
+    assert f"{version(counted)}, Python {python}:" in unwrapped(PAGE)
+
+
+def test_the_conditions_of_other_pages() -> None:
+    keras, batch = measured("keras.json")["environment"], measured("keras.json")["arguments"]["batch"]
+    assert (
+        f"{keras['device']} (Zen 5), {keras['threads']} cores, batch {batch}, {version(keras)}, "
+        f"{keras['date'][:10]}"
+    ) in unwrapped("docs/keras.md")
+    errors = named("2026-11-26, commit ", "docs/accuracy.md").environment
+    assert (f"({errors['device']}, Zen 5, {version(errors)}, {errors['date'][:10]}, commit") in unwrapped(
+        "docs/accuracy.md"
+    )

@@ -1,5 +1,7 @@
 """README: short, its chart is there, and its figures are the recorded ones."""
 
+from datetime import datetime
+
 from benchmarks import history
 from benchmarks.grid.cells import STEPS
 from benchmarks.report import figures
@@ -47,6 +49,15 @@ def test_speed_and_memory_of_resnet() -> None:
     memory = f"{kept} times as much; {least} to {most} with `recompute=True`"
     assert f"| memory of ResNet-50's activations | {memory} |" in text(README)
     assert f"ResNet-50 on {measured('resnet.json')['arguments']['batch']} images" in unwrapped(README)
+
+
+def test_the_conditions_are_those_of_both_runs() -> None:
+    of_grid = [run for run in history.load() if figures.measured(run)][-1].environment
+    for environment in (of_grid, measured("resnet.json")["environment"]):
+        torch, cores = environment["torch"].split("+")[0], environment["threads"]
+        month = datetime.fromisoformat(environment["date"]).strftime("%B %Y")
+        said = f"{environment['device']} (Zen 5), {cores} cores, torch {torch}, {month}"
+        assert said in unwrapped(README)
 
 
 def test_the_chart_is_the_only_picture() -> None:
