@@ -148,6 +148,7 @@ format: $(ready) $(lint-ready) ## rewrites the sources as `make lint` wants them
 
 .PHONY: docs
 docs: $(ready) $(docs-ready) ## the pages as a site: build/site/index.html
+	@$(run) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("the site needs Python 3.11 or newer")'
 	@$(require) mkdocs material mkdocstrings_handlers keras
 	KERAS_BACKEND=torch NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict --quiet
 

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from matplotlib.image import imread
+
+pytest.importorskip("jinja2")
 
 from benchmarks import history
 from benchmarks.accuracy import table as accuracy_table

@@ -14,7 +14,7 @@ import fused_bn
 from tests.browser import ask
 from tests.pages import ROOT, text
 
-for module in ("mkdocs", "material", "mkdocstrings", "keras"):
+for module in ("jinja2", "keras", "mkdocs", "material", "mkdocstrings"):
     pytest.importorskip(module)
 
 LOOK = """
