@@ -31,6 +31,7 @@ ready := given-interpreter
 lint-ready := given-interpreter
 cuda-ready := given-interpreter
 tools-ready := given-interpreter
+docs-ready := given-interpreter
 require = $(run) .ci/require.py
 else
 run := $(VENV)/bin/python
@@ -38,6 +39,7 @@ ready := $(VENV)/ready-torch-$(TORCH)
 lint-ready := $(VENV)/ready-lint
 cuda-ready := $(VENV)/ready-cuda
 tools-ready := $(VENV)/ready-tools
+docs-ready := $(VENV)/ready-docs
 require = @:
 endif
 
@@ -51,7 +53,7 @@ lenet: build/extension ## the main job, LeNet-5 on MNIST (EPOCHS=1 for a quick l
 	$(run) -m benchmarks.lenet $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 .PHONY: test
-test: build/extension $(tools-ready) $(if $(shell command -v nvcc),$(cuda-ready)) ## the test suite
+test: build/extension $(tools-ready) $(docs-ready) $(if $(shell command -v nvcc),$(cuda-ready)) ## the test suite
 	@$(require) pytest hypothesis jinja2 keras numpy matplotlib rich sklearn tqdm transformers
 	$(run) -m pytest $(ARGS)
 
@@ -144,9 +146,15 @@ format: $(ready) $(lint-ready) ## rewrites the sources as `make lint` wants them
 	$(run) -m ruff format .
 	$(cxx-files) | xargs $(run) -c '$(clang-format)' -i
 
+.PHONY: docs
+docs: $(ready) $(docs-ready) ## the pages as a site: build/site/index.html
+	@$(run) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("the site needs Python 3.11 or newer")'
+	@$(require) mkdocs material mkdocstrings_handlers keras
+	KERAS_BACKEND=torch NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict --quiet
+
 .PHONY: doctor
 doctor: build/extension ## what is built, what works here, and what to do where something does not
-	$(run) -m fused_bn
+	$(run) -m fused_bn doctor
 
 .PHONY: clean
 clean: ## removes what was built; .venv stays
@@ -165,6 +173,10 @@ $(VENV)/ready-lint: .ci/requirements-lint.txt | $(ready)
 
 $(VENV)/ready-tools: .ci/requirements-tools.txt | $(ready)
 	$(run) -m pip install --quiet --disable-pip-version-check torch==$(TORCH) -r .ci/requirements-tools.txt
+	touch $@
+
+$(VENV)/ready-docs: .ci/requirements-docs.txt | $(ready)
+	$(run) -m pip install --quiet --disable-pip-version-check -r .ci/requirements-docs.txt
 	touch $@
 
 $(VENV)/ready-cuda: .ci/requirements-cuda.txt | $(ready)

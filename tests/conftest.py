@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import fused_bn
+from tests import browser as browsers
 from tests.cases import DEVICES, HAS_EXTENSION, why_no_cuda
 
 # The same examples on every run; `--hypothesis-profile explore` looks for new ones.
@@ -65,3 +66,12 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def browser() -> str:
+    """For tests of pages, which are skipped without one."""
+    found = browsers.installed()
+    if found is None:
+        pytest.skip(f"no browser: none of {', '.join(browsers.BROWSERS)} is installed")
+    return found

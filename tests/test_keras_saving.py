@@ -138,7 +138,7 @@ def test_model_files_keep_the_class(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_model_of_keras_layers_becomes_one_of_ours(tmp_path: Path) -> None:
-    """As the README says it."""
+    """As docs/keras.md says it."""
     model = trained(functional(Theirs()))
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")

@@ -1,15 +1,9 @@
 """The report's page in a real browser: every chart is decoded and shown, and a click sorts the table."""
 
 import base64
-import contextlib
 import html
 import io
-import json
-import os
 import re
-import shutil
-import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +15,15 @@ from matplotlib.image import imread
 pytest.importorskip("jinja2")
 
 from benchmarks.report import job
+from tests.browser import HEIGHT, WIDTH, ask, run
 from tests.report_history import GPU_NAME, quick, record, several_runs
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"),
-    *("--disable-dev-shm-usage", "--virtual-time-budget=20000"),
-)
-WIDTH, HEIGHT = 1300, 2600
-TIMEOUT = 120
-"""Seconds; a page takes about 3."""
 COLORS = 50
 """A chart has hundreds, as its letters' edges are smooth; a blank picture has one."""
 
 LOOK = """
-<script>
-addEventListener("load", () => {
-  const look = image => {
+const look = () => {
+  const chart = image => {
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
     const colors = new Set();
@@ -52,7 +37,7 @@ addEventListener("load", () => {
     return { alt: image.alt, width: image.naturalWidth, shown: box.width, height: box.height,
              ratio: image.naturalWidth / image.naturalHeight, right: box.right, colors: colors.size };
   };
-  const charts = [...document.images].map(look);
+  const charts = [...document.images].map(chart);
   const column = (table, number) => [...table.tBodies[0].rows].map(row => row.cells[number].textContent);
   const table = document.querySelector("table.sortable");
   const heading = table.tHead.rows[0].cells[3];
@@ -61,21 +46,9 @@ addEventListener("load", () => {
     heading.querySelector("button").click();
     orders.push(column(table, 3), [heading.ariaSort]);
   }
-  const seen = document.createElement("pre");
-  seen.id = "seen";
-  seen.textContent = JSON.stringify({ charts, orders, page: document.documentElement.scrollWidth });
-  document.body.append(seen);
-});
-</script>
+  return { charts, orders, page: document.documentElement.scrollWidth };
+};
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -88,30 +61,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "out" / "index.html"
 
 
-def run(browser: str, *arguments: str, profile: Path) -> str:
-    """The browser's output; it and its children end with the call."""
-    command = [browser, *FLAGS, f"--user-data-dir={profile}", f"--window-size={WIDTH},{HEIGHT}", *arguments]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        output, errors = process.communicate(timeout=TIMEOUT)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert process.returncode == 0, errors
-    return output
-
-
 def look(browser: str, page: str, directory: Path) -> dict[str, Any]:
     """What the browser shows of that HTML: its charts, and the order of rows after clicks."""
-    copy = directory / "copy.html"
-    copy.write_text(page.replace("</body>", f"{LOOK}</body>"))
-    dom = run(browser, "--dump-dom", copy.as_uri(), profile=directory / "profile")
-    (seen,) = re.findall(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
-    found: dict[str, Any] = json.loads(html.unescape(seen))
-    return found
+    file = directory / "page.html"
+    file.write_text(page)
+    return ask(browser, file, LOOK, directory / "profile")
 
 
 def broken(charts: list[dict[str, Any]]) -> list[str]:

@@ -258,7 +258,7 @@ def in_groups_of_two(rank: int) -> dict[str, Tensor | None]:
 
 
 def test_a_group_is_one_batch() -> None:
-    """Of four processes two and two: what the README recommends for many."""
+    """Of four processes two and two: what docs/distributed.md recommends for many."""
     team = Team(4)
     parts = team.run(in_groups_of_two)
     team.close()

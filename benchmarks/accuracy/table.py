@@ -1,4 +1,4 @@
-"""The errors as a table for the terminal and as Markdown for the README: a line a data set and quantity."""
+"""The errors as a table for the terminal and as Markdown for the pages: a line a data set and quantity."""
 
 from collections.abc import Iterable, Iterator, Sequence
 

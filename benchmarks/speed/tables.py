@@ -1,4 +1,4 @@
-"""The numbers of a run as a table for the terminal and as Markdown for the README."""
+"""The numbers of a run as a table for the terminal and as Markdown for docs/benchmarks.md."""
 
 from collections.abc import Iterator
 

@@ -119,6 +119,6 @@ def _row(cost: Cost) -> tuple[str, ...]:
 
 
 def markdown() -> str:
-    """The same as the README has it."""
+    """The same as docs/distributed.md has it."""
     lines = [HEADINGS, ("---:",) * len(HEADINGS), *rows()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,10 +1,11 @@
-"""The README's table of predictions is what the planner says today."""
+"""The table of predictions in docs/cuda.md is what the planner says today."""
 
 import pytest
 
 import fused_bn
 from tests.cases import HAS_EXTENSION
-from tests.test_readme import readme
+from tests.pages import text, unwrapped
+from tests.test_plan_prices import DEMANDED
 
 CASES: tuple[tuple[tuple[int, ...], str, str], ...] = (
     *(
@@ -28,6 +29,10 @@ def row(shape: tuple[int, ...], layout: str, dtype: str) -> str:
 
 @pytest.mark.skipif(not HAS_EXTENSION, reason="the planner is part of the extension")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{'x'.join(map(str, case[0]))}-{case[1]}")
-def test_readme_shows_what_the_planner_predicts(case: tuple[tuple[int, ...], str, str]) -> None:
+def test_the_page_shows_what_the_planner_predicts(case: tuple[tuple[int, ...], str, str]) -> None:
     """A changed constant or plan would leave figures behind that nobody can repeat."""
-    assert row(*case) in readme()
+    assert row(*case) in text("docs/cuda.md")
+
+
+def test_the_page_says_how_well_prices_predict() -> None:
+    assert f"it predicts the reading to within {100 * DEMANDED:g} %" in unwrapped("docs/cuda.md")
