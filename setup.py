@@ -189,12 +189,12 @@ def refusal(error: ImportError, env: Mapping[str, str]) -> str:
 
 
 def cloned_from() -> str:
-    """The address that pip cloned this tree from, as pip takes it; empty where it did not."""
+    """The address that pip cloned this tree from, without a token in it; empty where it did not."""
     if not ROOT.name.startswith("pip-req-build-"):
         return ""
     command = ["git", "-C", str(ROOT), "config", "--get", "remote.origin.url"]
     found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return f"git+{found}" if found else ""
+    return "git+" + re.sub(r"^(https?://)[^/@]*@", r"\1", found) if found else ""
 
 
 def without_command(line: str) -> str:

@@ -96,9 +96,11 @@ def test_a_build_of_what_pip_cloned_says_the_address(tmp_path: Path, monkeypatch
     monkeypatch.setattr(build, "ROOT", clone)
     again = "pip install --no-build-isolation"
     assert f"then `{again} .`" in build.refusal(ImportError(), {})
-    url = "file:///home/user/fused_bn"
-    subprocess.run(["git", "-C", str(clone), "remote", "add", "origin", url], check=True)
-    assert f"then `{again} git+{url}`" in build.refusal(ImportError(), {})
+    git = ("git", "-C", str(clone), "remote")
+    subprocess.run([*git, "add", "origin", "file:///home/user/fused_bn"], check=True)
+    assert f"then `{again} git+file:///home/user/fused_bn`" in build.refusal(ImportError(), {})
+    subprocess.run([*git, "set-url", "origin", "https://user:token@host/fused_bn"], check=True)
+    assert f"then `{again} git+https://host/fused_bn`" in build.refusal(ImportError(), {})
 
 
 @pytest.mark.parametrize("script", ["setup.py", ".ci/build_backend.py"])
