@@ -113,6 +113,22 @@ def test_without_torch_and_setuptools_one_sentence_says_what_to_do(script: str) 
         assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("job", ["lenet", "speed", "compare"])
+def test_jobs_run_with_what_make_installs_for_them(job: str) -> None:
+    """`make lenet`, `make bench` and `make compare` install .ci/requirements.txt alone."""
+    pins = (ROOT / ".ci" / "requirements-test.txt").read_text()
+    names = {name.replace("-", "_") for name in re.findall(r"^([\w-]+)==", pins, re.MULTILINE)}
+    assert {"jax", "keras", "transformers", "scikit_learn"} < names
+    absent = names - {"scikit_learn"} | {"sklearn"}
+    code = (
+        f"import sys, runpy; sys.modules |= dict.fromkeys({absent})\n"
+        f"sys.argv = ['', '--help']; runpy.run_module('benchmarks.{job}', run_name='__main__')"
+    )
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert "--help" in result.stdout
+
+
 def test_a_wheel_is_made_by_pip(tmp_path: Path) -> None:
     """By the build backend of this tree, as every tool that builds calls it."""
     tree = small_tree(tmp_path)
