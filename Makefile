@@ -116,7 +116,7 @@ build: build/extension ## the extension, in place
 
 .PHONY: wheel
 wheel: build/extension $(wheel-ready) ## a wheel for this torch and every manylinux like this one or newer: dist/*.whl
-	@$(require) auditwheel patchelf
+	@$(require) auditwheel
 	.ci/wheel $(run) dist
 
 .PHONY: sanitize
