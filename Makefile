@@ -8,6 +8,7 @@
 #   ARGS="..."                     passed on to what the target runs
 #   SECONDS=600                    of `make fuzz`
 #   OUT=folder CALLS="..."         of `make gpu`: where it writes to, and a part of what it does
+#   V=1                            of whatever builds: the compiler's command lines
 #
 # setup.py lists the variables that steer the build (FORCE_CUDA, FUSED_BN_CPU_ONLY, ...).
 
@@ -28,18 +29,22 @@ SECONDS ?= 600
 ifeq ($(VENV),)
 run := $(PYTHON)
 ready := given-interpreter
+test-ready := given-interpreter
 lint-ready := given-interpreter
 cuda-ready := given-interpreter
 tools-ready := given-interpreter
 docs-ready := given-interpreter
+wheel-ready := given-interpreter
 require = $(run) .ci/require.py
 else
 run := $(VENV)/bin/python
 ready := $(VENV)/ready-torch-$(TORCH)
+test-ready := $(VENV)/ready-test
 lint-ready := $(VENV)/ready-lint
 cuda-ready := $(VENV)/ready-cuda
 tools-ready := $(VENV)/ready-tools
 docs-ready := $(VENV)/ready-docs
+wheel-ready := $(VENV)/ready-wheel
 require = @:
 endif
 
@@ -53,17 +58,17 @@ lenet: build/extension ## the main job, LeNet-5 on MNIST (EPOCHS=1 for a quick l
 	$(run) -m benchmarks.lenet $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
 .PHONY: test
-test: build/extension $(tools-ready) $(docs-ready) $(if $(shell command -v nvcc),$(cuda-ready)) ## the test suite
+test: build/extension $(test-ready) $(tools-ready) $(docs-ready) $(if $(shell command -v nvcc),$(cuda-ready)) ## the test suite
 	@$(require) pytest hypothesis jinja2 keras numpy matplotlib rich sklearn tqdm transformers
 	$(run) -m pytest $(ARGS)
 
 .PHONY: test-kernels
-test-kernels: build/extension ## the CUDA kernels' source on the CPU: all of it, where `make test` runs a part
+test-kernels: build/extension $(test-ready) ## the CUDA kernels' source on the CPU: all of it, where `make test` runs a part
 	@$(require) pytest hypothesis numpy
 	$(run) -m pytest tests/simt -m "kernels_full or not kernels_full" $(ARGS)
 
 .PHONY: gates
-gates: $(ready) $(cuda-ready) ## the CUDA kernels compiled for every architecture: no spills, wide loads and stores
+gates: $(test-ready) $(cuda-ready) ## the CUDA kernels compiled for every architecture: no spills, wide loads and stores
 	@$(require) pytest hypothesis numpy
 	$(run) -m tests.cuda.toolchain
 	$(run) -m pytest tests/cuda -m "kernels_full or not kernels_full" $(ARGS)
@@ -74,27 +79,27 @@ bench: build/extension ## speed beside eager PyTorch and torch.compile
 	$(run) -m benchmarks.speed $(ARGS)
 
 .PHONY: bench-quick
-bench-quick: build/extension ## the small cells of the grid, in two minutes
+bench-quick: build/extension $(test-ready) ## the small cells of the grid, in two minutes
 	@$(require) pytest pytest_benchmark numpy matplotlib rich tqdm
 	$(run) -m pytest benchmarks -m quick $(ARGS)
 
 .PHONY: grid
-grid: build/extension ## the whole grid, accuracy and instruction counts (ARGS=--record adds them to the history)
+grid: build/extension $(test-ready) ## the whole grid, accuracy and instruction counts (ARGS=--record adds them to the history)
 	@$(require) pytest pytest_benchmark numpy matplotlib rich tqdm
 	$(run) -m pytest benchmarks $(ARGS)
 
 .PHONY: report
-report: $(ready) ## what was recorded, as one page and pictures: results/report/index.html
+report: $(test-ready) ## what was recorded, as one page and pictures: results/report/index.html
 	@$(require) jinja2 numpy matplotlib
 	$(run) -m benchmarks.report $(ARGS)
 
 .PHONY: experiments
-experiments: build/extension ## the published experiments (ARGS="circles --api keras"; without it all, 15 minutes; --quick)
+experiments: build/extension $(test-ready) ## the published experiments (ARGS="circles --api keras"; without it all, 15 minutes; --quick)
 	@$(require) numpy matplotlib rich sklearn tqdm
 	$(run) -m benchmarks.experiments $(ARGS)
 
 .PHONY: keras
-keras: build/extension ## model.fit of Keras 3 with its layer and with ours
+keras: build/extension $(test-ready) ## model.fit of Keras 3 with its layer and with ours
 	@$(require) keras numpy rich tqdm
 	$(run) -m benchmarks.keras $(ARGS)
 
@@ -104,20 +109,25 @@ compare: build/extension ## this working tree's speed beside another revision's 
 	$(run) -m benchmarks.compare $(or $(BASE),--against-main) $(ARGS)
 
 .PHONY: gpu
-gpu: $(ready) ## builds, then measures and tests on this machine's GPU in 6 minutes (OUT=folder, CALLS="first")
+gpu: $(test-ready) ## builds, then measures and tests on this machine's GPU in 6 minutes (OUT=folder, CALLS="first")
 	@$(require) setuptools ninja pytest hypothesis numpy matplotlib rich tqdm
 	$(run) -m benchmarks.gpu $(CALLS) --build --out "$(OUT)" $(ARGS)
 
 .PHONY: build
 build: build/extension ## the extension, in place
 
+.PHONY: wheel
+wheel: build/extension $(wheel-ready) ## a wheel for this torch and every manylinux like this one or newer: dist/*.whl
+	@$(require) auditwheel
+	.ci/wheel $(run) dist
+
 .PHONY: sanitize
-sanitize: $(ready) ## the operator tests under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: $(test-ready) ## the operator tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	@$(require) pytest hypothesis numpy
 	.ci/sanitize $(run)
 
 .PHONY: fuzz
-fuzz: $(ready) ## random calls and values under the sanitizers, for SECONDS=600
+fuzz: $(test-ready) ## random calls and values under the sanitizers, for SECONDS=600
 	@$(require) hypothesis numpy pytest
 	.ci/sanitize $(run) $(SECONDS)
 
@@ -133,7 +143,7 @@ cxx-files := find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -
 clang-format := from clang_format import clang_format as main; main()
 
 .PHONY: lint
-lint: $(ready) $(lint-ready) ## ruff, mypy and clang-format
+lint: $(test-ready) $(lint-ready) ## ruff, mypy and clang-format
 	@$(require) ruff mypy clang_format
 	$(run) -m ruff check .
 	$(run) -m ruff format --check .
@@ -147,7 +157,7 @@ format: $(ready) $(lint-ready) ## rewrites the sources as `make lint` wants them
 	$(cxx-files) | xargs $(run) -c '$(clang-format)' -i
 
 .PHONY: docs
-docs: $(ready) $(docs-ready) ## the pages as a site: build/site/index.html
+docs: $(test-ready) $(docs-ready) ## the pages as a site: build/site/index.html
 	@$(run) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("the site needs Python 3.11 or newer")'
 	@$(require) mkdocs material mkdocstrings_handlers keras
 	KERAS_BACKEND=torch NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict --quiet
@@ -167,6 +177,10 @@ $(VENV)/ready-torch-$(TORCH): .ci/requirements.txt
 	$(run) -m pip install --quiet --disable-pip-version-check torch==$(TORCH) -r .ci/requirements.txt
 	touch $@
 
+$(VENV)/ready-test: .ci/requirements-test.txt | $(ready)
+	$(run) -m pip install --quiet --disable-pip-version-check torch==$(TORCH) -r .ci/requirements-test.txt
+	touch $@
+
 $(VENV)/ready-lint: .ci/requirements-lint.txt | $(ready)
 	$(run) -m pip install --quiet --disable-pip-version-check -r .ci/requirements-lint.txt
 	touch $@
@@ -181,6 +195,10 @@ $(VENV)/ready-docs: .ci/requirements-docs.txt | $(ready)
 
 $(VENV)/ready-cuda: .ci/requirements-cuda.txt | $(ready)
 	$(run) -m pip install --quiet --disable-pip-version-check -r .ci/requirements-cuda.txt
+	touch $@
+
+$(VENV)/ready-wheel: .ci/requirements-wheel.txt | $(ready)
+	$(run) -m pip install --quiet --disable-pip-version-check -r .ci/requirements-wheel.txt
 	touch $@
 
 .PHONY: given-interpreter

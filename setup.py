@@ -8,16 +8,20 @@ Environment variables:
     FUSED_BN_NO_EXTENSION=1  compile nothing: the package runs, slowly, on plain PyTorch calls
     FUSED_BN_SANITIZE=1      build with AddressSanitizer and UndefinedBehaviorSanitizer
     CXX                      the C++ compiler; one like g++ builds kernels that use all cores, clang's use one
+    V=1                      show the compiler's command lines
 """
 
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,6 +162,85 @@ def compiler_itself(command: str) -> str:
     return [word for word in shlex.split(command) if not word.startswith("-")][-1]
 
 
+def packs_sources_only(commands: Iterable[str]) -> bool:
+    """Whether setup.py is to make a source distribution, which is the same with any torch and without."""
+    given = set(commands)
+    return not given.isdisjoint({"sdist", "egg_info"}) and given.isdisjoint(
+        {"bdist_wheel", "build", "build_ext", "develop", "dist_info", "editable_wheel", "install"}
+    )
+
+
+def local_version(torch: str, cuda: str) -> str:
+    """What the version of a build says of the torch and the CUDA it is for: "torch2.13.0cpu"."""
+    return f"torch{torch.split('+')[0]}" + (f"cu{cuda.replace('.', '')}" if cuda else "cpu")
+
+
+def refusal(error: ImportError, env: Mapping[str, str]) -> str:
+    """What to type where torch or setuptools cannot be imported, in the words of the tool that builds."""
+    installer = "uv pip install" if "UV" in env else "pip install"
+    if "UV" not in env and "PIP_BUILD_TRACKER" not in env and "_PYPROJECT_HOOKS_BUILD_BACKEND" in env:
+        again = "python -m build --no-isolation"
+    else:
+        again = f"{installer} --no-build-isolation {cloned_from() or '.'}"
+    return (
+        "fused_bn is built by setuptools for the torch that will run it, and this build cannot import one of "
+        f"them ({error}): type `{installer} torch setuptools ninja`, then `{again}`"
+    )
+
+
+def cloned_from() -> str:
+    """The address that pip cloned this tree from, without a token in it; empty where it did not."""
+    if not ROOT.name.startswith("pip-req-build-"):
+        return ""
+    command = ["git", "-C", str(ROOT), "config", "--get", "remote.origin.url"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return "git+" + re.sub(r"^(https?://)[^/@]*@", r"\1", found) if found else ""
+
+
+def without_command(line: str) -> str:
+    """A line of the build's output, where the name of the file stands for a compiler's command."""
+    compiles = re.match(r"(\[[^]]*\] )?\S.* -c (\S+) -o \S+", line)
+    if compiles:
+        return f"{compiles[1] or ''}{compiles[2].removeprefix(f'{ROOT}/')}\n"
+    links = re.match(r"\S.* -shared .* -o (\S+)", line)
+    return f"linking {links[1]}\n" if links else line
+
+
+@contextmanager
+def without_commands() -> Iterator[None]:
+    """Takes the compiler's commands out of all that this process and its children print."""
+    sys.stdout.flush()
+    shown = os.dup(1)
+    read, write = os.pipe()
+
+    def show() -> None:
+        with os.fdopen(read, errors="replace") as lines:
+            for line in lines:
+                os.write(shown, without_command(line).encode())
+
+    thread = threading.Thread(target=show)
+    thread.start()
+    os.dup2(write, 1)
+    os.close(write)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(shown, 1)
+        thread.join()
+        os.close(shown)
+
+
+def ninja_status() -> str:
+    """How ninja counts files; from 1.12 on it knows the time left too, and an older one would stop at %W."""
+    try:
+        version = subprocess.run(["ninja", "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return "[%f/%t] "
+    known = re.match(r"(\d+)\.(\d+)", version)
+    return "[%f/%t, %W left] " if known and tuple(map(int, known.groups())) >= (1, 12) else "[%f/%t] "
+
+
 def failure_to_compile(error: BaseException) -> str:
     reason = str(error).strip().split("\n")[0]
     return (
@@ -168,24 +251,32 @@ def failure_to_compile(error: BaseException) -> str:
 
 
 def main() -> None:
+    version = runpy.run_path(str(ROOT / "fused_bn" / "_version.py"))["__version__"]
+    try:
+        if is_set(os.environ, "FUSED_BN_NO_EXTENSION") or packs_sources_only(sys.argv[1:]):
+            without_extension(version)
+        else:
+            with_extension(version)
+    except ImportError as error:
+        sys.exit(refusal(error, os.environ))
+
+
+def without_extension(version: str) -> None:
+    from setuptools import setup
+
     if is_set(os.environ, "FUSED_BN_NO_EXTENSION"):
         if is_set(os.environ, "FORCE_CUDA"):
             sys.exit("FORCE_CUDA and FUSED_BN_NO_EXTENSION contradict each other: set one of them")
-        from setuptools import setup
-
         print("fused_bn: building no extension (FUSED_BN_NO_EXTENSION was set)", flush=True)
-        setup()
-        return
-    try:
-        import torch
-    except ImportError as error:
-        sys.exit(
-            f"fused_bn is compiled against the torch that will run it, and this build sees none ({error}): "
-            "install torch, setuptools and ninja first, then `pip install --no-build-isolation .`"
-        )
+    setup(version=version)
+
+
+def with_extension(version: str) -> None:
+    import torch
+    from setuptools import setup
+
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
         sys.exit(f"the headers of {sys.executable} (Python.h) are missing: install python3-dev or its like")
-    from setuptools import setup
 
     toolkit = find_toolkit(os.environ, torch.version.cuda)
     obstacle = obstacle_to_cuda(
@@ -238,12 +329,15 @@ def main() -> None:
 
     class Build(cpp_extension.BuildExtension):
         def build_extensions(self) -> None:
+            os.environ.setdefault("NINJA_STATUS", ninja_status())
             try:
-                super().build_extensions()
+                with nullcontext() if is_set(os.environ, "V") else without_commands():
+                    super().build_extensions()
             except Exception as error:
                 raise SystemExit(failure_to_compile(error)) from error
 
-    setup(ext_modules=[extension], cmdclass={"build_ext": Build})
+    local = local_version(torch.__version__, torch.version.cuda or "" if with_cuda else "")
+    setup(version=f"{version}+{local}", ext_modules=[extension], cmdclass={"build_ext": Build})
 
 
 if __name__ == "__main__":

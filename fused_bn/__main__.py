@@ -5,10 +5,12 @@ import sys
 
 from fused_bn import _doctor, _plan
 from fused_bn._activations import ACTIVATIONS
+from fused_bn._version import __version__
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m fused_bn", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"fused_bn {__version__}")
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("doctor", help="what is built, what works here, and what to do (the default)")
     add_plan(commands.add_parser("plan", help="how the CUDA kernels are launched for a shape, on any device"))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import isfinite
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +64,29 @@ ACTIVATIONS = {
     "softplus": Activation(F.softplus, nn.Softplus, param=1.0),
     "mish": Activation(lambda z, _: F.mish(z), lambda _: nn.Mish()),
 }
+
+ActivationName = Literal[
+    "none",
+    "relu",
+    "leaky_relu",
+    "relu6",
+    "prelu",
+    "hardswish",
+    "hardsigmoid",
+    "elu",
+    "silu",
+    "gelu",
+    "gelu_tanh",
+    "tanh",
+    "sigmoid",
+    "selu",
+    "softplus",
+    "mish",
+]
+"""The names above, for type checkers."""
+
+ActivationLike: TypeAlias = ActivationName | nn.Module | type[nn.Module] | Callable[..., Tensor] | None
+"""What users give as an activation; `spelled` takes other spellings of the names too."""
 
 DEFAULT_PARAMS = {name: activation.param or 0.0 for name, activation in ACTIVATIONS.items()}
 

@@ -126,7 +126,7 @@ def remedy_for_extension() -> str:
     if files:
         return (
             f"{', '.join(files)} does not load ({missing_reason}), which is what one built for another "
-            f"Python does: {HOW_TO_BUILD}"
+            f"Python, or for another CUDA than torch's, does: {HOW_TO_BUILD}"
         )
     return f"the extension is not built: {HOW_TO_BUILD}"
 

@@ -21,7 +21,8 @@ HOW_TO_BUILD = (
 def torch_that_built(library: Path) -> str:
     """The version that csrc/module.cpp wrote into the file, which is not loaded for that.
 
-    torch promises no C++ interface from one version to the next: what loads may still crash later.
+    torch promises no C++ interface from one version to the next, and 2.9.1 moved entries of a virtual table
+    of 2.9.0: what loads may still crash later.
     """
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = re.search(rb"fused_bn built for torch ([^\0]+)\0", content)

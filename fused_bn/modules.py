@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.fx import Proxy
 from torch.fx.proxy import TraceError
+from torch.types import Device
 
 from fused_bn import _converters, _fallback, _recompute, _sync, _tracing
-from fused_bn._activations import ACTIVATIONS, DEFAULT_PARAMS, Param, spelled
+from fused_bn._activations import ACTIVATIONS, DEFAULT_PARAMS, ActivationLike, Param, spelled
 from fused_bn.functional import batch_norm
 
 Initialiser = float | Callable[[Tensor], Any]
@@ -258,19 +259,56 @@ class _FusedLazyBatchNorm(_FusedBatchNorm):
         super().initialize_parameters(input)  # type: ignore[misc]
 
 
-class BatchNorm1d(_FusedBatchNorm, nn.BatchNorm1d):
+class _SizedBatchNorm(_FusedBatchNorm):
+    """Spells out the constructor, which lazy classes have without num_features."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: ActivationLike = "none",
+        activation_param: Param | None = None,
+        weight_init: Initialiser | None = None,
+        bias_init: Initialiser | None = None,
+        frozen: bool = False,
+    ) -> None:
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device=device,
+            dtype=dtype,
+            bias=bias,
+            activation=activation,
+            activation_param=activation_param,
+            weight_init=weight_init,
+            bias_init=bias_init,
+            frozen=frozen,
+        )
+
+
+class BatchNorm1d(_SizedBatchNorm, nn.BatchNorm1d):
     __doc__ = f"""`nn.BatchNorm1d` over (N, C) or (N, C, L) input.
 
     {_FusedBatchNorm.__doc__}"""
 
 
-class BatchNorm2d(_FusedBatchNorm, nn.BatchNorm2d):
+class BatchNorm2d(_SizedBatchNorm, nn.BatchNorm2d):
     __doc__ = f"""`nn.BatchNorm2d` over (N, C, H, W) input.
 
     {_FusedBatchNorm.__doc__}"""
 
 
-class BatchNorm3d(_FusedBatchNorm, nn.BatchNorm3d):
+class BatchNorm3d(_SizedBatchNorm, nn.BatchNorm3d):
     __doc__ = f"""`nn.BatchNorm3d` over (N, C, D, H, W) input.
 
     {_FusedBatchNorm.__doc__}"""
@@ -309,12 +347,30 @@ class SyncBatchNorm(_FusedBatchNorm):
         affine: bool = True,
         track_running_stats: bool = True,
         process_group: Any = None,
-        device: Any = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
-        **options: Any,
+        *,
+        bias: bool = True,
+        activation: ActivationLike = "none",
+        activation_param: Param | None = None,
+        weight_init: Initialiser | None = None,
+        bias_init: Initialiser | None = None,
+        frozen: bool = False,
     ) -> None:
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, **options
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device=device,
+            dtype=dtype,
+            bias=bias,
+            activation=activation,
+            activation_param=activation_param,
+            weight_init=weight_init,
+            bias_init=bias_init,
+            frozen=frozen,
         )
         self.process_group = process_group
 

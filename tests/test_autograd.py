@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fused_bn
-from fused_bn._activations import ACTIVATIONS
+from fused_bn._activations import ACTIVATIONS, ActivationName
 from tests import reference
 from tests.cases import (
     HAS_EXTENSION,
@@ -389,7 +389,7 @@ def tensors_saved_by(module: Callable[[Tensor], Tensor], x: Tensor) -> list[Tens
 @pytest.mark.parametrize("activation", ["none", "relu"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_saved_for_backward_are_input_parameters_and_statistics_only(
-    training: bool, activation: str, device: str
+    training: bool, activation: ActivationName, device: str
 ) -> None:
     """No more memory than nn.BatchNorm2d alone keeps: no output, no mask, no second copy of the input."""
     for layout in LAYOUTS:

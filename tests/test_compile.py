@@ -182,7 +182,7 @@ def fake(operator: Callable[[dict[str, Any]], Any], arguments: dict[str, Any]) -
         return shapes_and_strides(operator(imagined))
 
 
-def net(activation: str, **options: Any) -> fused_bn.BatchNorm2d:
+def net(activation: Any, **options: Any) -> fused_bn.BatchNorm2d:
     norm = fused_bn.BatchNorm2d(6, activation=activation, **options)
     generator = torch.Generator().manual_seed(1)
     for parameter in norm.parameters():

@@ -70,7 +70,7 @@ def test_every_activation_compiles(activation: str, device: str) -> None:
 class OddPlanes(nn.Module):
     """Inductor lays out what a convolution returns as it likes."""
 
-    def __init__(self, activation: str) -> None:
+    def __init__(self, activation: Any) -> None:
         super().__init__()
         self.conv = nn.Conv2d(4, 6, 3, padding=1)
         self.norm = fused_bn.BatchNorm2d(6, activation=activation)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fused_bn
+from fused_bn._activations import ActivationName
 from fused_bn._extension import DISABLE_VARIABLE
 from tests.cases import DEVICES, HAS_EXTENSION, NEWER_TORCH, present, why_no_cuda
 from tests.reference import DEMANDED_RUNNING
@@ -291,7 +292,7 @@ def test_what_is_no_number_or_tensor_is_one_sentence() -> None:
 
 def test_unknown_activation_is_refused_by_module_and_function() -> None:
     x = torch.randn(2, 3)
-    for wrong in (
+    wrongs: tuple[Any, ...] = (
         ["relu"],
         3,
         "",
@@ -301,17 +302,18 @@ def test_unknown_activation_is_refused_by_module_and_function() -> None:
         F.softmax,
         nn.Threshold,
         nn.GELU("tanh").forward,
-    ):
+    )
+    for wrong in wrongs:
         with pytest.raises(ValueError, match=r"activation must be one of none, relu, .*mish, but got"):
             fused_bn.BatchNorm1d(3, activation=wrong)
         with pytest.raises(ValueError, match="activation must be one of"):
             fused_bn.functional.batch_norm(x, None, None, training=True, activation=wrong)
     with pytest.raises(ValueError, match=r"but got 'rellu': did you mean 'relu'\?"):
-        fused_bn.BatchNorm1d(3, activation="rellu")
+        fused_bn.BatchNorm1d(3, activation="rellu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="has a parameter of its own"):
         fused_bn.BatchNorm1d(3, activation=nn.LeakyReLU(0.2), activation_param=0.1)
     with pytest.raises(TypeError):
-        fused_bn.BatchNorm1d(3, 1e-5, 0.1, True, True, None, None, "relu")  # keyword-only
+        fused_bn.BatchNorm1d(3, 1e-5, 0.1, True, True, None, None, "relu")  # type: ignore[call-arg, arg-type]
 
 
 @pytest.mark.needs_extension
@@ -416,7 +418,7 @@ def outcome(module: nn.Module, x: Tensor) -> object:
 @pytest.mark.core
 @pytest.mark.parametrize("activation", ["none", "relu"])
 @pytest.mark.parametrize("kind", MODULES)
-def test_module_refuses_the_ranks_nn_batchnorm_refuses(kind: str, activation: str) -> None:
+def test_module_refuses_the_ranks_nn_batchnorm_refuses(kind: str, activation: ActivationName) -> None:
     ours, theirs = MODULES[kind]
     for rank in range(7):
         x = torch.randn((2, 3, 2, 2, 2, 2)[:rank])

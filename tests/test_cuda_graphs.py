@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import fused_bn
+from fused_bn._activations import ActivationName
 from tests.cases import Case, call_fused, make_tensors, present, run_fused, same_bits, why_no_cuda
 from tests.launches import forced, foreign_stream, launches, nodes
 from tests.test_cuda import CASES
@@ -224,7 +225,7 @@ def test_the_first_call_on_a_stream_while_another_thread_captures(plan: str) -> 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
-def test_graphs_of_a_module_with_a_residual_train(activation: str, layout: str) -> None:
+def test_graphs_of_a_module_with_a_residual_train(activation: ActivationName, layout: str) -> None:
     """make_graphed_callables captures forward and backward: replays give the bits and statistics of calls."""
     eager = fused_bn.BatchNorm2d(24, activation=activation, momentum=None, device="cuda")
 

@@ -50,7 +50,7 @@ class Written(nn.Module):
         return torch.nn.functional.silu(self.second(self.conv(x)) + x)
 
 
-def ours(activation: str) -> nn.Module:
+def ours(activation: Any) -> nn.Module:
     return fused_bn.BatchNorm2d(6, activation=activation)
 
 

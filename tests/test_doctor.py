@@ -155,10 +155,12 @@ def elsewhere(tmp_path: Path) -> Path:
     return shutil.copytree(Path(fused_bn.__file__).parent, tmp_path / "fused_bn", ignore=ignored)
 
 
-def test_an_extension_built_for_another_torch_is_told_by_its_file(elsewhere: Path) -> None:
+@pytest.mark.parametrize("other", ["1.0.0", f"{RUNNING}1"], ids=["another minor", "another patch release"])
+def test_an_extension_built_for_another_torch_is_told_by_its_file(elsewhere: Path, other: str) -> None:
+    """Patch releases too: their headers may differ in what C++ lays out."""
     library = elsewhere / f"_C{EXTENSION_SUFFIXES[0]}"
-    library.write_bytes(b"\0code\0fused_bn built for torch 1.0.0\0more code\0")
-    said = f"built for torch 1.0.0, this is {RUNNING}"
+    library.write_bytes(b"\0code\0fused_bn built for torch %b\0more code\0" % other.encode())
+    said = f"built for torch {other}, this is {RUNNING}"
     result = python("-c", "import fused_bn", at=elsewhere.parent)
     assert f"could not be loaded ({said}); build it with" in result.stderr
     doctor = python("-m", "fused_bn", at=elsewhere.parent)

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call, jacfwd, jvp
 
 import fused_bn
-from fused_bn._activations import ACTIVATIONS
+from fused_bn._activations import ACTIVATIONS, ActivationName
 from tests.cases import Case, Tensors, activate, layouts, make_tensors, present, same_bits
 from tests.test_autograd import apply, leaves, smooth_tensors
 from tests.test_module import OUTPUT_TOLERANCE, assert_same_state
@@ -127,7 +127,7 @@ def test_jvp_through_the_parameters() -> None:
 @pytest.mark.needs_extension
 @pytest.mark.parametrize("activation", ["none", "relu"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_jacfwd_is_the_jacobian_of_reverse_mode(training: bool, activation: str) -> None:
+def test_jacfwd_is_the_jacobian_of_reverse_mode(training: bool, activation: ActivationName) -> None:
     norm = fused_bn.BatchNorm2d(2, activation=activation).double().train(training)
     x = torch.randn(3, 2, 2, 2, dtype=torch.float64)
     expected = torch.autograd.functional.jacobian(norm, x)

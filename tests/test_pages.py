@@ -128,7 +128,8 @@ def test_workflows_run_the_stages_of_ci() -> None:
     workflows = text(".github/workflows/ci.yml") + text(".github/workflows/docs.yml")
     run = re.findall(r"^ +- (?:run: make )?(.*)$", workflows, re.MULTILINE)
     assert len(stages) > 10
-    assert set(stages) - set(run) == {"build"}
+    assert set(stages) - set(run) == {"build", "wheel"}
+    assert "make wheel" in text(".github/workflows/wheels.yml")
 
 
 def anchors(content: str) -> set[str]:

@@ -83,6 +83,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import fused_bn
+from fused_bn._activations import ActivationName
 from tests.cases import HALF_DTYPES, Case, in_layout, layouts, make_tensors, present, run_fused, run_torch
 from tests.reference import assert_meets_demands
 
@@ -164,7 +165,7 @@ def test_empty_batches(shape: tuple[int, ...], training: bool, activation: str, 
 
 @pytest.mark.core
 @pytest.mark.parametrize("activation", ["none", "relu"])
-def test_empty_batch_through_a_module(activation: str, device: str) -> None:
+def test_empty_batch_through_a_module(activation: ActivationName, device: str) -> None:
     """The last batch of a filtered data set: training goes on with the statistics it had."""
     norm = fused_bn.BatchNorm2d(3, activation=activation).to(device)
     norm(torch.randn(2, 3, 4, 4, device=device))
@@ -193,7 +194,8 @@ def test_double_backward_of_five_by_five(kind: type[nn.Module], activation: str)
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_DTYPES], ids=lambda dtype: str(dtype)[6:])
 def test_affine_off_in_half_precision(dtype: torch.dtype, layout: str, device: str) -> None:
     """Module and function without weight and bias, also without buffers, in training and evaluation."""
-    for activation, tracking in product(("none", "relu"), (True, False)):
+    activations: tuple[ActivationName, ...] = ("none", "relu")
+    for activation, tracking in product(activations, (True, False)):
         norm = fused_bn.BatchNorm2d(
             5, affine=False, track_running_stats=tracking, activation=activation, device=device, dtype=dtype
         )

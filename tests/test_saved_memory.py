@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import product
 from math import prod
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ SHAPES = (
 """Rows of a multiple of 8 elements, and others."""
 
 
-def keeping(activation: str, shape: tuple[int, ...], **options: bool) -> nn.Module:
+def keeping(activation: Any, shape: tuple[int, ...], **options: Any) -> nn.Module:
     kind = {2: fused_bn.BatchNorm1d, 4: fused_bn.BatchNorm2d, 5: fused_bn.BatchNorm3d}[len(shape)]
     return kind(shape[1], activation=activation, activation_param=PARAMS.get(activation), **options)
 

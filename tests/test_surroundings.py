@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize, prune
 from torch.profiler import ProfilerActivity, profile
 
 import fused_bn
+from fused_bn._activations import ActivationName
 from tests.cases import HALF_DTYPES, present, same_bits
 from tests.test_module import CASTS
 from tests.twins import Original, assert_near, assert_same_buffers, batch, step, twins
@@ -131,7 +132,9 @@ def test_autocast_of_a_residual_block(training: bool, dtype: torch.dtype, device
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
-def test_a_residual_of_another_dtype_is_one_clear_error(activation: str, training: bool, device: str) -> None:
+def test_a_residual_of_another_dtype_is_one_clear_error(
+    activation: ActivationName, training: bool, device: str
+) -> None:
     """As where autocast makes the input bfloat16 and the skip stays float32; nothing is counted"""
     norm = fused_bn.BatchNorm2d(6, activation=activation).to(device).train(training)
     conv = nn.Conv2d(3, 6, 3, padding=1).to(device)

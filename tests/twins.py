@@ -125,7 +125,7 @@ def assert_same_buffers(ours: nn.Module, theirs: nn.Module, tolerance: float = F
 class WithResidual(nn.Module):
     """A model of one of our modules, called with a residual: what is exported and compiled."""
 
-    def __init__(self, activation: str = "relu", **options: Any) -> None:
+    def __init__(self, activation: Any = "relu", **options: Any) -> None:
         super().__init__()
         self.norm = fused_bn.BatchNorm2d(
             6, activation=activation, activation_param=PARAMS.get(activation), **options
