@@ -115,7 +115,8 @@ using BackwardSignature = Result(const Tensor&, const Tensor&, const OptionalTen
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using ForwardOperator = ForwardSignature<ForwardResult, /*save_for_backward*/ bool>;
 using ElementwiseOperator = ElementwiseSignature<std::tuple<Tensor, Tensor>, /*save_mask*/ bool>;
-// Of input, residual, weight, bias and negative_slope. The last is undefined where there is no slope.
+// The gradients of input, residual, weight, bias and negative_slope. The last is undefined where there is no
+// slope.
 using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 using BackwardOperator = BackwardSignature<BackwardResult>;
 
@@ -155,7 +156,7 @@ inline bool present(const OptionalTensor& tensor) { return tensor.has_value() &&
 
 // Whether forward writes a mask: not without need.
 bool writes_mask(const OptionalTensor& residual, std::string_view activation, bool save_mask);
-// Whether forward copies the bias: where only the signs that backward computes again depend on it. The bias
+// Whether forward copies the bias: where backward needs it only to find again which elements passed. The bias
 // may then be written before backward, as with PyTorch's ReLU, which keeps its output.
 bool copies_bias(const OptionalTensor& residual, const OptionalTensor& bias, std::string_view activation,
                  bool save_for_backward);

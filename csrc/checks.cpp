@@ -99,9 +99,9 @@ void check_like_input(const Tensor& input, const char* name, const Tensor& tenso
 void check_activation(const Tensor& input, std::string_view activation, double param,
                       const OptionalTensor& negative_slope) {
   const Activation known = activation_from_name(activation);
-  TORCH_CHECK(present(negative_slope) == (known == Activation::prelu), "fused_bn: negative_slope is that of ",
-              "prelu, and must be given with it and with nothing else, but the activation is ", activation,
-              present(negative_slope) ? " with" : " without", " one");
+  TORCH_CHECK(present(negative_slope) == (known == Activation::prelu),
+              "fused_bn: negative_slope must be given with prelu and with no other activation, but got ",
+              activation, present(negative_slope) ? " with" : " without", " one");
   check_channel_vector(input, {"negative_slope", negative_slope});
   TORCH_CHECK_VALUE(std::isfinite(param), "activation_param must be a finite number, but got ",
                     python_float(param));
@@ -117,10 +117,11 @@ void check_activation(const Tensor& input, std::string_view activation, double p
 // The buffers are written while threads read the other tensors, each value once: none may share memory.
 void check_written_memory(const ForwardArguments& a) {
   const OptionalTensor input(a.input);
-  const std::array<Named, 6> all{Named{"running_mean", a.running_mean},
+  const std::array<Named, 7> all{Named{"running_mean", a.running_mean},
                                  Named{"running_var", a.running_var},
                                  Named{"weight", a.weight},
                                  Named{"bias", a.bias},
+                                 Named{"negative_slope", a.negative_slope},
                                  Named{"the input", input},
                                  Named{"the residual", a.residual}};
   for (size_t written = 0; written < 2; ++written) {
@@ -170,12 +171,6 @@ Layout layout_of(const Tensor& input) {
   return first ? Layout::channels_first : Layout::channels_last;
 }
 
-// Whether backward takes a bit an element of what the activation was given.
-bool is_told_by_a_bit(std::string_view activation) {
-  const Activation known = activation_from_name(activation);
-  return has_two_slopes(known) && known != Activation::none;
-}
-
 }  // namespace
 
 at::ScalarType statistics_type(const Tensor& input) {
@@ -199,12 +194,13 @@ std::string_view activation_name(Activation activation) {
 }
 
 bool writes_mask(const OptionalTensor& residual, std::string_view activation, bool save_mask) {
-  return save_mask && present(residual) && is_told_by_a_bit(activation);
+  return save_mask && present(residual) && needs_mask(activation_from_name(activation));
 }
 
 bool copies_bias(const OptionalTensor& residual, const OptionalTensor& bias, std::string_view activation,
                  bool save_for_backward) {
-  return save_for_backward && present(bias) && !present(residual) && is_told_by_a_bit(activation);
+  return save_for_backward && present(bias) && !present(residual) &&
+         needs_mask(activation_from_name(activation));
 }
 
 c10::SymInt mask_size(const Tensor& input) { return mask_bytes(input.sym_numel()); }

@@ -25,10 +25,9 @@ Tensor with_any_counter(const ForwardArguments& a) {
   if (is_kernels || !is_number || counter.sym_numel() != 1) return next(a);
   // Raises where the counter cannot be written, before the statistics are.
   if (counter.requires_grad() || within_function_transform()) counter.add_(0);
-  const OptionalTensor absent;
   const auto momentum = a.momentum.has_value() ? a.momentum : 1 / (counter.item().toDouble() + 1);
   Tensor output =
-      next({a.input, a.residual, a.weight, a.bias, a.running_mean, a.running_var, absent, a.training,
+      next({a.input, a.residual, a.weight, a.bias, a.running_mean, a.running_var, kAbsent, a.training,
             momentum, a.eps, a.activation, a.activation_param, a.negative_slope, a.save_for_backward});
   counter.add_(1);  // last: a call that is refused is not counted
   return output;

@@ -14,9 +14,9 @@ using torch::autograd::variable_list;
 
 // A per-channel vector, shaped to broadcast over (N, C, *).
 Tensor over_channels(const Tensor& vector, const Tensor& input) {
-  std::vector<int64_t> shape(input.dim(), 1);
-  shape[1] = vector.numel();
-  return vector.view(shape);
+  std::vector<c10::SymInt> shape(input.dim(), 1);
+  shape[1] = vector.sym_numel();
+  return vector.view_symint(shape);
 }
 
 // The value of `tensor` less itself: zero, with the derivative of `tensor`.
@@ -94,7 +94,7 @@ variable_list formulas_of_backward(const BackwardArguments& a) {
   Tensor grad_slope;
   if (present(a.negative_slope)) {
     const Tensor own = z();
-    grad_slope = (grad_output * at::where(own > 0, at::zeros({}, own.options()), own)).sum(dims);
+    grad_slope = at::where(own > 0, at::zeros({}, own.options()), grad_output * own).sum(dims);
   }
   Tensor grad_input = g;
   if (a.training) {

@@ -18,8 +18,8 @@ Tensor differentiable_forward(const ForwardArguments& arguments);
 BackwardResult differentiable_backward(const BackwardArguments& arguments);
 
 // From the gradients with respect to what batch_norm_backward returns (undefined where there is none), those
-// with respect to grad_output, input, residual, weight and bias (undefined where not required).
-// Differentiable again where grad mode is on.
+// with respect to grad_output, input, residual, weight, bias and negative_slope (undefined where not
+// required). Differentiable again where grad mode is on.
 torch::autograd::variable_list double_backward(const BackwardArguments& arguments,
                                                const torch::autograd::variable_list& grads);
 

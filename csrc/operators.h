@@ -3,7 +3,7 @@
 // A Device has
 //   Guard            makes a device the current one while it lives
 //   forward          gives output and mask; writes the statistics where they are the batch's or the running
-//                    ones, and else reads them; copies the bias to where that is defined
+//                    ones, and else reads them; copies the bias into bias_copy where that is defined
 //   moments          writes mean and sum of squared deviations, [2 * C] in float64
 //   merge            writes statistics and count from the moments of several processes
 //   backward         gives grad_input and grad_residual; writes the parameters' gradients
@@ -69,7 +69,10 @@ struct Operators {
     check_allocated(a);
     const Guard guard(a.input.device());
     const Gradients gradients(a);
-    const auto [grad_input, grad_residual] = Device::backward(a, gradients, {});
+    const bool slope_alone = a.output_mask == OutputMask{false, false, false, false, true};
+    const auto [grad_input, grad_residual] =
+        slope_alone ? std::tuple{at::empty({0}, a.input.options()), at::empty({0}, a.input.options())}
+                    : Device::backward(a, gradients, {});
     write_slope_gradient(a, gradients);
     return {grad_input, grad_residual, gradients.weight, gradients.bias, gradients.negative_slope};
   }

@@ -19,8 +19,7 @@ void register_plain(torch::Library& m) {
   m.impl("batch_norm_inference", OneByOne<InferenceOperator, differentiable_inference>::call);
 }
 
-// A program that was exported with the fused operator keeps it where compilers functionalize the program: as
-// PyTorch's fallback does it for operators that write nothing.
+// Keeps the operator in a program that was exported with it, when a compiler functionalizes the program.
 Tensor functional_inference(const InferenceArguments& a) {
   namespace impl = at::functionalization::impl;
   if (within_function_transform()) return differentiable_inference(a);

@@ -112,20 +112,23 @@ def split_param(activation: str, param: Param | None, input: Tensor) -> tuple[fl
         param = DEFAULT_PARAMS[activation]
     if activation != "prelu":
         return param, None  # type: ignore[return-value]
-    slope = param if isinstance(param, Tensor) else input.new_full((1,), param)
-    return 0.0, slope.expand(input.shape[1]) if slope.shape == (1,) and input.dim() > 1 else slope
+    check_activation("prelu", param)
+    if not isinstance(param, Tensor):
+        dtype = torch.float64 if input.dtype is torch.float64 else torch.float32
+        param = torch.full((1,), param, dtype=dtype, device=input.device)
+    return 0.0, param.expand(input.shape[1]) if param.numel() == 1 and input.dim() > 1 else param
 
 
 Known = tuple[str, Param | None]
 """The name of an activation in `ACTIVATIONS`, and its parameter."""
 
 
-def gelu(approximate: object) -> Known | None:
+def known_gelu(approximate: object) -> Known | None:
     """nn.GELU of that approximation."""
     return {"none": ("gelu", None), "tanh": ("gelu_tanh", None)}.get(str(approximate))
 
 
-def softplus(beta: object, threshold: object) -> Known | None:
+def known_softplus(beta: object, threshold: object) -> Known | None:
     """nn.Softplus with these numbers; None where the threshold is another than ours."""
     return ("softplus", float(beta)) if isinstance(beta, (int, float)) and beta and threshold == 20 else None
 
@@ -139,11 +142,11 @@ MODULES: dict[type[nn.Module], Callable[[Any], Known | None]] = {
     nn.Hardsigmoid: lambda _: ("hardsigmoid", None),
     nn.ELU: lambda module: ("elu", module.alpha),
     nn.SiLU: lambda _: ("silu", None),
-    nn.GELU: lambda module: gelu(module.approximate),
+    nn.GELU: lambda module: known_gelu(module.approximate),
     nn.Tanh: lambda _: ("tanh", None),
     nn.Sigmoid: lambda _: ("sigmoid", None),
     nn.SELU: lambda _: ("selu", None),
-    nn.Softplus: lambda module: softplus(module.beta, module.threshold),
+    nn.Softplus: lambda module: known_softplus(module.beta, module.threshold),
     nn.Mish: lambda _: ("mish", None),
     nn.Identity: lambda _: ("none", None),
 }
@@ -189,6 +192,8 @@ def spelled(activation: object, param: Param | None = None) -> tuple[str, Param 
     """
     if activation is None:
         activation = "none"
+    elif activation in (nn.PReLU, F.prelu):  # whose slopes are still to be made, where the caller's lie
+        activation = "prelu"
     elif isinstance(activation, type) and activation in MODULES:
         activation = activation()
     known: tuple[str, Param | None] | None = None
@@ -220,7 +225,7 @@ def check_activation(activation: object, param: object = None) -> None:
     if param is None:
         return
     if activation == "prelu" and isinstance(param, Tensor):
-        if param.dim() != 1 or not param.is_floating_point():
+        if param.dim() > 1 or not param.is_floating_point():
             raise ValueError(
                 "activation_param of prelu must be a floating-point tensor of one slope or of one a channel, "
                 f"but got {param.dtype} of shape {tuple(param.shape)}"

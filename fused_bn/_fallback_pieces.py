@@ -106,7 +106,8 @@ def backward_sums(
     of_g, of_g_xhat = g.double().sum(dims), (g.double() * xhat).sum(dims)
     grad_slope = None
     if negative_slope is not None:
-        grad_slope = (grad_output * z.clamp(max=0)).double().sum(dims).to(negative_slope.dtype)
+        of_slope = torch.where(z > 0, 0, grad_output * z)
+        grad_slope = of_slope.double().sum(dims).to(negative_slope.dtype)
     found = (
         sums.to(statistics.dtype if parameter is None else parameter.dtype)
         for sums, parameter in ((of_g_xhat, weight), (of_g, bias))

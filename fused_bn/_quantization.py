@@ -22,6 +22,7 @@ def _fuser_of(table: dict[tuple[Any, ...], Any], kinds: tuple[Any, ...]) -> Fuse
     def fuse(is_qat: bool, *modules: Any) -> nn.Module:
         norm = next(module for module in modules if type(module) in OURS)
         plain = copy.copy(norm)  # a call that is refused leaves the norm as it is
+        plain.__dict__["_parameters"] = dict(norm._parameters)
         plain.activation, plain.frozen = "none", False
         release(plain)
         method, parts = table[kinds], [plain if module is norm else module for module in modules]

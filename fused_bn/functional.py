@@ -38,7 +38,7 @@ def batch_norm(
     https://arxiv.org/abs/1502.03167).
 
     Backward keeps the input and three numbers a channel. With a residual, relu, leaky_relu and relu6 keep a
-    bit an element besides, and the smooth activations the residual itself: no copy, but alive until then.
+    bit an element besides, and the other activations the residual itself: no copy, but alive until then.
 
     The same input on the same processor gives the same bits, whatever the number of threads.
 

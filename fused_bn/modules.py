@@ -13,7 +13,7 @@ from torch.fx.proxy import TraceError
 from torch.types import Device
 
 from fused_bn import _converters, _fallback, _recompute, _sync, _tracing
-from fused_bn._activations import ACTIVATIONS, DEFAULT_PARAMS, ActivationLike, Param, spelled
+from fused_bn._activations import ACTIVATIONS, DEFAULT_PARAMS, ActivationLike, Param, param_of, spelled
 from fused_bn.functional import batch_norm
 
 Initialiser = float | Callable[[Tensor], Any]
@@ -98,10 +98,10 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
         activation: "none", "relu", "leaky_relu", "relu6", "prelu", "hardswish", "hardsigmoid", "elu",
             "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "selu", "softplus" or "mish", computed in the same
             pass; or None, or the module, class or function of torch that computes one of them. "prelu" learns
-            one slope for all channels. nn.PReLU(num_features) learns one a channel. The norm has them as its
-            parameter `prelu_weight`, which is that of the given module.
+            one slope for all channels. nn.PReLU(num_features) learns one a channel. The parameter
+            `prelu_weight` holds the slopes; it is the given module's own weight.
         activation_param: leaky_relu's negative slope (0.01 where None), elu's alpha or softplus' beta (1
-            where None), the slope that prelu begins with (0.25 where None).
+            where None), the slope that prelu begins with (0.25 where None), or a tensor of prelu's slopes.
         weight_init, bias_init: a number, or a function of `torch.nn.init`, which `reset_parameters` applies
             where not None. `weight_init=0` starts a residual block as the identity (Goyal et al. 2017,
             https://arxiv.org/abs/1706.02677, section 5.1).
@@ -155,41 +155,40 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
         if self.momentum is not None and not isinstance(self.momentum, Real):
             raise TypeError(f"momentum must be a number or None, but got {self.momentum!r}")
         self.frozen = frozen
-        if activation == "prelu":
-            self._take_slopes(activation_param)
-        self.activation = activation
-        self.activation_param = None if isinstance(activation_param, Tensor) else activation_param
+        self._set_activation(activation, activation_param, kwargs.get("device"), kwargs.get("dtype"))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "activation":
-            param: Any = None
-            if type(value) is not str or value not in ACTIVATIONS:
-                value, param = spelled(value)  # else nn.Module would make a child of a module
-            if value == "prelu":
-                self._take_slopes(param)
-            else:
-                self._parameters.pop("prelu_weight", None)
-                if param is not None:
-                    self.__dict__["activation_param"] = param
-        super().__setattr__(name, value)
+        if name != "activation":
+            return super().__setattr__(name, value)
+        # Not by nn.Module, which would make a child of a module.
+        known = (value, None) if type(value) is str and value in ACTIVATIONS else spelled(value)
+        if known != (self.__dict__.get("activation"), None):
+            self._set_activation(*known)
+        return None
 
-    def _take_slopes(self, slopes: Param | None) -> None:
-        """Makes prelu's parameter of them, or keeps the one that is there."""
-        if slopes is None and "prelu_weight" in self._parameters:
-            return
-        if not isinstance(slopes, Tensor):
-            like = next((each for each in (self.weight, self.running_mean) if each is not None), None)
-            dtype, device = (None, None) if like is None else (like.dtype, like.device)
-            number = DEFAULT_PARAMS["prelu"] if slopes is None else slopes
-            slopes = torch.full((1,), number, dtype=dtype or torch.get_default_dtype(), device=device)
-        own = slopes if isinstance(slopes, nn.Parameter) else nn.Parameter(slopes)
-        self.register_parameter("prelu_weight", own)
+    def _set_activation(self, name: str, param: Param | None, device: Any = None, dtype: Any = None) -> None:
+        self._parameters.pop("prelu_weight", None)
+        if name == "prelu":
+            if not isinstance(param, Tensor):
+                param = DEFAULT_PARAMS["prelu"] if param is None else param
+                like = next((each for each in (self.weight, self.running_mean) if each is not None), None)
+                if like is not None:
+                    device, dtype = like.device, like.dtype
+                slopes = torch.full((1,), param, device=device, dtype=dtype or torch.get_default_dtype())
+            else:
+                slopes = param.reshape(1) if param.dim() == 0 else param
+            own = slopes if isinstance(slopes, nn.Parameter) else nn.Parameter(slopes)
+            self.register_parameter("prelu_weight", own)
+        self.__dict__["activation"] = name
+        self.__dict__["activation_param"] = None if isinstance(param, Tensor) else param
 
     def reset_parameters(self) -> None:
-        """As `nn.BatchNorm*` does it, then `weight_init` and `bias_init`; and prelu's slopes."""
-        if "prelu_weight" in self._parameters:
-            number = DEFAULT_PARAMS["prelu"] if self.activation_param is None else self.activation_param
-            nn.init.constant_(self.prelu_weight, number)
+        """As `nn.BatchNorm*` does it, then `weight_init` and `bias_init`.
+
+        prelu begins again with `activation_param`; slopes that came in a module or tensor stay.
+        """
+        if "prelu_weight" in self._parameters and self.activation_param is not None:
+            nn.init.constant_(self.prelu_weight, self.activation_param)
         if self.affine and self.bias is None and not _TORCH_TAKES_BIAS:  # which would reset a bias too
             self.reset_running_stats()
             nn.init.ones_(self.weight)
@@ -215,8 +214,7 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
         """
         if isinstance(input, Proxy):
             return self._record(input, residual)
-        param = self.activation_param if self.activation != "prelu" else self.prelu_weight
-        return apply(self, input, residual, self.activation, param)
+        return apply(self, input, residual, self.activation, param_of(self))
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

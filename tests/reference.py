@@ -213,7 +213,8 @@ def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Refer
     output = activate(case, z, negative_slope)
     first, second = derivatives(case, z, negative_slope)
     if mask is not None:
-        other = case.activation_param or 0.0 if negative_slope is None else per_channel(negative_slope, x)
+        one_slope = case.activation_param or 0.0
+        other = one_slope if negative_slope is None else per_channel(negative_slope, x)
         first = torch.where(mask.cpu(), torch.ones_like(z), other)
     dy = first * grad_output
     # How far g = act'(z) * grad_output moves where z moves by its scale, and how large it is.

@@ -54,7 +54,7 @@ BACKWARD_ARGUMENTS = (
 )
 ELEMENTWISE_ARGUMENTS = (
     *("input", "residual", "weight", "bias", "statistics", "activation", "activation_param"),
-    *("negative_slope", "save_for_backward"),
+    *("negative_slope", "save_mask"),
 )
 
 
@@ -75,6 +75,7 @@ def forward_arguments(case: Case, device: str = "cpu", **changes: Any) -> dict[s
         "activation_param": case.activation_param or 0.0,
         "negative_slope": tensors.negative_slope,
         "save_for_backward": True,
+        "save_mask": True,
     }
     return values | changes
 

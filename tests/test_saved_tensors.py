@@ -86,6 +86,7 @@ SAVED = {
     "weight": ACTIVATIONS,
     "residual": ("silu",),
     "bias": ("silu",),
+    "negative_slope": ("prelu",),
 }
 """By tensor, the activations for which it is saved as it is, among others."""
 

@@ -71,13 +71,14 @@ def splits(draw: st.DrawFn, processes: int) -> Split:
 
 
 def norm_of(kind: type[nn.Module], case: Case, tensors: Tensors) -> Any:
+    slopes = tensors.negative_slope
     norm = kind(
         case.channels,
         momentum=case.momentum,
         affine=case.weight or case.bias,
         track_running_stats=case.buffers,
         activation=case.activation,
-        activation_param=case.activation_param,
+        activation_param=case.activation_param if slopes is None else slopes.clone(),
     )
     for name, given_ in (("weight", tensors.weight), ("bias", tensors.bias)):
         setattr(norm, name, None if given_ is None else nn.Parameter(given_.clone()))
@@ -98,6 +99,7 @@ def step(norm: Any, x: Tensor, residual: Tensor | None, grad_output: Tensor) -> 
         "grad_residual": None if residual is None else residual.grad,
         "grad_weight": None if norm.weight is None else norm.weight.grad,
         "grad_bias": None if norm.bias is None else norm.bias.grad,
+        "grad_prelu_weight": norm.prelu_weight.grad if norm.activation == "prelu" else None,
         **{f"buffer {name}": buffer.clone() for name, buffer in norm.named_buffers()},
     }
 

@@ -65,7 +65,9 @@ def twins(
         if value.is_floating_point():
             low = 1.0 if name == "running_var" else -1.5
             value.copy_(torch.empty_like(value).uniform_(low, low + 3, generator=generator))
-    ours.load_state_dict(theirs.state_dict(), strict=activation != "prelu")
+    missing, unexpected = ours.load_state_dict(theirs.state_dict(), strict=False)
+    assert missing == (["prelu_weight"] if activation == "prelu" else [])
+    assert not unexpected
     original = Original(theirs, activation, param).to(device, dtype)
     if (activation, device, dtype) == ("hardswish", "cuda", torch.float64):
         original.activation = StepwiseHardswish()

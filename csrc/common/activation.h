@@ -1,5 +1,6 @@
 // The activations behind a batch norm, shared by forward and backward, on every device, so that the masks of
-// both directions agree bit for bit. A new one is a name in Activation and a case in each function here.
+// both directions agree bit for bit. A new one is a name in Activation and a case in activate_other() and
+// derivative_other().
 #pragma once
 
 #include <cstdint>
@@ -48,6 +49,11 @@ FUSED_BN_ANY_DEVICE constexpr Curve curve_of(Activation activation) {
 // slopes as well: backward by a mask takes 0 for a cleared bit, and there hardsigmoid rises.
 FUSED_BN_ANY_DEVICE constexpr bool has_two_slopes(Activation activation) {
   return activation <= Activation::relu6;
+}
+
+// Whether backward takes a bit an element where there is a residual.
+FUSED_BN_ANY_DEVICE constexpr bool needs_mask(Activation activation) {
+  return activation != Activation::none && has_two_slopes(activation);
 }
 
 // Costs so much that it pays to keep the gradient behind it rather than compute it twice.

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from fused_bn._activations import FUNCTIONS, Known, gelu, softplus
+from fused_bn._activations import FUNCTIONS, Known, known_gelu, known_softplus
 
 PARAMETERS: dict[str, tuple[str, float | str]] = {
     "leaky_relu": ("negative_slope", 0.01),
@@ -37,9 +37,9 @@ def of_call(node: fx.Node) -> Known | None:
     if arguments:
         return None
     if name == "softplus":
-        return softplus(value, threshold)
+        return known_softplus(value, threshold)
     if name == "gelu":
-        return gelu(value)
+        return known_gelu(value)
     if not parameter:
         return name, None
     return (name, float(value)) if isinstance(value, (int, float)) else None

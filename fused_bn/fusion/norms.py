@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
-from fused_bn._activations import Param, apply_activation, of_module, param_of
+from fused_bn._activations import apply_activation, of_module, param_of
 from fused_bn._converters import KeepsActivation
 from fused_bn.fusion.classes import Made, become, is_made, make_class
 from fused_bn.fusion.runtime import NormAct, is_identity, unhooked
@@ -105,21 +105,19 @@ def applies_its_activation(norm: nn.Module) -> bool:
     if known is None or not is_identity(children["drop"]) or not unhooked(children["act"]):
         return False
     try:
-        return all(_probe_agrees(norm, kind, *known, training) for training in (True, False))
+        return all(_probe_agrees(norm, kind, training) for training in (True, False))
     except Exception:  # a forward of any kind, with values that it may not be made for
         return False
 
 
-def _probe_agrees(
-    norm: nn.Module, kind: type[nn.Module], activation: str, param: Param | None, training: bool
-) -> bool:
+def _probe_agrees(norm: nn.Module, kind: type[nn.Module], training: bool) -> bool:
     ours: Any = copy.deepcopy(norm).to("cpu", torch.float64).train(training)
     plain: Any = copy.deepcopy(ours)
     sizes = (5, ours.num_features, *PROBE_SIZES[kind])
     values = torch.arange(torch.Size(sizes).numel(), dtype=torch.float64).sin().reshape(sizes)
     with torch.no_grad():
         given = ours(values.clone())
-        expected = apply_activation(activation, param, kind.forward(plain, values))
+        expected = plain.act(kind.forward(plain, values))
     pairs = [(given, expected), *zip(ours.buffers(), plain.buffers(), strict=True)]
     return all(torch.allclose(left, right, rtol=1e-9, atol=1e-9) for left, right in pairs)
 

@@ -9,6 +9,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -41,9 +42,8 @@ class NormAct(Made):
     _notes_outputs = synchronised = False
 
     def forward(self, input: Tensor) -> Tensor:
-        known = of_module(self.act)
-        changed = not unhooked(self.act) or not is_identity(self.drop)
-        if known is None or changed or wants_forward_as_written(input):
+        known = _known(self.act, input)
+        if known is None or not is_identity(self.drop) or wants_forward_as_written(input):
             return super().forward(input)  # type: ignore[misc]
         return one_pass(self, input, None, *known)
 
@@ -119,7 +119,17 @@ def _in_one_pass(norm: nn.Module, input: Tensor, activation: Act, param: Param |
         return None
     if isinstance(activation, str):
         return activation, param
-    return of_module(activation) if unhooked(activation) else None
+    return _known(activation, input)
+
+
+def _known(activation: nn.Module, input: Tensor) -> Known | None:
+    """What the module computes; None where it does more, or autocast casts what it is given, as prelu's z."""
+    known = of_module(activation) if unhooked(activation) else None
+    if known is not None and known[0] == "prelu":
+        device = input.device.type
+        if torch.is_autocast_enabled(device) and input.dtype != torch.get_autocast_dtype(device):
+            return None
+    return known
 
 
 def _apply(activation: Act, param: Param | None, z: Tensor) -> Tensor:

@@ -240,7 +240,8 @@ class Run:
             Configuration(self.module, case, backward or forward, "backward", parts[1]),
         ]
         if case.activation == "prelu":
-            own = replace(backward or forward, forced="")
+            own = backward or forward  # the slope's pass has no resident kernel
+            own = own if own.forced.startswith("streamed") else replace(own, forced="")
             self.configurations.append(Configuration(self.module, case, own, "backward", "reduce"))
         self.scratch = scratch or Scratch(self.module, self.configurations)
         self._forward_params()

@@ -16,15 +16,17 @@ FUSED_BN_DEVICE void with_constant(Activated<A> f, Body body) {
       constexpr auto next = static_cast<Activation>(static_cast<int>(candidate) + 1);
       if (f.activation != candidate) return with_constant<curve, any, next>(f, body);
     }
-    f.activation = candidate;
-    constexpr bool has_own = candidate < kFirstOther;
-    body(std::integral_constant<Curve, has_own ? curve_of(candidate) : Curve::other>{}, f);
+    if constexpr (candidate != Activation::prelu) {
+      f.activation = candidate;
+      constexpr bool has_own = candidate < kFirstOther;
+      body(std::integral_constant<Curve, has_own ? curve_of(candidate) : Curve::other>{}, f);
+    }
   } else {
     body(std::integral_constant<Curve, curve>{}, f);
   }
 }
 
-// All but prelu, which takes a slope a channel: see with_negative_slopes().
+// prelu is not among them, since it takes a slope a channel: see with_negative_slopes().
 // Kernels of single elements are compiled for Curve::other alone, and tell all activations apart at run time.
 template <class T, int vector, Curve curve>
 class VectorActivation {
