@@ -14,8 +14,6 @@ namespace {
 
 constexpr int64_t kReservedShared = 1024;  // bytes of a multiprocessor, for each block
 constexpr int kFirstWordsArchitecture = 80;
-// Beyond, products with threads and blocks would overflow 64 bits: a petabyte of a half type.
-constexpr int64_t kMostElements = int64_t{1} << 50;
 constexpr int64_t kMostChannels = int64_t{1} << 29;
 constexpr int64_t kMostBlocks = int64_t{1} << 30;   // of a grid
 constexpr int64_t kMostStretch = int64_t{1} << 31;  // vectors of a block, which the resident kernel counts
@@ -41,38 +39,6 @@ std::string joined(const Parts&... parts) {
 template <class... Parts>
 void demand(bool holds, const Parts&... parts) {
   if (!holds) throw std::invalid_argument(joined(parts...));
-}
-
-void check(const Problem& p) {
-  const View& v = p.view;
-  for (const auto& [name, value] : {std::pair{"N", v.N}, {"C", v.C}, {"S", v.S}}) {
-    demand(value >= 1, name, " must be at least 1 (nothing is launched for an empty tensor), but got ",
-           value);
-  }
-  demand(v.C <= kMostChannels, "C must be at most ", kMostChannels, ", but got ", v.C);
-  demand(v.N <= kMostElements / v.C && v.N * v.C <= kMostElements / v.S, "N * C * S must be at most ",
-         kMostElements, ", but got ", v.N, " * ", v.C, " * ", v.S);
-  const bool is_power = p.alignment >= 1 && p.alignment <= 16 && (p.alignment & (p.alignment - 1)) == 0;
-  demand(is_power, "alignment must be 1, 2, 4, 8 or 16, but got ", p.alignment);
-  demand(p.alignment >= element_bytes(p.dtype), "alignment must be at least an element's ",
-         element_bytes(p.dtype), " bytes, but got ", p.alignment);
-}
-
-void check(const Device& d) {
-  const auto within = [&](const char* name, auto value, auto least, auto most) {
-    demand(value >= least && value <= most, "device '", d.name, "': ", name, " must be from ", least, " to ",
-           most, ", but got ", value);
-  };
-  constexpr int64_t kMost = int64_t{1} << 40;
-  within("multiprocessors", d.multiprocessors, 1, 1024);
-  within("shared_per_block", d.shared_per_block, int64_t{48 * 1024}, int64_t{1} << 24);
-  within("shared_per_multiprocessor", d.shared_per_multiprocessor, d.shared_per_block, int64_t{1} << 24);
-  within("threads_per_multiprocessor", d.threads_per_multiprocessor, kThreads, 1 << 16);
-  within("l2_bytes", d.l2_bytes, int64_t{0}, kMost);
-  within("max_cluster", d.max_cluster, 1, d.architecture < 90 ? 1 : 16);
-  for (const int active : d.active_clusters) within("active_clusters", active, 0, 1024);
-  within("memory_bandwidth", d.memory_bandwidth, 1.0, 1e9);
-  within("l2_bandwidth", d.l2_bandwidth, 1.0, 1e9);
 }
 
 class Planner {
@@ -287,8 +253,7 @@ class Planner {
 }  // namespace
 
 Plan make_plan(const Problem& problem, const Device& device, const Forced& forced) {
-  check(problem);
-  check(device);
+  demand(problem.view.C <= kMostChannels, "C must be at most ", kMostChannels, ", but got ", problem.view.C);
   // What is forced of the resident kernel says nothing of the apply pass alone.
   const bool of_resident =
       forced.resident.value_or(false) || forced.exchange || forced.slots || forced.groups;
