@@ -36,6 +36,12 @@ E from_name(const Names& names, const char* what, const std::string& name) {
   throw std::invalid_argument(std::string(what) + " must be one of " + known + ", but got '" + name + "'");
 }
 
+Names device_names() {
+  Names names;
+  for (const Device& device : device_models()) names.push_back(device.name);
+  return names;
+}
+
 template <class T>
 T field_from(const py::handle& value, const char* name) try {
   return value.cast<T>();
@@ -71,7 +77,7 @@ py::dict plan(int64_t N, int64_t C, int64_t S, const std::string& layout, const 
   const Tiling& t = launch.tiling;
   py::dict facts;
   facts["kernel"] = plan.resident ? "resident" : has_first ? "streamed" : "apply";
-  facts["exchange"] = kExchanges[static_cast<int>(plan.exchange)];
+  facts["exchange"] = kExchanges[static_cast<int>(plan.first.exchange)];
   facts["forced"] = describe(plan);
   facts["launches"] = has_two ? 2 : 1;
   facts["grid"] = launch.grid();
@@ -87,14 +93,14 @@ py::dict plan(int64_t N, int64_t C, int64_t S, const std::string& layout, const 
   facts["groups"] = t.groups;
   facts["iterations"] = t.iterations;
   facts["passes"] = t.passes;
-  facts["slots"] = plan.slots;
+  facts["slots"] = plan.first.slots;
   facts["shared_bytes"] = launch.layout.bytes;
   facts["blocks_per_multiprocessor"] = plan.blocks_per_multiprocessor;
   facts["partials_bytes"] = plan.partials_bytes;
   facts["mask_bytes"] = saves_mask ? mask_bytes(t.elements) : 0;
-  facts["read"] = plan.traffic.read;
-  facts["written"] = plan.traffic.written;
-  facts["l2_hits"] = plan.traffic.l2_hits;
+  facts["read"] = static_cast<int64_t>(plan.traffic.read);
+  facts["written"] = static_cast<int64_t>(plan.traffic.written);
+  facts["l2_hits"] = static_cast<int64_t>(plan.traffic.l2_hits);
   facts["floor_time"] = plan.floor_time;
   facts["predicted_time"] = plan.predicted_time;
   return facts;
@@ -115,7 +121,9 @@ Problem problem_from(int64_t N, int64_t C, int64_t S, const std::string& layout,
 }
 
 Device device_from(const py::object& given) {
-  if (py::isinstance<py::str>(given)) return device_model(given.cast<std::string>());
+  if (py::isinstance<py::str>(given)) {
+    return device_models().at(from_name<size_t>(device_names(), "device", given.cast<std::string>()));
+  }
   if (!py::isinstance<py::dict>(given) || !given.contains("architecture")) {
     throw std::invalid_argument(
         "device must be a model's name or a dict with 'architecture' (90 is sm_90), but got " +

@@ -14,7 +14,7 @@ namespace {
 using namespace fused_bn::cuda;
 
 py::dict device_fields(const std::string& name) {
-  Device device = device_model(name);
+  Device device = fused_bn::device_from(py::str(name));
   py::dict fields;
   fields["architecture"] = device.architecture;
   fused_bn::for_each_field(device,
@@ -76,16 +76,17 @@ void bind_plan(py::module_& module) {
   }
   for (const auto& [name, member] :
        {std::pair{"read", &Traffic::read}, {"written", &Traffic::written}, {"l2_hits", &Traffic::l2_hits}}) {
-    bound.def_property_readonly(name, [bytes = member](const Plan& p) { return p.traffic.*bytes; });
+    bound.def_property_readonly(
+        name, [bytes = member](const Plan& p) { return static_cast<int64_t>(p.traffic.*bytes); });
   }
   bound.def_readonly("resident", &Plan::resident);
-  bound.def_readonly("slots", &Plan::slots);
+  bound.def_property_readonly("slots", [](const Plan& p) { return p.first.slots; });
   bound.def_readonly("blocks_per_multiprocessor", &Plan::blocks_per_multiprocessor);
   bound.def_readonly("partials_bytes", &Plan::partials_bytes);
   bound.def_readonly("floor_time", &Plan::floor_time);
   bound.def_readonly("predicted_time", &Plan::predicted_time);
   bound.def_property_readonly("exchange",
-                              [](const Plan& p) { return kExchanges[static_cast<int>(p.exchange)]; });
+                              [](const Plan& p) { return kExchanges[static_cast<int>(p.first.exchange)]; });
   bound.def_property_readonly("launches",
                               [](const Plan& p) { return (p.first.grid() > 0) + (p.apply.grid() > 0); });
   bound.def("__repr__", &describe);

@@ -117,11 +117,17 @@ enum class Source : int32_t {
 // a register.
 using Flag = int32_t;
 
-struct ForwardParams {
+// What a plan decides of the launch of one kernel.
+struct Launch {
   Tiling tiling;
   SharedLayout layout;
   Exchange exchange;  // resident
   int32_t slots;      // resident: vectors of a tensor that a thread keeps
+
+  int64_t grid() const { return int64_t{tiling.groups} * tiling.group; }
+};
+
+struct ForwardParams : Launch {
   const void* input;
   const void* residual;  // null where there is none
   void* output;
@@ -147,11 +153,7 @@ struct ForwardParams {
   Scratch scratch;
 };
 
-struct BackwardParams {
-  Tiling tiling;
-  SharedLayout layout;
-  Exchange exchange;
-  int32_t slots;
+struct BackwardParams : Launch {
   const void* grad_output;
   const void* input;
   const void* residual;  // null where there was none, or where the mask tells all that it would

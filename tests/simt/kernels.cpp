@@ -29,8 +29,9 @@ class Struct {
     bound_.def(py::init([] { return T{}; }));
   }
 
-  template <class Field>
-  Struct& field(const char* name, Field T::* member) {
+  template <class Field, class Owner>
+  Struct& field(const char* name, Field Owner::* own) {
+    Field T::* const member = own;  // of T itself, or of what it is derived from
     if constexpr (std::is_pointer_v<Field>) {
       bound_.def_property(
           name, [member](const T& self) { return reinterpret_cast<uintptr_t>(self.*member); },

@@ -3,7 +3,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "cuda/host/launch.h"
 #include "cuda/host/plans.h"
 #include "cuda/host/scratch.h"
 #include "operators.h"
@@ -31,32 +30,24 @@ Problem problem_of(const Tensor& x, const BackwardParams& p, Part part) {
   return {view_of(x), dtype_of(x), Direction::backward, part, p.activation, residual, alignment};
 }
 
-void check_launch(cudaError_t error, const std::string& how) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // so that the next call does not find it
-  TORCH_CHECK(false, "fused_bn: the launch failed: ", cudaGetErrorString(error), how);
-}
-
-bool needs_scratch(const Plan& plan) {
-  if (plan.resident) return plan.exchange == Exchange::words;
-  return plan.first.grid() > 0 && plan.first.tiling.group > 1;
-}
-
 template <class Params>
-void run(const std::shared_ptr<const Plan>& plan, const Tensor& x, Params& p) {
+void run(const std::shared_ptr<const PreparedPlan>& prepared, const Tensor& x, Params& p,
+         bool results_wanted = true) {
+  const Plan& plan = prepared->plan;
   Tensor partials;  // held until the launch, whose stream orders what follows
-  if (plan->partials_bytes > 0) {
-    partials = at::empty({plan->partials_bytes}, x.options().dtype(at::kByte));
+  if (plan.partials_bytes > 0) {
+    partials = at::empty({plan.partials_bytes}, x.options().dtype(at::kByte));
     p.partials = partials.data_ptr();
   }
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const auto launch_with = [&](const Scratch& scratch) {
     p.scratch = scratch;
-    return launch(*plan, dtype_of(x), p, stream);
+    return launch(*prepared, p, results_wanted, stream);
   };
-  const cudaError_t error = needs_scratch(*plan) ? with_scratch(stream, launch_with) : launch_with({});
-  if (error != cudaSuccess) check_launch(error, "; the plan was " + describe(*plan));
-  launched(plan);
+  const bool needs_scratch = plan.first.exchange == Exchange::words || plan.partials_bytes > 0;
+  const cudaError_t error = needs_scratch ? with_scratch(stream, launch_with) : launch_with({});
+  if (error != cudaSuccess) check_launch(error, "; the plan was " + describe(plan));
+  launched(prepared);
 }
 
 struct Cuda {
@@ -121,11 +112,11 @@ struct Cuda {
     const bool sums_wanted = a.training ? !totals.sums.defined() : a.output_mask[2] || a.output_mask[3];
     const auto plan = plan_for(problem_of(x, p, sums_wanted ? Part::both : Part::apply), !a.training);
     Tensor sums = totals.sums;
-    if (sums_wanted && !plan->resident)
+    if (sums_wanted && !plan->plan.resident)
       sums = at::empty({2 * a.input.size(1)}, x.options().dtype(at::kDouble));
     p.sums = sums.defined() ? sums.data_ptr<double>() : nullptr;
     p.total_count = totals.count.defined() ? totals.count.const_data_ptr<double>() : nullptr;
-    run(plan, x, p);
+    run(plan, x, p, p.grad_input != nullptr || p.grad_residual != nullptr);
     return {grad_input, grad_residual};
   }
 

@@ -18,6 +18,7 @@ class Backward {
   using Merged = MergedSums;
   static constexpr int vector = vector_;
   static constexpr bool mixed = mixed_;
+  static constexpr Curve own_curve = curve;
   using Vector = Raw<T, vector>;
   using Sums = ThreadSums<A, vector, mixed>;
 

@@ -11,14 +11,14 @@ namespace fused_bn::cuda {
 
 class GroupExchange {
  public:
-  FUSED_BN_DEVICE GroupExchange(const Tiling& t, Exchange kind, const Scratch& scratch,
-                                const SharedLayout& at)
-      : t_(t),
-        kind_(kind),
-        scratch_(scratch),
-        at_(at),
-        index_(block_index() / t.group),
-        rank_(block_index() - index_ * t.group) {}
+  template <class Params>
+  FUSED_BN_DEVICE explicit GroupExchange(const Params& p)
+      : t_(p.tiling),
+        kind_(p.exchange),
+        scratch_(p.scratch),
+        at_(p.layout),
+        index_(block_index() / t_.group),
+        rank_(block_index() - index_ * t_.group) {}
 
   // The group's index among the groups, and the block's within it.
   FUSED_BN_DEVICE int index() const { return index_; }

@@ -11,20 +11,19 @@
 
 namespace fused_bn::cuda {
 
-template <class Direction>
+template <class Direction_>
 class Resident {
+ public:
+  using Direction = Direction_;
+  using Params = typename Direction::Params;
   using T = typename Direction::Element;
   using A = typename Direction::A;
+  static constexpr Kernel kernel = Kernel::resident;
   static constexpr int vector = Direction::vector;
   static constexpr bool mixed = Direction::mixed;
 
- public:
-  FUSED_BN_DEVICE explicit Resident(const typename Direction::Params& p)
-      : t_(p.tiling),
-        at_(p.layout),
-        slots_(p.slots),
-        direction_(p),
-        exchange_(p.tiling, p.exchange, p.scratch, p.layout) {}
+  FUSED_BN_DEVICE explicit Resident(const Params& p)
+      : t_(p.tiling), at_(p.layout), slots_(p.slots), direction_(p), exchange_(p) {}
 
   FUSED_BN_DEVICE void run() {
     const Vectors<mixed> first = vectors(exchange_.index());
@@ -160,15 +159,5 @@ class Resident {
   const Direction direction_;
   GroupExchange exchange_;
 };
-
-template <class T, int vector, bool mixed, Curve curve>
-FUSED_BN_DEVICE void resident_forward(const ForwardParams& p) {
-  Resident<Forward<T, vector, mixed, curve>>(p).run();
-}
-
-template <class T, int vector, bool mixed, Curve curve>
-FUSED_BN_DEVICE void resident_backward(const BackwardParams& p) {
-  Resident<Backward<T, vector, mixed, curve, true>>(p).run();
-}
 
 }  // namespace fused_bn::cuda

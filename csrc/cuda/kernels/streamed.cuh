@@ -46,15 +46,18 @@ struct Place {
   FUSED_BN_DEVICE Place(const Tiling& t, int index) : rank(index / t.tiles) { tile = index - rank * t.tiles; }
 };
 
-template <class Direction>
+template <class Direction_>
 class Reduce {
+ public:
+  using Direction = Direction_;
+  using Params = typename Direction::Params;
   using T = typename Direction::Element;
   using A = typename Direction::A;
+  static constexpr Kernel kernel = Kernel::reduce;
   static constexpr int vector = Direction::vector;
   static constexpr bool mixed = Direction::mixed;
 
- public:
-  FUSED_BN_DEVICE explicit Reduce(const typename Direction::Params& p)
+  FUSED_BN_DEVICE explicit Reduce(const Params& p)
       : p_(p), t_(p.tiling), place_(p.tiling, block_index()), direction_(p) {}
 
   FUSED_BN_DEVICE void run() const {
@@ -118,8 +121,8 @@ class Reduce {
       if (on && team.sub == 0) partials[place_.rank] = own;
       sync_block();
       const uint32_t last = static_cast<uint32_t>(t_.group - 1);
-      const bool is_last = own_thread_counts(last);
-      if (!any_in_block(is_last)) return;
+      const bool counts = thread_index() == 0;
+      if (!any_in_block(counts && count_around(p_.scratch.arrivals + place_.tile, last) == last)) return;
     }
     const auto merged = direction_.merge(team, c, [&](int first, Partial<A>(&batch)[kBatch]) {
       FUSED_BN_UNROLL
@@ -130,22 +133,21 @@ class Reduce {
     });
     if (on && team.sub == 0) direction_.write(c, merged, channel);
   }
-  FUSED_BN_DEVICE bool own_thread_counts(uint32_t last) const {
-    return thread_index() == 0 && count_around(p_.scratch.arrivals + place_.tile, last) == last;
-  }
 
-  const typename Direction::Params& p_;
+  const Params& p_;
   const Tiling& t_;
   const Place place_;
   const Direction direction_;
 };
 
-template <class Direction>
+template <class Direction_>
 class Apply {
-  static constexpr bool mixed = Direction::mixed;
-
  public:
-  FUSED_BN_DEVICE explicit Apply(const typename Direction::Params& p)
+  using Direction = Direction_;
+  using Params = typename Direction::Params;
+  static constexpr Kernel kernel = Kernel::apply;
+
+  FUSED_BN_DEVICE explicit Apply(const Params& p)
       : t_(p.tiling), place_(p.tiling, grid_blocks() - 1 - block_index()), direction_(p) {}
 
   FUSED_BN_DEVICE void run() const { direction_.has_special_results() ? run<true>() : run<false>(); }
@@ -155,7 +157,7 @@ class Apply {
   FUSED_BN_DEVICE void run() const {
     constexpr int kAhead = Direction::kApplyAhead, tensors = Direction::kSummed == 2 || special ? 2 : 1;
     using Ahead = Chunk<Direction, tensors, kAhead>;
-    Vectors<mixed> at(t_, place_.tile, place_.rank, thread_index());
+    Vectors<Direction::mixed> at(t_, place_.tile, place_.rank, thread_index());
     const int64_t count = at.count(), passes = special && direction_.needs_all_lanes() ? t_.passes : count;
     Ahead chunk(direction_, at, count);
     wait_for_primary();
@@ -183,22 +185,5 @@ class Apply {
   const Place place_;
   const Direction direction_;
 };
-
-template <class T, int vector, bool mixed>
-FUSED_BN_DEVICE void reduce_forward(const ForwardParams& p) {
-  Reduce<Forward<T, vector, mixed, Curve::relu>>(p).run();
-}
-template <class T, int vector, bool mixed, Curve curve>
-FUSED_BN_DEVICE void reduce_backward(const BackwardParams& p) {
-  Reduce<Backward<T, vector, mixed, curve>>(p).run();
-}
-template <class T, int vector, bool mixed, Curve curve>
-FUSED_BN_DEVICE void apply_forward(const ForwardParams& p) {
-  Apply<Forward<T, vector, mixed, curve>>(p).run();
-}
-template <class T, int vector, bool mixed, Curve curve>
-FUSED_BN_DEVICE void apply_backward(const BackwardParams& p) {
-  Apply<Backward<T, vector, mixed, curve>>(p).run();
-}
 
 }  // namespace fused_bn::cuda

@@ -1,6 +1,5 @@
 // Device models.
 #include <cstdlib>
-#include <stdexcept>
 
 #include "cuda/planner/plan.h"
 
@@ -57,7 +56,9 @@ constexpr double kL2 = 16;
 // Measured on an H200, and its L2 is what the driver says.
 constexpr double kL2Measured = 8200;
 
-const std::vector<Device>& models() {
+}  // namespace
+
+const std::vector<Device>& device_models() {
   static const std::vector<Device> all = {
       // L2: Jia et al. 2019, "Dissecting the NVidia Turing T4 GPU via Microbenchmarking".
       model("t4", 75, 40, 4 * kMB, 320, 1270),
@@ -74,30 +75,13 @@ const std::vector<Device>& models() {
   return all;
 }
 
-}  // namespace
-
-const Device& device_model(const std::string& name) {
-  std::string known;
-  for (const Device& device : models()) {
-    if (device.name == name) return device;
-    known += (known.empty() ? "" : ", ") + device.name;
-  }
-  throw std::invalid_argument("device must be one of " + known + ", but got '" + name + "'");
-}
-
 const Device& nearest_model(int architecture) {
-  const Device* nearest = &models().front();
-  for (const Device& device : models()) {
+  const Device* nearest = &device_models().front();
+  for (const Device& device : device_models()) {
     const int distance = std::abs(device.architecture - architecture);
     if (distance <= std::abs(nearest->architecture - architecture)) nearest = &device;
   }
   return *nearest;
-}
-
-std::vector<std::string> device_names() {
-  std::vector<std::string> names;
-  for (const Device& device : models()) names.push_back(device.name);
-  return names;
 }
 
 }  // namespace fused_bn::cuda

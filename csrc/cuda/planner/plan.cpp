@@ -6,8 +6,7 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "cuda/planner/price.h"
-#include "cuda/planner/tilings.h"
+#include "cuda/planner/steps.h"
 
 namespace fused_bn::cuda {
 namespace {
@@ -143,9 +142,8 @@ class Planner {
     }
     Plan plan{};
     plan.resident = true;
-    plan.exchange = exchange;
-    plan.slots = static_cast<int>(slots);
-    plan.first = {t, shared_layout(t, Kernel::resident, plan.slots, kept(), 4, exchange)};
+    plan.first = {t, {}, exchange, static_cast<int32_t>(slots)};
+    plan.first.layout = shared_layout(t, Kernel::resident, plan.first.slots, kept(), 4, exchange);
     plan.blocks_per_multiprocessor = blocks_per_multiprocessor(t, Kernel::resident, bytes);
     const int64_t at_once = int64_t{plan.blocks_per_multiprocessor} * d_.multiprocessors;
     if (exchange == Exchange::words && plan.first.grid() > at_once) {
@@ -210,8 +208,9 @@ class Planner {
   }
 
   Plan with_launch(Plan plan, Launch Plan::* launch, const Tiling& t, Kernel kernel) const {
-    plan.*launch = {t, shared_layout(t, kernel, 0, 0, compute_bytes(p_.dtype), Exchange::none)};
-    const int blocks = blocks_per_multiprocessor(t, kernel, (plan.*launch).layout.bytes);
+    const auto layout = shared_layout(t, kernel, 0, 0, compute_bytes(p_.dtype), Exchange::none);
+    plan.*launch = {t, layout, Exchange::none, 0};
+    const int blocks = blocks_per_multiprocessor(t, kernel, layout.bytes);
     if (plan.blocks_per_multiprocessor == 0) plan.blocks_per_multiprocessor = blocks;
     return plan;
   }
@@ -260,7 +259,5 @@ Plan make_plan(const Problem& problem, const Device& device, const Forced& force
   const Forced own = problem.part == Part::apply && of_resident ? Forced{} : forced;
   return Planner(problem, device, own).best();
 }
-
-bool has_mask(Activation activation) { return activation != Activation::none && has_two_slopes(activation); }
 
 }  // namespace fused_bn::cuda

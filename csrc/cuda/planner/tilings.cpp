@@ -1,8 +1,9 @@
-#include "cuda/planner/tilings.h"
-
+// The ways to cut a tensor into tiles.
 #include <algorithm>
 #include <limits>
 #include <numeric>
+
+#include "cuda/planner/steps.h"
 
 namespace fused_bn::cuda {
 namespace {
