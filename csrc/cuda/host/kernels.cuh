@@ -1,7 +1,7 @@
 // The kernels of one element type; included by a .cu file for each.
 #pragma once
 
-#include "cuda/host/kernels.h"
+#include "cuda/host/launch.h"
 #include "cuda/kernels/dispatch.h"
 
 namespace fused_bn::cuda {

@@ -2,7 +2,6 @@
 
 #include <atomic>
 
-#include "cuda/host/kernels.h"
 #include "cuda/kernels/merge.cuh"
 
 namespace fused_bn::cuda {
@@ -31,8 +30,7 @@ cudaError_t opt_in(const void* kernel, const Device& device, bool has_clusters) 
   return error;
 }
 
-// compiled_for: the architecture, 90 is sm_90. A newer device may run the kernel too, by the driver's own
-// compiler, but without the instructions of that device.
+// compiled_for: 90 is sm_90. A newer device may run the kernel too, but without its own instructions.
 cudaError_t prepare(Kernel kernel, const Problem& problem, const Device& device, const Tiling& tiling,
                     const void*& function, int& compiled_for) {
   function = kKernelOf[static_cast<int>(problem.dtype)](kernel, problem, tiling);

@@ -9,6 +9,11 @@
 
 namespace fused_bn::cuda {
 
+// The function of a kernel for CUDA's runtime; null for what no plan asks for. Each element type has a .cu
+// file of its own, so that they compile side by side.
+template <class T>
+const void* kernel_of(Kernel kernel, const Problem& problem, const Tiling& tiling);
+
 // A kernel that a device is prepared for, and how its launch differs from a plain one.
 struct Prepared {
   const void* kernel = nullptr;
@@ -21,8 +26,7 @@ struct PreparedPlan {
   Prepared first, apply;
 };
 
-// What follows concerns the current device, and returns what the driver says. Prepares the kernels of
-// `plan.plan`.
+// Prepares the kernels of plan.plan for the current device. Returns what the driver says, as launch() does.
 cudaError_t prepare(const Problem& problem, const Device& device, PreparedPlan& plan);
 
 // Launches what the plan asks for: one kernel, or the reduce pass and behind it, where results are wanted,
@@ -37,8 +41,7 @@ int64_t launches();
 // Whether all blocks of the plan's first kernel run at once, as a cooperative launch needs them.
 bool runs_at_once(const PreparedPlan& plan, const Device& device);
 
-// Clusters of 1, 2, 4, 8 and 16 blocks, one block a multiprocessor, that run at once; 0 for sizes that the
-// device does not know.
+// Clusters of 1, 2, 4, 8 and 16 blocks, one block a multiprocessor, that run at once; 0 for unknown sizes.
 std::array<int, 5> active_clusters(const Device& device);
 
 }  // namespace fused_bn::cuda

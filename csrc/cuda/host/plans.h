@@ -7,8 +7,7 @@
 
 namespace fused_bn::cuda {
 
-// For the current device; ValueError where what is forced does not fit. streamed: it may not be resident,
-// whatever is forced.
+// For the current device; ValueError where what is forced does not fit. streamed: never the resident kernel.
 std::shared_ptr<const PreparedPlan> plan_for(const Problem& problem, bool streamed);
 
 // Raises where the driver refuses a launch; `how` is added to the reason.

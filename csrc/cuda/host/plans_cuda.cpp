@@ -5,11 +5,9 @@
 #include <c10/util/Exception.h>
 #include <cuda_runtime_api.h>
 
-#include <array>
 #include <cstdlib>
 #include <map>
 #include <mutex>
-#include <optional>
 #include <shared_mutex>
 #include <stdexcept>
 #include <tuple>
@@ -17,11 +15,9 @@
 namespace fused_bn::cuda {
 namespace {
 
-constexpr int kMostDevices = 64;
 constexpr size_t kMostPlans = 1 << 16;  // about 40 MB; beyond, all are made anew
 
-Device describe_current_device() {
-  const int index = c10::cuda::current_device();
+Device describe_device(c10::DeviceIndex index) {
   cudaDeviceProp properties{};
   C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
   Device device = nearest_model(10 * properties.major + properties.minor);
@@ -42,15 +38,6 @@ Device describe_current_device() {
   return device;
 }
 
-const Device& current_device() {
-  static std::array<std::once_flag, kMostDevices> once;
-  static std::array<std::optional<Device>, kMostDevices> all;
-  const auto index = static_cast<size_t>(c10::cuda::current_device());
-  TORCH_CHECK(index < all.size(), "fused_bn: at most ", all.size(), " devices, but got cuda:", index);
-  std::call_once(once[index], [&] { all[index] = describe_current_device(); });
-  return *all[index];
-}
-
 // Everything that a plan depends on.
 auto key_of(const Problem& p, bool streamed) {
   return std::tuple(p.view.N, p.view.C, p.view.S, p.view.layout, p.dtype, p.direction, p.part, p.activation,
@@ -61,10 +48,17 @@ using Key = decltype(key_of({}, false));
 struct Plans {
   std::shared_mutex mutex;
   std::map<Key, std::shared_ptr<const PreparedPlan>> made;
+  std::map<c10::DeviceIndex, Device> devices;
   Forced forced;
 
   Plans() {
     if (const char* text = std::getenv("FUSED_BN_CUDA_PLAN")) forced = parse_forced(text);
+  }
+
+  const Device& current_device() {
+    const c10::DeviceIndex index = c10::cuda::current_device();
+    if (devices.count(index) == 0) devices.emplace(index, describe_device(index));
+    return devices.at(index);
   }
 };
 
@@ -80,8 +74,7 @@ PreparedPlan prepared_plan(const Problem& problem, const Device& device, const F
 }
 
 // A cooperative launch that does not fit must be known before it is captured.
-PreparedPlan plan_by_the_driver(const Problem& problem, const Forced& forced) {
-  const Device& device = current_device();
+PreparedPlan plan_by_the_driver(const Problem& problem, const Device& device, const Forced& forced) {
   const PreparedPlan prepared = prepared_plan(problem, device, forced);
   const Plan& plan = prepared.plan;
   if (plan.first.exchange != Exchange::words || runs_at_once(prepared, device)) return prepared;
@@ -109,7 +102,7 @@ std::shared_ptr<const PreparedPlan> plan_for(const Problem& problem, bool stream
   const std::unique_lock lock(all.mutex);  // what is forced stays so meanwhile
   Forced forced = all.forced;
   if (streamed) forced.resident = false;
-  auto plan = std::make_shared<const PreparedPlan>(plan_by_the_driver(problem, forced));
+  auto plan = std::make_shared<const PreparedPlan>(plan_by_the_driver(problem, all.current_device(), forced));
   if (all.made.size() >= kMostPlans) all.made.clear();
   all.made.insert_or_assign(key, plan);
   return plan;

@@ -19,8 +19,7 @@ constexpr size_t kBytes = kWordBytes + kArrivalBytes + 2 * sizeof(uint32_t);
 
 using Key = std::tuple<c10::DeviceIndex, uint64_t, int64_t>;  // device; capture, 0 outside of any; stream
 
-// As many sets as torch has streams, and graphs at one time. They are never freed: at exit the driver may be
-// gone first.
+// As many sets as torch has streams, and graphs at one time. Never freed: at exit the driver may be gone.
 struct Pool {
   std::mutex mutex;  // is not held while CUDA is called, which may be waiting for give_back()
   std::map<Key, char*> sets;

@@ -8,8 +8,7 @@
 
 namespace fused_bn::cuda {
 
-// Elements of a vector of 16 bytes. Double precision goes element by element: its arithmetic outweighs its
-// accesses.
+// Elements of a vector of 16 bytes. float64 goes element by element: its arithmetic outweighs its accesses.
 template <class T>
 constexpr int kWide = sizeof(T) == 8 ? 1 : 16 / static_cast<int>(sizeof(T));
 

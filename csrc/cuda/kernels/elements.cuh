@@ -69,8 +69,7 @@ FUSED_BN_DEVICE auto with_type(DType dtype, Body body) {
   return body(float{});
 }
 
-// A value as it lies in memory. It is converted by read() later, so that the loads of several are under way
-// at once.
+// As it lies in memory. read() converts it later, so that the loads of several are under way at once.
 FUSED_BN_DEVICE uint64_t load_value(const ChannelVector& v, int64_t c) {
   if (v.data == nullptr) return 0;
   const int64_t i = c * v.stride;

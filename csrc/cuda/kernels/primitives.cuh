@@ -333,8 +333,7 @@ FUSED_BN_DEVICE void narrow(float value, BFloat16& result) {
 FUSED_BN_DEVICE void narrow(float value, float& result) { result = value; }
 FUSED_BN_DEVICE void narrow(double value, double& result) { result = value; }
 
-// Two elements of a half type in one register. clamp: 0 where they are negative; NaN stays NaN (PTX ISA,
-// "cvt").
+// Two elements of a half type in one register. clamp: 0 where negative; NaN stays NaN (PTX ISA, "cvt").
 template <class T, bool clamp>
 FUSED_BN_DEVICE uint32_t narrow_pair(float low, float high) {
   uint32_t pair;

@@ -1,8 +1,6 @@
 // The resident kernel: every element is read once, and stays in shared memory until its result is written.
-//
-// Threads copy their vectors into slots that are their own, so that no barrier is needed for them. Several
-// blocks share a multiprocessor, so that one's loads run beside another's arithmetic and stores. What
-// channels are finished with is loaded beside the data.
+// Threads copy their vectors into slots of their own, which need no barrier. Several blocks share a
+// multiprocessor, so that one's loads run beside another's arithmetic and stores.
 #pragma once
 
 #include "cuda/kernels/backward.cuh"
@@ -129,8 +127,7 @@ class Resident {
     exchange_.for_results(iteration, channels, [&](int c, const Word& word) { direction_.take(c, word); });
   }
 
-  // Writes the results of the tile that lies a turn before `next`. has_next: and starts to load the next
-  // one's vectors in their place.
+  // Writes the results of the tile a turn before `next`. has_next: loads that one's vectors in their place.
   template <bool special, bool has_next>
   FUSED_BN_DEVICE void apply(int next) const {
     Vectors<mixed> at = vectors(next - t_.groups);

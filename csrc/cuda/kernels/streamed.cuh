@@ -1,6 +1,5 @@
-// The streamed kernel, for tensors that do not fit into the multiprocessors' shared memory: a reduce pass and
-// an apply pass, which goes backwards, so that L2 serves its beginning. The halves also stand alone: the
-// reduce pass gives the moments or the sums of one process, and the apply pass is evaluation.
+// The streamed kernel: a reduce pass, and an apply pass that goes backwards, so that L2 serves its beginning.
+// They also stand alone: the one gives the moments or the sums of one process, the other is evaluation.
 #pragma once
 
 #include "cuda/kernels/backward.cuh"
@@ -38,8 +37,7 @@ struct Chunk {
   }
 };
 
-// Which tile a block works on, and its place in the tile's group. Blocks side by side have tiles side by
-// side.
+// A block's tile, and its place in the tile's group. Blocks side by side have tiles side by side.
 struct Place {
   int tile, rank;
 
@@ -102,8 +100,7 @@ class Reduce {
     return sums;
   }
 
-  // The block of a tile that comes here last merges the partial results of all, so that none waits for
-  // another.
+  // The block of a tile that comes here last merges the partial results of all: none waits for another.
   FUSED_BN_DEVICE void finish(int channels) const {
     const Team team(channels);
     const int c = team.has_channel() ? team.index : 0, channel = t_.first_channel(place_.tile) + c;

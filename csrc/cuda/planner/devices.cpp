@@ -29,8 +29,7 @@ Device model(const char* name, int architecture, int multiprocessors, int64_t l2
              double memory_bandwidth, double l2_bandwidth) {
   const Architecture* a = kArchitectures;
   while (a->number != architecture) ++a;
-  // Measured of 132 multiprocessors: their clusters are not all alike, so that large ones leave some of them
-  // out.
+  // Measured of 132 multiprocessors, some of which large clusters leave out.
   constexpr int kMeasured[] = {132, 66, 30, 15, 7};
   std::array<int, 5> active{};
   for (size_t i = 0; i < active.size() && 1 << i <= a->max_cluster; ++i) {

@@ -1,5 +1,4 @@
-// Plans are enumerated, priced and compared: the resident kernel, for every tiling whose groups can hold
-// their tiles, and the streamed one.
+// Plans are enumerated, priced and compared.
 #include "cuda/planner/plan.h"
 
 #include <algorithm>
@@ -18,14 +17,12 @@ constexpr int64_t kMostBlocks = int64_t{1} << 30;   // of a grid
 constexpr int64_t kMostStretch = int64_t{1} << 31;  // vectors of a block, which the resident kernel counts
 
 // The reduce pass has so many blocks a multiprocessor, or as many as leave each thread the vectors that it
-// has in flight; the apply pass as many vectors a thread, if two blocks a multiprocessor are left. Backward a
-// block has more to do before its first vector, so that it has up to 16 a thread where as many blocks are
-// left: of 411 MB, the apply pass made the whole 575 us with 4, and 516 with as many blocks as run at once.
+// has in flight. The apply pass has as many vectors a thread, where two blocks a multiprocessor are left, and
+// up to 16 backward, where more is done before the first: of 411 MB both passes took 575 us with 4, 516 so.
 constexpr int kReduceBlocks[] = {1, 2, 4};
 constexpr int64_t kInFlight = 4, kApplyBlocks = 2, kMostBackward = 16;
 
-// Prices are no better than this: a tensor that fits is only streamed, which moves half as many bytes again,
-// where that seems clearly better.
+// Prices are no better: a tensor that fits is streamed only where that is predicted to be clearly faster.
 constexpr double kDoubt = 1.1;
 
 template <class... Parts>

@@ -75,8 +75,7 @@ struct Plan {
 };
 
 // The plan with the least predicted time, of those that have what is forced; a resident one where it takes at
-// most a tenth more. Deterministic. Throws std::invalid_argument, with the offending value in one sentence,
-// where there is none.
+// most a tenth more. Throws std::invalid_argument where there is none, and says why in one sentence.
 Plan make_plan(const Problem& problem, const Device& device, const Forced& forced = {});
 
 // "resident exchange=words group=132 groups=4 tile=64 slots=12" or "streamed group=264 tile=64"; any part may

@@ -25,9 +25,8 @@ constexpr double kLaunch = 0.54, kStart = 0.86, kLatency = 0.6, kCluster = 0.35,
 // statistics; for each element of a vector, where these belong to several channels.
 constexpr double kSums = 0.2, kStatistics = 0.4, kMixed = 0.22;
 
-// Instructions an element, counted in the prototypes' SASS; backward: of x and dy together. An element that
-// is loaded by itself takes more. A multiprocessor issues four warps a clock at 1.98 GHz, if it has enough of
-// them.
+// Instructions an element, counted in the prototypes' SASS; backward: of x and dy together. A single element
+// takes more. A multiprocessor issues four warps a clock at 1.98 GHz, if it has enough of them.
 struct Instructions {
   double resident, reduce, apply;
 };
@@ -36,9 +35,8 @@ constexpr double kNarrow = 10, kIssued = 4 * 32 * 1.98e3, kEnoughThreads = 512;
 // Vectors of a thread that are under way at once, of each tensor: as the kernels have them.
 constexpr double kInFlight = 4, kInForwardReduce = 8;
 
-// The share of the time in which one of so many is served, that take turns at being served and at thinking: a
-// closed queue with exponential times. Here blocks of a multiprocessor, or groups, transfer, and compute or
-// wait.
+// The share of the time in which one of the customers is served, who think between two services: a closed
+// queue with exponential times. Here blocks of a multiprocessor, or groups, transfer, and compute or wait.
 double utilisation(double customers, double service, double thinking) {
   double sum = 1, term = 1;
   for (double left = customers; left > 0; --left) {

@@ -15,8 +15,7 @@ constexpr int64_t kShortestRun = 128;
 // quotient is exact.
 constexpr int64_t kMostRowVectors = int64_t{1} << 30, kMostProduct = int64_t{1} << 62;
 
-// The tensor as a matrix of vectors, whose rows can be cut between units: the fewest channels that have whole
-// vectors.
+// The matrix of a tensor's vectors. Rows can be cut between units: the fewest channels with whole vectors.
 struct Matrix {
   Tiling uncut;
   int64_t unit_vectors, unit_channels;
@@ -57,8 +56,7 @@ Tiling tiling_of(const Matrix& m, Walk walk, int64_t units) {
   return t;
 }
 
-// Tiles of a row's units: each about twice as wide as the one before, and the last as wide as a block is. The
-// last tile of a row is not much narrower.
+// Tiles of a row's units, each about twice as wide as the one before. A row's last one is not much narrower.
 void add_columns(const Problem& p, const Matrix& m, int64_t most_channels, std::optional<int64_t> channels,
                  std::vector<Tiling>& found) {
   const int64_t all = m.uncut.row_vectors / m.unit_vectors;
