@@ -34,6 +34,7 @@ template <class Params>
 void run(const std::shared_ptr<const PreparedPlan>& prepared, const Tensor& x, Params& p,
          bool results_wanted = true) {
   const Plan& plan = prepared->plan;
+  p.inverse_count = 1 / static_cast<double>(view_of(x).values_per_channel());
   Tensor partials;  // held until the launch, whose stream orders what follows
   if (plan.partials_bytes > 0) {
     partials = at::empty({plan.partials_bytes}, x.options().dtype(at::kByte));
@@ -72,7 +73,6 @@ struct Cuda {
     p.momentum = a.momentum.value_or(0);
     p.source = a.training ? Source::batch : present(a.running_mean) ? Source::running : Source::given;
     const double n = static_cast<double>(view_of(x).values_per_channel());
-    p.inverse_count = 1 / n;
     p.unbiased = n / (n - 1);
     run(plan, x, p);
     if (cumulative) Tensor(*a.num_batches_tracked).add_(1);  // whose blocks read it at any time
@@ -84,7 +84,6 @@ struct Cuda {
     ForwardParams p{};
     p.input = x.const_data_ptr();
     p.moments = result.data_ptr<double>();
-    p.inverse_count = 1 / static_cast<double>(view_of(x).values_per_channel());
     run(plan_for(problem_of(x, p, Part::reduce), false), x, p);
   }
 
@@ -107,7 +106,7 @@ struct Cuda {
     };
     Tensor grad_input = empty(a.output_mask[0]), grad_residual = empty(a.output_mask[1]);
     if (x.numel() == 0) return {grad_input, grad_residual};
-    auto p = params_of(a, dense, grad_input, grad_residual, gradients);
+    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
     // In evaluation the sums are the parameters' gradients and nothing else.
     const bool sums_wanted = a.training ? !totals.sums.defined() : a.output_mask[2] || a.output_mask[3];
     const auto plan = plan_for(problem_of(x, p, sums_wanted ? Part::both : Part::apply), !a.training);
@@ -122,18 +121,9 @@ struct Cuda {
 
   static void backward_sums(const BackwardArguments& a, const Gradients& gradients, const Tensor& sums) {
     const DenseBackward dense(a, a.input.suggest_memory_format());
-    auto p = params_of(a, dense, {}, {}, gradients);
+    auto p = backward_params<BackwardParams>(a, dense, {}, {}, gradients);
     p.sums = sums.data_ptr<double>();
     run(plan_for(problem_of(dense.input, p, Part::reduce), false), dense.input, p);
-  }
-
- private:
-  static BackwardParams params_of(const BackwardArguments& a, const DenseBackward& dense,
-                                  const Tensor& grad_input, const Tensor& grad_residual,
-                                  const Gradients& gradients) {
-    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
-    p.inverse_count = 1 / static_cast<double>(view_of(dense.input).values_per_channel());
-    return p;
   }
 };
 

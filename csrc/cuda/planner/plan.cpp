@@ -32,11 +32,6 @@ std::string joined(const Parts&... parts) {
   return text.str();
 }
 
-template <class... Parts>
-void demand(bool holds, const Parts&... parts) {
-  if (!holds) throw std::invalid_argument(joined(parts...));
-}
-
 class Planner {
  public:
   Planner(const Problem& p, const Device& d, const Forced& forced) : p_(p), d_(d), forced_(forced) {}
@@ -48,10 +43,10 @@ class Planner {
     if (p_.part == Part::reduce || (p_.part == Part::both && streamed)) try_reduce();
     if (p_.part == Part::apply) try_apply(Plan{}, forced_.tile_channels);
     if (reason_.empty()) refused("no tile", of_so_many(), " has between 1 and 2^30 vectors a row");
+    if (best_) return *best_;
     const View& v = p_.view;
-    demand(best_.has_value(), "no plan for N = ", v.N, ", C = ", v.C, ", S = ", v.S, " on ", d_.name, ": ",
-           reason_);
-    return *best_;
+    throw std::invalid_argument(
+        joined("no plan for N = ", v.N, ", C = ", v.C, ", S = ", v.S, " on ", d_.name, ": ", reason_));
   }
 
  private:
@@ -249,7 +244,9 @@ class Planner {
 }  // namespace
 
 Plan make_plan(const Problem& problem, const Device& device, const Forced& forced) {
-  demand(problem.view.C <= kMostChannels, "C must be at most ", kMostChannels, ", but got ", problem.view.C);
+  if (problem.view.C > kMostChannels) {
+    throw std::invalid_argument(joined("C must be at most ", kMostChannels, ", but got ", problem.view.C));
+  }
   // What is forced of the resident kernel says nothing of the apply pass alone.
   const bool of_resident =
       forced.resident.value_or(false) || forced.exchange || forced.slots || forced.groups;

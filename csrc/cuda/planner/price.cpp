@@ -62,17 +62,16 @@ class Price {
         forward_(p.direction == Direction::forward),
         each_(forward_ ? kForward : kBackward) {
     const double tensor = static_cast<double>(p.view.elements() * element_bytes(p.dtype));
-    const double mask = static_cast<double>(divide_up(p.view.elements(), 8)), added = p.residual ? tensor : 0;
+    const double added = p.residual ? tensor : 0;
+    const bool masked = p.residual && has_mask(p.activation);
+    const double mask = masked ? static_cast<double>(mask_bytes(p.view.elements())) : 0;
     // What tells backward, beside x, where the slope is which.
-    const double saved =
-        p.activation == Activation::none ? 0 : std::min(added, has_mask(p.activation) ? mask : added);
+    const double saved = masked ? mask : p.activation == Activation::none ? 0 : added;
     const double first = forward_ ? tensor : 2 * tensor + saved;
     if (p.part != Part::apply && !plan.resident) sums_.read = first;
     if (p.part == Part::reduce) return;
     results_.read = forward_ ? tensor + added : first;
-    results_.written = tensor + (!forward_                                        ? added
-                                 : p.part == Part::both && has_mask(p.activation) ? saved
-                                                                                  : 0);
+    results_.written = tensor + (!forward_ ? added : p.part == Part::both ? mask : 0);
     results_.l2_hits = std::min(sums_.read, kL2Kept * static_cast<double>(d.l2_bytes));
   }
 
