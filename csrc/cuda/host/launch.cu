@@ -51,14 +51,8 @@ cudaLaunchAttribute cluster_of(int blocks) {
 
 cudaLaunchConfig_t config_of(int64_t blocks, int shared_bytes, cudaLaunchAttribute& attribute,
                              cudaStream_t stream) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return config;
+  const auto bytes = static_cast<size_t>(shared_bytes);
+  return {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), bytes, stream, &attribute, 1};
 }
 
 cudaError_t launch(const Launch& launch, const Prepared& prepared, Launch& params, cudaStream_t stream) {
@@ -107,11 +101,8 @@ cudaError_t launch(const PreparedPlan& prepared, Launch& params, bool results_wa
 
 cudaError_t launch(const MergeParams& params, cudaStream_t stream) {
   ++count;
-  if (params.dtype == DType::f64) {
-    batch_norm_merge<double><<<1, kMergeThreads, 0, stream>>>(params);
-  } else {
-    batch_norm_merge<float><<<1, kMergeThreads, 0, stream>>>(params);
-  }
+  const auto kernel = params.dtype == DType::f64 ? batch_norm_merge<double> : batch_norm_merge<float>;
+  kernel<<<1, kMergeThreads, 0, stream>>>(params);
   return cudaGetLastError();
 }
 

@@ -58,7 +58,7 @@ class Planner {
     if (tilings.empty())
       refused("no tile", of_so_many(), " suits the resident kernel: whole vectors of 16 bytes");
     for (const Tiling& t : tilings) {
-      if (wants(Exchange::none)) try_separate(t, Exchange::none, 1);
+      if (wants(Exchange::none)) try_separate(t, Exchange::none, forced_.group.value_or(1));
       for (int size = 2; size <= 16 && !forced_.group && wants(Exchange::cluster); size *= 2) {
         if (size <= d_.max_cluster && size <= t.passes) try_separate(t, Exchange::cluster, size);
       }
@@ -79,7 +79,6 @@ class Planner {
   void try_separate(Tiling t, Exchange exchange, int64_t group) {
     const bool alone = exchange == Exchange::none;
     const int64_t least = alone ? 1 : 2, most = alone ? 1 : d_.max_cluster;
-    if (forced_.group) group = *forced_.group;
     if (group < least || group > most) {
       return refused("exchange ", kExchanges[static_cast<int>(exchange)], " takes groups of ", least, " to ",
                      most, " blocks, not ", group);
