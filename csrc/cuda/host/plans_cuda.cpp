@@ -15,7 +15,7 @@
 namespace fused_bn::cuda {
 namespace {
 
-constexpr size_t kMostPlans = 1 << 16;  // about 40 MB; beyond, all are made anew
+constexpr size_t kMostPlans = 1 << 16;  // about 50 MB; beyond, all are made anew
 
 Device describe_device(c10::DeviceIndex index) {
   cudaDeviceProp properties{};
