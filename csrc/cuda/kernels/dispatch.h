@@ -40,14 +40,11 @@ auto with_types(Kernel kernel, Body body) {
 template <bool forward, class T, class Body>
 auto with_kernel(Kernel kernel, const Tiling& t, Activation activation, Body body) {
   const auto with_curve = [&](auto mixed) {
-    switch (curve_of(activation)) {
-      case Curve::relu:
-        return with_types<forward, T, kWide<T>, mixed.value, Curve::relu>(kernel, body);
-      case Curve::leaky_relu:
-        return with_types<forward, T, kWide<T>, mixed.value, Curve::leaky_relu>(kernel, body);
-      default:
-        return with_types<forward, T, kWide<T>, mixed.value, Curve::other>(kernel, body);
-    }
+    constexpr int wide = kWide<T>;
+    const Curve curve = curve_of(activation);
+    if (curve == Curve::relu) return with_types<forward, T, wide, mixed.value, Curve::relu>(kernel, body);
+    if (curve == Curve::other) return with_types<forward, T, wide, mixed.value, Curve::other>(kernel, body);
+    return with_types<forward, T, wide, mixed.value, Curve::leaky_relu>(kernel, body);
   };
   if constexpr (kWide<T> > 1) {
     if (t.vector > 1) return t.mixed ? with_curve(std::true_type{}) : with_curve(std::false_type{});
