@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
-#include "cuda/planner/bindings.h"
+#include "planner.h"
 #if FUSED_BN_HAS_CUDA
 #include "cuda/host/launch.h"
 #include "cuda/host/plans.h"
@@ -71,7 +71,7 @@ PYBIND11_MODULE(_C, module) {
              "without_cuda: why it was.");
   module.def("active_cpu_capability", &fused_bn::cpu::active_capability,
              "The instruction set that the CPU kernels use in this process.");
-  fused_bn::cuda::bind_planner(module);
+  fused_bn::bind_planner(module);
 #if FUSED_BN_HAS_CUDA
   module.def("cuda_launches", &fused_bn::cuda::launches, "Kernels launched since the process began.");
   module.def(

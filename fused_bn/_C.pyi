@@ -16,54 +16,6 @@ def cuda_launches() -> int: ...
 def cuda_force_plan(text: str) -> None: ...
 def cuda_last_plan() -> str: ...
 def active_cpu_capability() -> str: ...
-
-class Launch:
-    """csrc/cuda/planner/plan.h's Launch: a kernel's tiling (csrc/cuda/tiling.h) and grid."""
-
-    N: int
-    C: int
-    S: int
-    elements: int
-    channels_last: bool
-    vector: int
-    mixed: bool
-    walk: str
-    fold: int
-    rows: int
-    row_vectors: int
-    tile_vectors: int
-    tile_channels: int
-    tiles: int
-    channel_length: int
-    threads: int
-    group: int
-    groups: int
-    interleaved: bool
-    units: int
-    pass_units: int
-    pass_rows: int
-    passes: int
-    iterations: int
-    grid: int
-    shared_bytes: int
-
-class LaunchPlan:
-    """csrc/cuda/planner/plan.h's Plan."""
-
-    resident: bool
-    exchange: str
-    slots: int
-    first: Launch | None
-    apply: Launch | None
-    launches: int
-    blocks_per_multiprocessor: int
-    partials_bytes: int
-    read: int
-    written: int
-    l2_hits: int
-    floor_time: float
-    predicted_time: float
-
 def plan(
     N: int,  # noqa: N803
     C: int,  # noqa: N803
@@ -74,10 +26,8 @@ def plan(
     residual: bool,
     alignment: int,
     device: str | dict[str, Any],
-    part: str = "both",
-    activation: str = "relu",
-    forced: str = "",
-) -> LaunchPlan: ...
+    part: str,
+    activation: str,
+    forced: str,
+) -> dict[str, Any]: ...
 def plan_devices() -> list[str]: ...
-def plan_device_fields(name: str) -> dict[str, Any]: ...
-def plan_has_mask(activation: str) -> bool: ...

@@ -1,9 +1,8 @@
 """What the launch planner decides for a shape on a device: no GPU is needed to ask."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import torch
 
@@ -35,7 +34,7 @@ OTHER_LAYOUTS = {
 }
 DIRECTIONS = ("forward", "backward", "evaluation")
 MOST = 2**50
-"""Elements: see csrc/cuda/planner/plan.cpp."""
+"""Elements: a petabyte of a half type. Beyond, the planner's products would overflow 64 bits."""
 EXCHANGES = {
     "none": "blocks on their own",
     "cluster": "clusters of blocks",
@@ -139,38 +138,23 @@ def plan(
         raise ValueError(f"shape must hold at least 1 and at most 2**50 elements, but got {sizes}")
     spatial = prod(sizes[2:])
     evaluates = _one_of("direction", direction, DIRECTIONS) == "evaluation"
-    made = extension.plan(
+    name = _dtype_name(dtype)
+    facts = extension.plan(
         sizes[0],
         sizes[1],
         spatial,
         _one_of("layout", OTHER_LAYOUTS.get(layout, layout), LAYOUTS) if spatial > 1 else "channels_last",
-        _dtype_name(dtype),
+        name,
         "forward" if evaluates else direction,
         bool(residual),
-        _small("alignment", alignment),
+        _alignment(alignment, DTYPES[name].itemsize),
         device.lower() if isinstance(device, str) else dict(device),
         part="apply" if evaluates else "both",
         activation=_one_of("activation", activation, tuple(ACTIVATIONS)),
         forced=forced,
     )
-    first = made.first or made.apply
-    assert first is not None
-    saves_mask = residual and not evaluates and extension.plan_has_mask(activation)
-    known: dict[str, Any] = {
-        "device": device.lower()
-        if isinstance(device, str)
-        else str(device.get("name", "a device of its own")),
-        "direction": direction,
-        "kernel": "apply" if evaluates else "resident" if made.resident else "streamed",
-        "forced": repr(made),
-        "apply_grid": made.apply.grid if made.first and made.apply else 0,
-        "mask_bytes": -(-first.elements // 8) if saves_mask else 0,
-    }
-
-    def value(name: str) -> Any:
-        return known[name] if name in known else getattr(made if hasattr(made, name) else first, name)
-
-    return LaunchPlan(**{field.name: value(field.name) for field in fields(LaunchPlan)})
+    model = device.lower() if isinstance(device, str) else str(device.get("name", "a device of its own"))
+    return LaunchPlan(device=model, direction=direction, **facts)
 
 
 def device_names() -> list[str]:
@@ -184,9 +168,11 @@ def _one_of(what: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
-def _small(what: str, value: int) -> int:
+def _alignment(value: int, least: int) -> int:
     if value not in (1, 2, 4, 8, 16):
-        raise ValueError(f"{what} must be 1, 2, 4, 8 or 16, but got {value!r}")
+        raise ValueError(f"alignment must be 1, 2, 4, 8 or 16, but got {value!r}")
+    if value < least:
+        raise ValueError(f"alignment must be at least an element's {least} bytes, but got {value}")
     return value
 
 

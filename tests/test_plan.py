@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import gcd
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -14,16 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fused_bn._activations import ACTIVATIONS
-from fused_bn._extension import extension
-from fused_bn._plan import LAYOUTS
-from tests import tilings
-
-if TYPE_CHECKING:
-    from fused_bn._C import Launch, LaunchPlan
+from fused_bn._plan import LAYOUTS, device_names
+from tests import planner, tilings
+from tests.planner import Launch, LaunchPlan
 
 pytestmark = pytest.mark.needs_extension
 
-DEVICES = {} if extension is None else {n: extension.plan_device_fields(n) for n in extension.plan_devices()}
+MODELS = device_names()
 BYTES = {"f32": 4, "f64": 8, "bf16": 2, "f16": 2}
 DIRECTIONS = ("forward", "backward")
 PARTS = ("both", "both", "both", "reduce", "apply")
@@ -52,10 +49,8 @@ class Problem:
     part: str = "both"
     activation: str = "relu"
 
-    def plan(self, forced: str = "", **changes: Any) -> "LaunchPlan":
-        assert extension is not None
-        made: LaunchPlan = extension.plan(**{**self.__dict__, **changes}, forced=forced)
-        return made
+    def plan(self, forced: str = "", **changes: Any) -> LaunchPlan:
+        return planner.plan(**{**self.__dict__, **changes}, forced=forced)
 
     @property
     def elements(self) -> int:
@@ -92,10 +87,10 @@ def problem(draw: random.Random, device: str) -> Problem:
     )
 
 
-def bulk(seed: int = 0) -> Iterator[tuple[Problem, "LaunchPlan"]]:
+def bulk(seed: int = 0) -> Iterator[tuple[Problem, LaunchPlan]]:
     draw = random.Random(seed)
     for i in range(BULK):
-        each = problem(draw, tuple(DEVICES)[i % len(DEVICES)])
+        each = problem(draw, MODELS[i % len(MODELS)])
         # Beyond, there can be two rows of 2^32 vectors each, which is refused.
         if each.elements < 6 * 10**9:
             yield each, each.plan()
@@ -122,7 +117,7 @@ def small_problems(draw: st.DrawFn) -> Problem:
         draw(st.sampled_from(DIRECTIONS)),
         draw(st.booleans()),
         draw(st.sampled_from((16, 16, BYTES[dtype]))),
-        draw(st.sampled_from(tuple(DEVICES))),
+        draw(st.sampled_from(MODELS)),
         "both",
         draw(st.sampled_from(tuple(ACTIVATIONS))),
     )
@@ -160,7 +155,7 @@ FORCED = (
 )
 
 
-def plans_of(each: Problem) -> list["LaunchPlan"]:
+def plans_of(each: Problem) -> list[LaunchPlan]:
     """The best plan, and those of each kind that are possible, so that what is never chosen is tested too."""
     plans = [each.plan(), each.plan("streamed")]
     for forced in FORCED[2:]:
@@ -169,7 +164,7 @@ def plans_of(each: Problem) -> list["LaunchPlan"]:
     return plans
 
 
-def launches_of(each: Problem) -> list["Launch"]:
+def launches_of(each: Problem) -> list[Launch]:
     """Of these plans, each tiling once."""
     launches = (
         launch for plan in plans_of(each) for launch in (plan.first, plan.apply) if launch is not None
@@ -237,7 +232,7 @@ def test_whole_vectors_wherever_there_are_some(each: Problem) -> None:
 # ---- limits, for large shapes too
 
 
-def assert_launch_within_limits(each: Problem, launch: "Launch", most_shared: int) -> None:
+def assert_launch_within_limits(each: Problem, launch: Launch, most_shared: int) -> None:
     assert (launch.N, launch.C, launch.S, launch.elements) == (each.N, each.C, each.S, each.elements)
     assert launch.threads == THREADS
     assert 0 < launch.shared_bytes <= most_shared
@@ -258,8 +253,8 @@ def assert_launch_within_limits(each: Problem, launch: "Launch", most_shared: in
     assert launch.mixed or launch.tile_vectors > 1 or launch.row_vectors == 1, "row_of() cannot divide by 1"
 
 
-def assert_blocks_that_wait_run_at_once(each: Problem, plan: "LaunchPlan") -> None:
-    device, first = DEVICES[each.device], plan.first
+def assert_blocks_that_wait_run_at_once(each: Problem, plan: LaunchPlan) -> None:
+    device, first = planner.device(each.device), plan.first
     at_once = plan.blocks_per_multiprocessor * device["multiprocessors"]
     assert first is not None
     if plan.exchange == "words":
@@ -278,13 +273,13 @@ def assert_blocks_that_wait_run_at_once(each: Problem, plan: "LaunchPlan") -> No
         assert first.group == 1
 
 
-def assert_fits_the_multiprocessor(each: Problem, plan: "LaunchPlan", launch: "Launch") -> None:
-    device, blocks = DEVICES[each.device], plan.blocks_per_multiprocessor
+def assert_fits_the_multiprocessor(each: Problem, plan: LaunchPlan, launch: Launch) -> None:
+    device, blocks = planner.device(each.device), plan.blocks_per_multiprocessor
     assert blocks == 1 or blocks * (launch.shared_bytes + 1024) <= device["shared_per_multiprocessor"]
     assert blocks * THREADS <= device["threads_per_multiprocessor"]
 
 
-def assert_resident_keeps_all(each: Problem, plan: "LaunchPlan") -> None:
+def assert_resident_keeps_all(each: Problem, plan: LaunchPlan) -> None:
     first = plan.first
     assert first is not None
     assert plan.apply is None
@@ -298,7 +293,7 @@ def assert_resident_keeps_all(each: Problem, plan: "LaunchPlan") -> None:
     assert first.iterations * first.groups >= first.tiles
 
 
-def assert_streamed_can_gather(each: Problem, plan: "LaunchPlan") -> None:
+def assert_streamed_can_gather(each: Problem, plan: LaunchPlan) -> None:
     assert plan.slots == 0
     assert plan.exchange == "none"
     assert (plan.first is None) == (each.part == "apply")
@@ -313,7 +308,7 @@ def assert_streamed_can_gather(each: Problem, plan: "LaunchPlan") -> None:
         assert plan.apply.groups == plan.apply.tiles
 
 
-def run_bytes(each: Problem, launch: "Launch") -> int:
+def run_bytes(each: Problem, launch: Launch) -> int:
     """Side by side, of a row of the narrowest tile."""
     if launch.tiles == 1:
         return each.elements * BYTES[each.dtype]
@@ -321,7 +316,7 @@ def run_bytes(each: Problem, launch: "Launch") -> int:
     return min(launch.tile_vectors, last) * launch.vector * BYTES[each.dtype]
 
 
-def longest_run(each: Problem, launch: "Launch") -> int:
+def longest_run(each: Problem, launch: Launch) -> int:
     """Of all ways to cut the launch's matrix, the longest run of the narrowest tile, in bytes."""
     length = 1 if launch.channels_last else each.S
     channels = each.C if launch.fold > 1 else launch.vector // gcd(length, launch.vector)
@@ -336,13 +331,13 @@ def longest_run(each: Problem, launch: "Launch") -> int:
     return best * BYTES[each.dtype]
 
 
-def assert_runs_are_long(each: Problem, launch: "Launch") -> None:
+def assert_runs_are_long(each: Problem, launch: Launch) -> None:
     """No tile of less than 128 bytes a row where one with more can be had."""
     run = run_bytes(each, launch)
     assert run >= 128 or run >= longest_run(each, launch), (each, tilings.fields_of(launch)[:])
 
 
-def assert_traffic_adds_up(each: Problem, plan: "LaunchPlan") -> None:
+def assert_traffic_adds_up(each: Problem, plan: LaunchPlan) -> None:
     tensor = each.elements * BYTES[each.dtype]
     masked = each.residual and each.activation in MASKED
     mask = -(-each.elements // 8) if masked else 0
@@ -358,15 +353,15 @@ def assert_traffic_adds_up(each: Problem, plan: "LaunchPlan") -> None:
     if each.part == "reduce":
         read, written = once, 0
     assert (plan.read, plan.written) == (read + (once if twice else 0), written)
-    assert plan.l2_hits == (min(once, DEVICES[each.device]["l2_bytes"] // 2) if twice else 0)
+    assert plan.l2_hits == (min(once, planner.device(each.device)["l2_bytes"] // 2) if twice else 0)
     assert 0 < plan.floor_time < plan.predicted_time
 
 
-def assert_sound(each: Problem, plan: "LaunchPlan") -> None:
+def assert_sound(each: Problem, plan: LaunchPlan) -> None:
     try:
         for launch in (plan.first, plan.apply):
             if launch is not None:
-                assert_launch_within_limits(each, launch, DEVICES[each.device]["shared_per_block"])
+                assert_launch_within_limits(each, launch, planner.device(each.device)["shared_per_block"])
         if plan.first is not None:
             assert_blocks_that_wait_run_at_once(each, plan)
             assert_fits_the_multiprocessor(each, plan, plan.first)
@@ -458,10 +453,10 @@ def test_rows_of_places_are_exact_at_their_edges(tile_vectors: int, data: st.Dat
         assert tilings.row_of(tile_vectors, place) == place // tile_vectors
 
 
-@pytest.mark.parametrize("architecture", sorted({d["architecture"] for d in DEVICES.values()}))
-def test_every_architecture_has_plans_of_its_own_kind(architecture: int) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_every_device_has_plans_of_its_own_kind(name: str) -> None:
     """From sm_75 to sm_120: clusters from sm_90 on, words from sm_80 on."""
-    name = next(n for n, d in DEVICES.items() if d["architecture"] == architecture)
+    architecture = planner.device(name)["architecture"]
     rows = Problem(32, 256, 56 * 56, "channels_first", "f32", device=name)
     columns = Problem(64, 512, 14 * 14, device=name)
     kinds = {each.plan().exchange for each in (rows, columns) if each.plan().resident}

@@ -36,6 +36,11 @@ Tiling tiling_of(const int64_t* fields) {
   return t;
 }
 
+// The channel, counted within the tile, of one of the elements of a tile's row.
+int channel_of(const Tiling& t, int element) {
+  return t.walk == Walk::along_rows ? 0 : element / t.channel_length % t.tile_channels;
+}
+
 template <bool mixed, class Body>
 void walk(const Tiling& t, int tile, int block, int thread, const Body& body) {
   Vectors<mixed> at(t, tile, block, thread);
@@ -66,7 +71,7 @@ extern "C" int64_t tiling_visits(const int64_t* fields, int64_t room, int64_t* o
             if (count++ >= room) continue;
             *out++ = block;
             *out++ = position * t.vector + i;
-            *out++ = t.first_channel(tile) + t.channel_of(column * t.vector + i);
+            *out++ = t.first_channel(tile) + channel_of(t, column * t.vector + i);
           }
         });
       }

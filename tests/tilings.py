@@ -6,13 +6,11 @@ import hashlib
 import os
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from fused_bn._C import Launch
+from tests.planner import Launch
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent / "csrc"
@@ -50,12 +48,12 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def fields_of(launch: "Launch") -> ctypes.Array[ctypes.c_int64]:
+def fields_of(launch: Launch) -> ctypes.Array[ctypes.c_int64]:
     values = [*(int(getattr(launch, name)) for name in FIELDS), launch.walk == "down_columns"]
     return (ctypes.c_int64 * len(values))(*values)
 
 
-def visits(launch: "Launch") -> Tensor:
+def visits(launch: Launch) -> Tensor:
     """[elements, 3]: the block within its group, the element's offset, its channel by the tiling."""
     out = torch.full((launch.elements, 3), -1, dtype=torch.int64)
     room = ctypes.c_int64(launch.elements)
@@ -64,13 +62,13 @@ def visits(launch: "Launch") -> Tensor:
     return out
 
 
-def block_values(launch: "Launch") -> list[int]:
+def block_values(launch: Launch) -> list[int]:
     """Values of each channel that the tiling promises of each block of a group."""
     fields = fields_of(launch)
     return [library().tiling_block_values(fields, block) for block in range(launch.group)]
 
 
-def last_end(launch: "Launch") -> int:
+def last_end(launch: Launch) -> int:
     """Where the thread that has the tensor's last vector ends, in elements, step by step."""
     end: int = library().tiling_last_end(fields_of(launch))
     return end

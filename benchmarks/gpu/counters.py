@@ -54,13 +54,13 @@ def command(ncu: str, name: str, log: Path) -> list[str]:
     return [
         *(ncu, "--csv", "--print-units", "base", "--log-file", str(log), "--metrics", ",".join(METRICS)),
         *("--clock-control", "none", "--profile-from-start", "off"),
-        *("--kernel-name-base", "demangled", "--kernel-name", "regex:batch_norm_"),
+        *("--kernel-name-base", "demangled", "--kernel-name", "regex:fused_bn::cuda::"),
         *(sys.executable, "-m", "benchmarks.gpu.counters", "--launch", name),
     ]
 
 
 def parsed(text: str) -> list[dict[str, Any]]:
-    """A kernel a dict, in the order of their launches; of the name what stands before its parameters."""
+    """A kernel a dict, in the order of their launches; of the name what stands before the first bracket."""
     lines = text.splitlines()
     first = next((number for number, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     kernels: dict[str, dict[str, Any]] = {}

@@ -51,7 +51,8 @@ FUSED_BN_ANY_DEVICE constexpr bool has_two_slopes(Activation activation) {
   return activation <= Activation::relu6;
 }
 
-// Whether backward takes a bit an element where there is a residual.
+// Whether forward with a residual saves a mask for backward; else backward reads the residual, or without
+// activation neither of them.
 FUSED_BN_ANY_DEVICE constexpr bool needs_mask(Activation activation) {
   return activation != Activation::none && has_two_slopes(activation);
 }

@@ -23,16 +23,14 @@ struct alignas(16) Word {
 // What survives a launch, of one stream or of one stream's launches in a graph: zero before its first use.
 struct Scratch {
   uint32_t* epoch;  // [2]: the epoch of the next exchange; how many groups have read it, 0 between launches
-  uint32_t*
-      arrivals;  // [kMostGroups]: blocks of a tile that have finished the reduce pass, 0 between launches
-  Word* words;   // [kMostWords]
+  uint32_t* arrivals;  // [kMostGroups]: blocks that have reduced their part of a tile, 0 between launches
+  Word* words;         // [kMostWords]
 };
 constexpr int kMostWords = 1 << 17;  // 2 MB: 792 blocks, the most that an H200 holds, with 64 channels each
 constexpr int kMostGroups = 4096;
 
-// The words of an exchange between `group` blocks, by `groups` groups: two sets, which take turns, so that a
-// block that is ahead overwrites nothing that another one still reads. A set holds a word of each channel for
-// each block, and one of each channel for the result.
+// The words of an exchange in `groups` groups: for each channel one of each block, and one of the result. Two
+// sets of them take turns, so that a block that is ahead overwrites nothing that another one still reads.
 constexpr int64_t words_of(int64_t groups, int64_t group, int64_t tile_channels) {
   return 2 * groups * (group + 1) * tile_channels;
 }
@@ -43,8 +41,7 @@ FUSED_BN_HOST_DEVICE constexpr bool words_have_owners(int64_t group, int64_t til
   return tile_channels > 1 && group * tile_channels > 2048;
 }
 
-// What one block has summed up of a channel. Forward: deviations from a pivot; backward: g and g * (x -
-// mean).
+// What one block has summed up of a channel: deviations from a pivot; backward g and g * (x - mean).
 template <class A>
 struct alignas(16) Partial {
   A pivot;  // backward: the sum of g
@@ -71,15 +68,14 @@ constexpr int blocks_by_registers(int architecture, Kernel kernel, bool backward
 struct SharedLayout {
   int slots;       // resident: [slots, tensors, threads] vectors of 16 bytes
   int sums;        // resident, reduce: [copies, 2, columns] of the compute type: what threads sum up
-  int numbers;     // [kNumbers, tile_channels] of the compute type: what each channel's elements are computed
-                   // with
-  int parameters;  // resident, reduce: [tile_channels] of kParameters doubles: what a channel is finished
-                   // with
+  int numbers;     // [numbers_of(), tile_channels] of the compute type: what elements are computed with
+  int parameters;  // resident, reduce: [tile_channels] of kParameters doubles: what ends a channel
   int partials;    // cluster: [tile_channels, group] Partial<float>
   int barrier;     // cluster: 8 bytes; words: the epoch
   int bytes;
 };
-constexpr int kNumbers = 6;
+// prelu's slope is the sixth.
+constexpr int numbers_of(Activation activation) { return activation == Activation::prelu ? 6 : 5; }
 constexpr int kParameters = 5;
 
 // Columns whose sums a block keeps apart, and how many copies of them its threads leave behind: one a warp,
@@ -93,13 +89,13 @@ FUSED_BN_HOST_DEVICE inline int sum_copies(const Tiling& t) {
 }
 
 inline SharedLayout shared_layout(const Tiling& t, Kernel kernel, int slots, int tensors, int compute_bytes,
-                                  Exchange exchange) {
+                                  Exchange exchange, Activation activation) {
   const auto aligned = [](int bytes) { return (bytes + 15) / 16 * 16; };
   SharedLayout at{};
   at.sums = kernel == Kernel::resident ? 16 * slots * tensors * t.threads : 0;
   at.numbers =
       at.sums + (kernel == Kernel::apply ? 0 : aligned(compute_bytes * 2 * sum_copies(t) * sum_columns(t)));
-  at.parameters = at.numbers + aligned(compute_bytes * kNumbers * t.tile_channels);
+  at.parameters = at.numbers + aligned(compute_bytes * numbers_of(activation) * t.tile_channels);
   at.partials = at.parameters + (kernel == Kernel::apply ? 0 : aligned(8 * kParameters * t.tile_channels));
   at.barrier = at.partials + (exchange == Exchange::cluster ? 16 * t.tile_channels * t.group : 0);
   at.bytes = at.barrier + (exchange == Exchange::none ? 0 : 16);
@@ -113,15 +109,20 @@ enum class Source : int32_t {
   given,    // read
 };
 
-// Flags have 32 bits, because a constant of 32 bits is an operand of an instruction, and a narrower one takes
-// a register.
+// A constant of 32 bits is an operand of an instruction, and a narrower one takes a register.
 using Flag = int32_t;
 
-struct ForwardParams {
+// What a plan decides of the launch of one kernel.
+struct Launch {
   Tiling tiling;
   SharedLayout layout;
   Exchange exchange;  // resident
   int32_t slots;      // resident: vectors of a tensor that a thread keeps
+
+  int64_t grid() const { return int64_t{tiling.groups} * tiling.group; }
+};
+
+struct ForwardParams : Launch {
   const void* input;
   const void* residual;  // null where there is none
   void* output;
@@ -132,11 +133,9 @@ struct ForwardParams {
   ChannelVector negative_slope;  // prelu's; null for the others
   ChannelVector running_mean;
   ChannelVector running_var;
-  int64_t*
-      num_batches_tracked;  // counted in training where not null, by the resident kernel or the reduce pass
-  void* statistics;         // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float
-  double* moments;          // reduce pass: [2, C], mean and sum of squared deviations in the place of all
-                            // statistics; null where these are wanted
+  int64_t* num_batches_tracked;  // counted in training where not null
+  void* statistics;              // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float
+  double* moments;  // reduce pass: [2, C], mean and sum of squared deviations; null for statistics instead
   Source source;
   Flag cumulative;  // momentum is 1 / (num_batches_tracked + 1), which is counted behind the launch
   double momentum;
@@ -149,11 +148,7 @@ struct ForwardParams {
   Scratch scratch;
 };
 
-struct BackwardParams {
-  Tiling tiling;
-  SharedLayout layout;
-  Exchange exchange;
-  int32_t slots;
+struct BackwardParams : Launch {
   const void* grad_output;
   const void* input;
   const void* residual;  // null where there was none, or where the mask tells all that it would
@@ -167,10 +162,9 @@ struct BackwardParams {
   ChannelVector grad_weight;
   ChannelVector grad_bias;
   double* sums;  // [2, C]: of g and of g * xhat; the reduce pass writes them, the apply pass reads them
-  const double*
-      total_count;       // apply pass: of values of a channel in all processes; null where they are its own
-  Flag training;         // the resident kernel knows no other
-  double inverse_count;  // 1 / (N * S)
+  const double* total_count;  // apply pass: values of a channel in all processes; null where its own
+  Flag training;              // the resident kernel knows no other
+  double inverse_count;       // 1 / (N * S)
   Activation activation;
   double activation_param;
   void* partials;

@@ -1,9 +1,8 @@
-// Which thread touches which elements: shared by the planner, its tests and the kernels.
+// Which thread touches which elements.
 //
 // A tensor is a matrix whose columns each belong to one channel: [N, C * S] where channels come first,
-// [N * S, C] where they come last. Where that makes whole vectors, `fold` of these rows stand side by side. A
-// tile is some of the columns, those of whole channels. A group of blocks computes the statistics of a tile
-// together, each block for a part of it.
+// [N * S, C] where they come last. `fold` rows stand side by side where only that makes whole vectors. A tile
+// is some of the columns, those of whole channels. The blocks of a group have a part of the same tile each.
 #pragma once
 
 #include <cstdint>
@@ -86,9 +85,8 @@ struct Tiling {
     row_multiplier = static_cast<uint32_t>(((uint64_t{1} << (32 + row_shift)) - 1) / tile_vectors + 1);
   }
 
-  // place / tile_vectors for place < 2^31, where a row has two vectors or more. With 2^shift < divisor <=
-  // 2^(shift + 1), multiplier * divisor exceeds 2^(32 + shift) by less than 2^(shift + 1), which is too
-  // little to show.
+  // place / tile_vectors for place < 2^31, where a row has two vectors or more: multiplier * divisor exceeds
+  // 2^(32 + shift) by less than the divisor, at most 2^(shift + 1), which is too little to show.
   FUSED_BN_HOST_DEVICE uint32_t row_of(uint32_t place) const {
 #if defined(__CUDA_ARCH__)
     return __umulhi(place, row_multiplier) >> row_shift;
@@ -115,17 +113,11 @@ struct Tiling {
     const int left = static_cast<int>(C) - first_channel(tile);
     return left < tile_channels ? left : tile_channels;
   }
-  // The channel, counted within the tile, of one of the elements of a tile's row.
-  FUSED_BN_HOST_DEVICE int channel_of(int element) const {
-    return walk == Walk::along_rows ? 0 : element / channel_length % tile_channels;
-  }
 };
 
-// A thread's vectors in its block's part of a tile, one a pass.
-//
-// Offsets from a start have 32 bits, which saves an instruction for each access. Where threads go down
-// columns of mixed vectors, an offset grows by the same amount from pass to pass; elsewhere it is made of the
-// place, the number of vectors since the start of the first row.
+// A thread's vectors in its block's part of a tile, one a pass. Offsets from a start have 32 bits, which
+// saves an instruction for each access. Those of mixed vectors grow by the same amount from pass to pass.
+// Others are made of the place, the number of vectors since the start of the first row.
 template <bool mixed>
 class Vectors {
  public:

@@ -43,22 +43,27 @@ EXPECTED = frozenset(
 
 # As the C++ ABI writes types and values.
 MANGLED_ELEMENTS = {"f": "f32", "d": "f64", "BFloat16": "bf16", "Float16": "f16"}
-ENTRY = re.compile(
-    r"\d+batch_norm_(?P<name>[a-z_]+)"
-    r"I(?:NS\w*?_\d+(?P<struct>B?Float16)E|(?P<scalar>[fd]))"
-    r"(?:Li(?P<vector>\d)ELb(?P<mixed>[01])E(?:LNS\w*?5CurveE(?P<curve>[0-2])E)?)?EEv"
+ELEMENT = r"(?:NS\w*?_\d+(?P<struct>B?Float16)E|(?P<scalar>[fd]))"
+PASS = (
+    r"\d+batch_normINS\w*?_\d+(?P<kernel>Resident|Reduce|Apply)INS\w*?_\d+(?P<direction>Forward|Backward)I"
+    + ELEMENT
+    + r"Li(?P<vector>\d)ELb(?P<mixed>[01])ELNS\w*?5CurveE(?P<curve>[0-2])E(?:Lb[01]E)?E+vNT_6ParamsE$"
 )
+MERGE = r"\d+batch_norm_mergeI(?P<merged>[fd])EEv"
 
 
 def kernel_of(entry: str) -> Kernel:
     """The kernel whose mangled name this is; ValueError for any other function."""
-    found = ENTRY.search(entry)
+    if merge := re.search(MERGE, entry):
+        return Kernel("merge", MANGLED_ELEMENTS[merge["merged"]])
+    found = re.search(PASS, entry)
     if found is None:
         raise ValueError(f"{entry} is no kernel of csrc/cuda/host")
+    name = f"{found['kernel']}_{found['direction']}".lower()
     return Kernel(
-        found["name"],
+        name,
         MANGLED_ELEMENTS[found["struct"] or found["scalar"]],
-        int(found["vector"] or 1),
+        int(found["vector"]),
         found["mixed"] == "1",
-        CURVES[int(found["curve"])] if found["curve"] else "",
+        "" if name == "reduce_forward" else CURVES[int(found["curve"])],
     )

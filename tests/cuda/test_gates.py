@@ -14,15 +14,15 @@ from tests.cuda.kernels import EXPECTED, Kernel, kernel_of
 from tests.cuda.reports import Code, Usage, read_code, read_usage
 
 UNIT = "_ZN8fused_bn4cuda53_GLOBAL__N__883e3cdb_14_kernels_f16_cu_9f98bca7_31899"
-TYPES = "INS_7Float16ELi8ELb1ELNS_5CurveE0EEEvNS0_13ForwardParamsE"
+PASS, END = f"{UNIT}10batch_normINS0_", "EEEEvNT_6ParamsE"
 ENTRIES = {
-    f"{UNIT}27batch_norm_resident_forward{TYPES}": Kernel("resident_forward", "f16", 8, True, "relu"),
-    f"{UNIT}25batch_norm_apply_backwardIfLi4ELb0ELNS_5CurveE2EEEvNS0_14BackwardParamsE": Kernel(
+    f"{PASS}8ResidentINS0_7ForwardINS_7Float16ELi8ELb1ELNS_5CurveE0E{END}": Kernel(
+        "resident_forward", "f16", 8, True, "relu"
+    ),
+    f"{PASS}5ApplyINS0_8BackwardIfLi4ELb0ELNS_5CurveE2ELb0E{END}": Kernel(
         "apply_backward", "f32", 4, False, "other"
     ),
-    f"{UNIT}25batch_norm_reduce_forwardINS_8BFloat16ELi1ELb0EEEvNS0_13ForwardParamsE": Kernel(
-        "reduce_forward", "bf16"
-    ),
+    f"{PASS}6ReduceINS0_7ForwardINS_8BFloat16ELi1ELb0ELNS_5CurveE0E{END}": Kernel("reduce_forward", "bf16"),
     f"{UNIT}16batch_norm_mergeIdEEvNS0_11MergeParamsE": Kernel("merge", "f64"),
 }
 ENTRY, OTHER_ENTRY = list(ENTRIES)[:2]

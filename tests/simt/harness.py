@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_bn._extension import extension
 from fused_bn._pieces import WITH_A_MASK, keeps_residual
+from tests import planner
 from tests.cases import Case, Result, Tensors, present
 from tests.reference import (
     DEMANDED_INVSTD,
@@ -91,21 +91,19 @@ class Launch:
     workers: int = 0
 
     def plan(self, case: Case, direction: str, part: str = "both") -> Any:
-        assert extension is not None
         device = self.device if isinstance(self.device, str) else dict(self.device)
         forced = self.forced
         if not case.training:
             part = "apply" if direction == "forward" else part
             forced = "streamed"  # the resident kernel knows training alone
         arguments = (ELEMENTS[case.dtype], direction, case.residual, self.alignment, device, part)
-        return extension.plan(*view_of(case), *arguments, case.activation, forced)
+        return planner.plan(*view_of(case), *arguments, case.activation, forced)
 
     @property
     def overlaps(self) -> bool:
         """Whether the apply pass may start before the reduce pass ends."""
-        assert extension is not None
-        fields = extension.plan_device_fields(self.device) if isinstance(self.device, str) else self.device
-        return bool(dict(fields)["architecture"] >= 90)
+        fields = planner.device(self.device) if isinstance(self.device, str) else dict(self.device)
+        return bool(fields["architecture"] >= 90)
 
     def __str__(self) -> str:
         """A part of a test's id."""
@@ -141,12 +139,13 @@ class Configuration:
                 getattr(module.Exchange, self.exchange),
                 plan.slots,
                 2 if direction == "backward" or case.residual else 1,
+                getattr(module.Activation, case.activation),
             )
             for kernel, tiling in self.kernels.items()
         }
         planned = [one for one in (plan.first, plan.apply) if one is not None]
         for one, layout in zip(planned, self.layouts.values(), strict=True):
-            assert one.shared_bytes == layout.bytes, "the extension was built from other sources"
+            assert one.shared_bytes == layout.bytes, "the planner was built from other sources"
 
     def _tiling(self, planned: Any) -> Any:
         tiling = self.module.Tiling()
@@ -154,7 +153,7 @@ class Configuration:
             setattr(tiling, name, int(getattr(planned, name)))
         tiling.walk = getattr(self.module.Walk, planned.walk)
         tiling.derive()
-        assert tiling.passes == planned.passes, "the extension was built from other sources"
+        assert tiling.passes == planned.passes, "the planner was built from other sources"
         return tiling
 
     @property

@@ -29,8 +29,9 @@ class Struct {
     bound_.def(py::init([] { return T{}; }));
   }
 
-  template <class Field>
-  Struct& field(const char* name, Field T::* member) {
+  template <class Field, class Owner>
+  Struct& field(const char* name, Field Owner::* own) {
+    Field T::* const member = own;  // of T itself, or of what it is derived from
     if constexpr (std::is_pointer_v<Field>) {
       bound_.def_property(
           name, [member](const T& self) { return reinterpret_cast<uintptr_t>(self.*member); },
@@ -63,8 +64,8 @@ std::set<std::string> instances() {
 }
 
 SharedLayout layout_of(const Tiling& tiling, Kernel kernel, DType dtype, Exchange exchange, int slots,
-                       int tensors) {
-  return shared_layout(tiling, kernel, slots, tensors, dtype == DType::f64 ? 8 : 4, exchange);
+                       int tensors, Activation activation) {
+  return shared_layout(tiling, kernel, slots, tensors, dtype == DType::f64 ? 8 : 4, exchange, activation);
 }
 
 template <class Params>
@@ -183,7 +184,7 @@ void bind_tiling(py::module_& module) {
   module.def("words_have_owners", words_have_owners, py::arg("group"), py::arg("tile_channels"));
   Struct<SharedLayout>(module, "SharedLayout").field("bytes", &SharedLayout::bytes);
   module.def("shared_layout", layout_of, py::arg("tiling"), py::arg("kernel"), py::arg("dtype"),
-             py::arg("exchange"), py::arg("slots"), py::arg("tensors"));
+             py::arg("exchange"), py::arg("slots"), py::arg("tensors"), py::arg("activation"));
 }
 
 void bind_params(py::module_& module) {

@@ -4,8 +4,6 @@
 #include <stdexcept>
 
 #include "cuda/kernels/dispatch.h"
-#include "cuda/kernels/resident.cuh"
-#include "cuda/kernels/streamed.cuh"
 
 namespace simt {
 namespace {
@@ -15,44 +13,30 @@ using fused_bn::Activation;
 using fused_bn::Curve;
 using Which = fused_bn::cuda::Kernel;
 
-template <int vector, bool mixed, Curve curve>
-std::string name(Which kernel, bool forward) {
+template <class Pass>
+std::string name() {
+  using Direction = typename Pass::Direction;
+  const bool forward = std::is_same_v<typename Pass::Params, ForwardParams>;
   const char* const dtypes[] = {"f32", "f64", "bf16", "f16"};
   const char* const kernels[] = {"resident ", "reduce ", "apply "};
-  std::string text = kernels[static_cast<int>(kernel)];
+  const char* const curves[] = {" relu", " leaky_relu", " other"};
+  std::string text = kernels[static_cast<int>(Pass::kernel)];
   text += forward ? "forward " : "backward ";
   text += dtypes[static_cast<int>(fused_bn::kDType<SIMT_ELEMENT>)];
-  text += vector == 1 ? " elements" : mixed ? " mixed vectors" : " vectors";
-  if (kernel == Which::reduce && forward) return text;
-  return text + (curve == Curve::relu ? " relu" : curve == Curve::leaky_relu ? " leaky_relu" : " other");
-}
-
-template <class T, int vector, bool mixed, Curve curve>
-Prepared of(KernelTypes<T, vector, mixed, curve> types, Which kernel, const ForwardParams& p) {
-  Prepared prepared{name<vector, mixed, curve>(kernel, true), {}};
-  if (kernel == Which::reduce) prepared.run = [&p] { reduce_forward<T, vector, mixed>(p); };
-  if (kernel == Which::apply) prepared.run = [&p] { apply_forward<T, vector, mixed, curve>(p); };
-  if constexpr (types.resident) {
-    if (kernel == Which::resident) prepared.run = [&p] { resident_forward<T, vector, mixed, curve>(p); };
-  }
-  return prepared;
-}
-template <class T, int vector, bool mixed, Curve curve>
-Prepared of(KernelTypes<T, vector, mixed, curve> types, Which kernel, const BackwardParams& p) {
-  Prepared prepared{name<vector, mixed, curve>(kernel, false), {}};
-  if (kernel == Which::reduce) prepared.run = [&p] { reduce_backward<T, vector, mixed, curve>(p); };
-  if (kernel == Which::apply) prepared.run = [&p] { apply_backward<T, vector, mixed, curve>(p); };
-  if constexpr (types.resident) {
-    if (kernel == Which::resident) prepared.run = [&p] { resident_backward<T, vector, mixed, curve>(p); };
-  }
-  return prepared;
+  text += Direction::vector == 1 ? " elements" : Direction::mixed ? " mixed vectors" : " vectors";
+  if (Pass::kernel == Which::reduce && forward) return text;
+  return text + curves[static_cast<int>(Direction::own_curve)];
 }
 
 template <class Params>
 Prepared prepare(Which kernel, const Params& p) {
-  Prepared prepared =
-      with_types<SIMT_ELEMENT>(p.tiling, p.activation, [&](auto types) { return of(types, kernel, p); });
-  if (!prepared.run) throw std::invalid_argument("there is no kernel " + prepared.name);
+  constexpr bool forward = std::is_same_v<Params, ForwardParams>;
+  const auto of = [&p](auto type) {
+    using Pass = typename decltype(type)::Pass;
+    return Prepared{name<Pass>(), [&p] { Pass(p).run(); }};
+  };
+  const Prepared prepared = with_kernel<forward, SIMT_ELEMENT>(kernel, p.tiling, p.activation, of);
+  if (!prepared.run) throw std::invalid_argument("there is no such kernel");
   return prepared;
 }
 

@@ -3,7 +3,6 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
-#include "cuda/host/launch.h"
 #include "cuda/host/plans.h"
 #include "cuda/host/scratch.h"
 #include "operators.h"
@@ -31,32 +30,25 @@ Problem problem_of(const Tensor& x, const BackwardParams& p, Part part) {
   return {view_of(x), dtype_of(x), Direction::backward, part, p.activation, residual, alignment};
 }
 
-void check_launch(cudaError_t error, const std::string& how) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // so that the next call does not find it
-  TORCH_CHECK(false, "fused_bn: the launch failed: ", cudaGetErrorString(error), how);
-}
-
-bool needs_scratch(const Plan& plan) {
-  if (plan.resident) return plan.exchange == Exchange::words;
-  return plan.first.grid() > 0 && plan.first.tiling.group > 1;
-}
-
 template <class Params>
-void run(const std::shared_ptr<const Plan>& plan, const Tensor& x, Params& p) {
+void run(const std::shared_ptr<const PreparedPlan>& prepared, const Tensor& x, Params& p,
+         bool results_wanted = true) {
+  const Plan& plan = prepared->plan;
+  p.inverse_count = 1 / static_cast<double>(view_of(x).values_per_channel());
   Tensor partials;  // held until the launch, whose stream orders what follows
-  if (plan->partials_bytes > 0) {
-    partials = at::empty({plan->partials_bytes}, x.options().dtype(at::kByte));
+  if (plan.partials_bytes > 0) {
+    partials = at::empty({plan.partials_bytes}, x.options().dtype(at::kByte));
     p.partials = partials.data_ptr();
   }
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const auto launch_with = [&](const Scratch& scratch) {
     p.scratch = scratch;
-    return launch(*plan, dtype_of(x), p, stream);
+    return launch(*prepared, p, results_wanted, stream);
   };
-  const cudaError_t error = needs_scratch(*plan) ? with_scratch(stream, launch_with) : launch_with({});
-  if (error != cudaSuccess) check_launch(error, "; the plan was " + describe(*plan));
-  launched(plan);
+  const bool needs_scratch = plan.first.exchange == Exchange::words || plan.partials_bytes > 0;
+  const cudaError_t error = needs_scratch ? with_scratch(stream, launch_with) : launch_with({});
+  if (error != cudaSuccess) check_launch(error, "; the plan was " + describe(plan));
+  launched(prepared);
 }
 
 struct Cuda {
@@ -84,7 +76,6 @@ struct Cuda {
     p.momentum = a.momentum.value_or(0);
     p.source = a.training ? Source::batch : present(a.running_mean) ? Source::running : Source::given;
     const double n = static_cast<double>(view_of(x).values_per_channel());
-    p.inverse_count = 1 / n;
     p.unbiased = n / (n - 1);
     run(plan, x, p);
     if (cumulative) Tensor(*a.num_batches_tracked).add_(1);  // whose blocks read it at any time
@@ -96,7 +87,6 @@ struct Cuda {
     ForwardParams p{};
     p.input = x.const_data_ptr();
     p.moments = result.data_ptr<double>();
-    p.inverse_count = 1 / static_cast<double>(view_of(x).values_per_channel());
     run(plan_for(problem_of(x, p, Part::reduce), false), x, p);
   }
 
@@ -119,33 +109,24 @@ struct Cuda {
     };
     Tensor grad_input = empty(a.output_mask[0]), grad_residual = empty(a.output_mask[1]);
     if (x.numel() == 0) return {grad_input, grad_residual};
-    auto p = params_of(a, dense, grad_input, grad_residual, gradients);
+    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
     // In evaluation the sums are the parameters' gradients and nothing else.
     const bool sums_wanted = a.training ? !totals.sums.defined() : a.output_mask[2] || a.output_mask[3];
     const auto plan = plan_for(problem_of(x, p, sums_wanted ? Part::both : Part::apply), !a.training);
     Tensor sums = totals.sums;
-    if (sums_wanted && !plan->resident)
+    if (sums_wanted && !plan->plan.resident)
       sums = at::empty({2 * a.input.size(1)}, x.options().dtype(at::kDouble));
     p.sums = sums.defined() ? sums.data_ptr<double>() : nullptr;
     p.total_count = totals.count.defined() ? totals.count.const_data_ptr<double>() : nullptr;
-    run(plan, x, p);
+    run(plan, x, p, p.grad_input != nullptr || p.grad_residual != nullptr);
     return {grad_input, grad_residual};
   }
 
   static void backward_sums(const BackwardArguments& a, const Gradients& gradients, const Tensor& sums) {
     const DenseBackward dense(a, a.input.suggest_memory_format());
-    auto p = params_of(a, dense, {}, {}, gradients);
+    auto p = backward_params<BackwardParams>(a, dense, {}, {}, gradients);
     p.sums = sums.data_ptr<double>();
     run(plan_for(problem_of(dense.input, p, Part::reduce), false), dense.input, p);
-  }
-
- private:
-  static BackwardParams params_of(const BackwardArguments& a, const DenseBackward& dense,
-                                  const Tensor& grad_input, const Tensor& grad_residual,
-                                  const Gradients& gradients) {
-    auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
-    p.inverse_count = 1 / static_cast<double>(view_of(dense.input).values_per_channel());
-    return p;
   }
 };
 

@@ -1,7 +1,3 @@
 #include "cuda/host/kernels.cuh"
 
-namespace fused_bn::cuda {
-
-template Entry* entry_of<BFloat16>(Kernel, Direction, const Tiling&, Activation);
-
-}  // namespace fused_bn::cuda
+template const void* fused_bn::cuda::kernel_of<fused_bn::BFloat16>(Kernel, const Problem&, const Tiling&);

@@ -1,7 +1,3 @@
 #include "cuda/host/kernels.cuh"
 
-namespace fused_bn::cuda {
-
-template Entry* entry_of<double>(Kernel, Direction, const Tiling&, Activation);
-
-}  // namespace fused_bn::cuda
+template const void* fused_bn::cuda::kernel_of<double>(Kernel, const Problem&, const Tiling&);

@@ -9,24 +9,39 @@
 
 namespace fused_bn::cuda {
 
-constexpr int kMostDevices = 64;
+// The function of a kernel for CUDA's runtime; null for what no plan asks for. Each element type has a .cu
+// file of its own, so that they compile side by side.
+template <class T>
+const void* kernel_of(Kernel kernel, const Problem& problem, const Tiling& tiling);
 
-// Launches what the plan asks for on `stream` of the current device: one kernel, or the reduce pass and
-// behind it the apply pass by programmatic dependent launch. Tilings, layouts, exchange and slots of the
-// params are the plan's. Returns what the driver says; nothing is waited for.
-cudaError_t launch(const Plan& plan, DType dtype, ForwardParams params, cudaStream_t stream);
-cudaError_t launch(const Plan& plan, DType dtype, BackwardParams params, cudaStream_t stream);
+// A kernel that a device is prepared for, and how its launch differs from a plain one.
+struct Prepared {
+  const void* kernel = nullptr;
+  cudaLaunchAttribute attribute{};
+};
+
+// A plan whose kernels are prepared; null kernels where it has none.
+struct PreparedPlan {
+  Plan plan;
+  Prepared first, apply;
+};
+
+// Prepares the kernels of plan.plan for the current device. Returns what the driver says, as launch() does.
+cudaError_t prepare(const Problem& problem, const Device& device, PreparedPlan& plan);
+
+// Launches what the plan asks for: one kernel, or the reduce pass and behind it, where results are wanted,
+// the apply pass by programmatic dependent launch. `params` are ForwardParams or BackwardParams; the plan
+// fills in their Launch. Nothing is waited for.
+cudaError_t launch(const PreparedPlan& plan, Launch& params, bool results_wanted, cudaStream_t stream);
 cudaError_t launch(const MergeParams& params, cudaStream_t stream);
 
 // Kernels launched since the process began.
 int64_t launches();
 
-// Whether the current device can hold all blocks of the plan's first kernel at once, as a cooperative launch
-// needs them.
-bool runs_at_once(const Plan& plan, const Problem& problem);
+// Whether all blocks of the plan's first kernel run at once, as a cooperative launch needs them.
+bool runs_at_once(const PreparedPlan& plan, const Device& device);
 
-// Clusters of 1, 2, 4, 8 and 16 blocks, one block a multiprocessor, that the current device runs at once; 0
-// for sizes that it does not know.
-std::array<int, 5> active_clusters();
+// Clusters of 1, 2, 4, 8 and 16 blocks, one block a multiprocessor, that run at once; 0 for unknown sizes.
+std::array<int, 5> active_clusters(const Device& device);
 
 }  // namespace fused_bn::cuda

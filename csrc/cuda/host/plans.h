@@ -3,13 +3,15 @@
 
 #include <memory>
 
-#include "cuda/planner/plan.h"
+#include "cuda/host/launch.h"
 
 namespace fused_bn::cuda {
 
-// For the current device; ValueError where what is forced does not fit. streamed: it may not be resident,
-// whatever is forced.
-std::shared_ptr<const Plan> plan_for(const Problem& problem, bool streamed);
+// For the current device; ValueError where what is forced does not fit. streamed: never the resident kernel.
+std::shared_ptr<const PreparedPlan> plan_for(const Problem& problem, bool streamed);
+
+// Raises where the driver refuses a launch; `how` is added to the reason.
+void check_launch(cudaError_t error, const std::string& how);
 
 // Forces what the text says of every plan from now on; an empty one lifts that. The environment variable
 // FUSED_BN_CUDA_PLAN does so from the start. Throws as parse_forced() does.
@@ -17,6 +19,6 @@ void force_plan(const std::string& text);
 
 // The text of the plan that was launched last in this process; empty before the first.
 std::string last_plan();
-void launched(std::shared_ptr<const Plan> plan);
+void launched(std::shared_ptr<const PreparedPlan> plan);
 
 }  // namespace fused_bn::cuda

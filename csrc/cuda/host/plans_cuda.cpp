@@ -5,23 +5,19 @@
 #include <c10/util/Exception.h>
 #include <cuda_runtime_api.h>
 
-#include <array>
 #include <cstdlib>
 #include <map>
 #include <mutex>
-#include <optional>
 #include <shared_mutex>
 #include <stdexcept>
-
-#include "cuda/host/launch.h"
+#include <tuple>
 
 namespace fused_bn::cuda {
 namespace {
 
-constexpr size_t kMostPlans = 1 << 16;  // about 40 MB; beyond, all are made anew
+constexpr size_t kMostPlans = 1 << 16;  // about 50 MB; beyond, all are made anew
 
-Device describe_current_device() {
-  const int index = c10::cuda::current_device();
+Device describe_device(c10::DeviceIndex index) {
   cudaDeviceProp properties{};
   C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
   Device device = nearest_model(10 * properties.major + properties.minor);
@@ -33,7 +29,7 @@ Device describe_current_device() {
   device.threads_per_multiprocessor = properties.maxThreadsPerMultiProcessor;
   device.l2_bytes = properties.l2CacheSize;
   device.cooperative = properties.cooperativeLaunch != 0;
-  device.active_clusters = active_clusters();
+  device.active_clusters = active_clusters(device);
   device.active_clusters[0] = device.multiprocessors;
   device.max_cluster = 1;
   for (size_t i = 1; i < device.active_clusters.size() && device.active_clusters[i] > 0; ++i) {
@@ -42,34 +38,27 @@ Device describe_current_device() {
   return device;
 }
 
-const Device& current_device() {
-  static std::array<std::once_flag, kMostDevices> once;
-  static std::array<std::optional<Device>, kMostDevices> all;
-  const auto index = static_cast<size_t>(c10::cuda::current_device());
-  TORCH_CHECK(index < all.size(), "fused_bn: at most ", all.size(), " devices, but got cuda:", index);
-  std::call_once(once[index], [&] { all[index] = describe_current_device(); });
-  return *all[index];
-}
-
 // Everything that a plan depends on.
-using Key = std::array<int64_t, 5>;
-
-Key key_of(const Problem& p, bool streamed) {
-  const int64_t rest = static_cast<int64_t>(p.dtype) | static_cast<int64_t>(p.direction) << 4 |
-                       static_cast<int64_t>(p.part) << 8 | static_cast<int64_t>(p.view.layout) << 12 |
-                       static_cast<int64_t>(p.residual) << 16 | static_cast<int64_t>(streamed) << 20 |
-                       static_cast<int64_t>(p.activation) << 24 |
-                       static_cast<int64_t>(c10::cuda::current_device()) << 32;
-  return {p.view.N, p.view.C, p.view.S, rest, p.alignment};
+auto key_of(const Problem& p, bool streamed) {
+  return std::tuple(p.view.N, p.view.C, p.view.S, p.view.layout, p.dtype, p.direction, p.part, p.activation,
+                    p.residual, p.alignment, streamed, c10::cuda::current_device());
 }
+using Key = decltype(key_of({}, false));
 
 struct Plans {
   std::shared_mutex mutex;
-  std::map<Key, std::shared_ptr<const Plan>> made;
+  std::map<Key, std::shared_ptr<const PreparedPlan>> made;
+  std::map<c10::DeviceIndex, Device> devices;
   Forced forced;
 
   Plans() {
     if (const char* text = std::getenv("FUSED_BN_CUDA_PLAN")) forced = parse_forced(text);
+  }
+
+  const Device& current_device() {
+    const c10::DeviceIndex index = c10::cuda::current_device();
+    if (devices.count(index) == 0) devices.emplace(index, describe_device(index));
+    return devices.at(index);
   }
 };
 
@@ -78,26 +67,32 @@ Plans& plans() {
   return all;
 }
 
+PreparedPlan prepared_plan(const Problem& problem, const Device& device, const Forced& forced) {
+  PreparedPlan prepared{make_plan(problem, device, forced), {}, {}};
+  check_launch(prepare(problem, device, prepared), "; the plan was " + describe(prepared.plan));
+  return prepared;
+}
+
 // A cooperative launch that does not fit must be known before it is captured.
-Plan plan_by_the_driver(const Problem& problem, const Forced& forced) {
-  const Device& device = current_device();
-  const Plan plan = make_plan(problem, device, forced);
-  if (!plan.resident || plan.exchange != Exchange::words || runs_at_once(plan, problem)) return plan;
+PreparedPlan plan_by_the_driver(const Problem& problem, const Device& device, const Forced& forced) {
+  const PreparedPlan prepared = prepared_plan(problem, device, forced);
+  const Plan& plan = prepared.plan;
+  if (plan.first.exchange != Exchange::words || runs_at_once(prepared, device)) return prepared;
   if (forced.exchange == Exchange::words) {
     throw std::invalid_argument("the driver does not run the " + std::to_string(plan.first.grid()) +
                                 " blocks of " + describe(plan) + " at once");
   }
   Device without = device;
   without.cooperative = false;
-  return make_plan(problem, without, forced);
+  return prepared_plan(problem, without, forced);
 }
 
 std::mutex last_mutex;
-std::shared_ptr<const Plan> last;
+std::shared_ptr<const PreparedPlan> last;
 
 }  // namespace
 
-std::shared_ptr<const Plan> plan_for(const Problem& problem, bool streamed) try {
+std::shared_ptr<const PreparedPlan> plan_for(const Problem& problem, bool streamed) try {
   Plans& all = plans();
   const Key key = key_of(problem, streamed);
   {
@@ -107,12 +102,18 @@ std::shared_ptr<const Plan> plan_for(const Problem& problem, bool streamed) try 
   const std::unique_lock lock(all.mutex);  // what is forced stays so meanwhile
   Forced forced = all.forced;
   if (streamed) forced.resident = false;
-  auto plan = std::make_shared<const Plan>(plan_by_the_driver(problem, forced));
+  auto plan = std::make_shared<const PreparedPlan>(plan_by_the_driver(problem, all.current_device(), forced));
   if (all.made.size() >= kMostPlans) all.made.clear();
   all.made.insert_or_assign(key, plan);
   return plan;
 } catch (const std::invalid_argument& error) {
   TORCH_CHECK_VALUE(false, "fused_bn: ", error.what());
+}
+
+void check_launch(cudaError_t error, const std::string& how) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call does not find it
+  TORCH_CHECK(false, "fused_bn: the launch failed: ", cudaGetErrorString(error), how);
 }
 
 void force_plan(const std::string& text) {
@@ -123,14 +124,14 @@ void force_plan(const std::string& text) {
   all.made.clear();
 }
 
-void launched(std::shared_ptr<const Plan> plan) {
+void launched(std::shared_ptr<const PreparedPlan> plan) {
   const std::lock_guard lock(last_mutex);
   last = std::move(plan);
 }
 
 std::string last_plan() {
   const std::lock_guard lock(last_mutex);
-  return last == nullptr ? "" : describe(*last);
+  return last == nullptr ? "" : describe(last->plan);
 }
 
 }  // namespace fused_bn::cuda

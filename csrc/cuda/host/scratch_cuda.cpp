@@ -5,14 +5,10 @@
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <cuda_runtime_api.h>
 
-#include <array>
 #include <map>
 #include <memory>
 #include <mutex>
-#include <utility>
-#include <vector>
-
-#include "cuda/host/launch.h"
+#include <tuple>
 
 namespace fused_bn::cuda {
 namespace {
@@ -21,20 +17,15 @@ constexpr size_t kWordBytes = kMostWords * sizeof(Word);
 constexpr size_t kArrivalBytes = kMostGroups * sizeof(uint32_t);
 constexpr size_t kBytes = kWordBytes + kArrivalBytes + 2 * sizeof(uint32_t);
 
-using Key = std::pair<uint64_t, int64_t>;  // the capture, 0 outside of any, and the stream
+using Key = std::tuple<c10::DeviceIndex, uint64_t, int64_t>;  // device; capture, 0 outside of any; stream
 
-// The sets of one device: as many as torch has streams, and graphs at one time. They are never freed: at exit
-// the driver may be gone first.
+// As many sets as torch has streams, and graphs at one time. Never freed: at exit the driver may be gone.
 struct Pool {
   std::mutex mutex;  // is not held while CUDA is called, which may be waiting for give_back()
   std::map<Key, char*> sets;
-  std::vector<char*> spare;  // of graphs that are gone
+  std::multimap<c10::DeviceIndex, char*> spare;  // of graphs that are gone
 };
-
-Pool& pool_of(c10::DeviceIndex device) {
-  static auto& pools = *new std::array<Pool, kMostDevices>;
-  return pools.at(static_cast<size_t>(device));
-}
+auto& pool = *new Pool;
 
 // Not from torch's allocator, which during a capture gives blocks that other nodes of the graph share. The
 // wait is for the zeroing alone: a graph has no other way to come behind it.
@@ -57,44 +48,37 @@ Scratch scratch_in(char* memory) {
           reinterpret_cast<Word*>(memory)};
 }
 
-struct Owner {
-  Pool& pool;
-  Key key;
-};
-
 // Called by CUDA when a graph and all that was made of it are gone and no replay runs; may not call CUDA.
 void give_back(void* user_data) {
-  const std::unique_ptr<Owner> owner(static_cast<Owner*>(user_data));
-  const std::lock_guard lock(owner->pool.mutex);
-  const auto found = owner->pool.sets.find(owner->key);
-  if (found == owner->pool.sets.end()) return;
-  owner->pool.spare.push_back(found->second);
-  owner->pool.sets.erase(found);
+  const std::unique_ptr<Key> key(static_cast<Key*>(user_data));
+  const std::lock_guard lock(pool.mutex);
+  const auto found = pool.sets.find(*key);
+  if (found == pool.sets.end()) return;
+  pool.spare.emplace(std::get<c10::DeviceIndex>(*key), found->second);
+  pool.sets.erase(found);
 }
 
-void keep_with(cudaGraph_t graph, Pool& pool, const Key& key) {
+void keep_with(cudaGraph_t graph, const Key& key) {
   cudaUserObject_t object = nullptr;
-  C10_CUDA_CHECK(cudaUserObjectCreate(&object, new Owner{pool, key}, give_back, /*initialRefcount=*/1,
+  C10_CUDA_CHECK(cudaUserObjectCreate(&object, new Key(key), give_back, /*initialRefcount=*/1,
                                       cudaUserObjectNoDestructorSync));
   C10_CUDA_CHECK(cudaGraphRetainUserObject(graph, object, /*count=*/1, cudaGraphUserObjectMove));
 }
 
 // The graph is null outside of a capture.
-char* set_of(Pool& pool, const Key& key, cudaGraph_t graph) {
+char* set_of(const Key& key, cudaGraph_t graph) {
+  const auto device = std::get<c10::DeviceIndex>(key);
   char* memory = nullptr;
   {
     const std::lock_guard lock(pool.mutex);
     if (const auto found = pool.sets.find(key); found != pool.sets.end()) return found->second;
-    if (!pool.spare.empty()) {
-      memory = pool.spare.back();
-      pool.spare.pop_back();
-    }
+    if (const auto node = pool.spare.extract(device)) memory = node.mapped();
   }
   if (memory == nullptr) memory = allocate();
-  if (graph != nullptr) keep_with(graph, pool, key);
+  if (graph != nullptr) keep_with(graph, key);
   const std::lock_guard lock(pool.mutex);
   const auto [at, is_new] = pool.sets.emplace(key, memory);
-  if (!is_new) pool.spare.push_back(memory);  // another thread was faster
+  if (!is_new) pool.spare.emplace(device, memory);  // another thread was faster
   return at->second;
 }
 
@@ -119,7 +103,6 @@ cudaGraph_t graph_of_capture(cudaStream_t stream, unsigned long long& id) {
 
 cudaError_t with_scratch(c10::cuda::CUDAStream stream,
                          c10::function_ref<cudaError_t(const Scratch&)> launch) {
-  Pool& pool = pool_of(stream.device_index());
   unsigned long long capture = 0;
   const cudaGraph_t graph = graph_of_capture(stream, capture);
   if (graph == nullptr && is_foreign(stream)) {
@@ -127,9 +110,9 @@ cudaError_t with_scratch(c10::cuda::CUDAStream stream,
     C10_CUDA_CHECK(cudaMemsetAsync(memory.get(), 0, kBytes, stream));
     return launch(scratch_in(static_cast<char*>(memory.get())));
   }
-  const Key key{graph == nullptr ? 0 : capture, stream.id()};
+  const Key key{stream.device_index(), graph == nullptr ? 0 : capture, stream.id()};
   // What the driver refuses has not touched it, and what dies on the device takes all of its memory along.
-  return launch(scratch_in(set_of(pool, key, graph)));
+  return launch(scratch_in(set_of(key, graph)));
 }
 
 }  // namespace fused_bn::cuda

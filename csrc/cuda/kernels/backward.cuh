@@ -15,9 +15,9 @@ class Backward {
   using Params = BackwardParams;
   using Element = T;
   using A = Compute<T>;
-  using Merged = MergedSums;
   static constexpr int vector = vector_;
   static constexpr bool mixed = mixed_;
+  static constexpr Curve own_curve = curve;
   using Vector = Raw<T, vector>;
   using Sums = ThreadSums<A, vector, mixed>;
 

@@ -42,7 +42,7 @@ struct ChannelStatistics {
 enum Number { kMean, kScale, kShift, kSlope, kConstant, kNegativeSlope };
 constexpr Number kPivot = kSlope;
 
-// A tile's numbers in shared memory, [kNumbers, tile_channels].
+// A tile's numbers in shared memory, [numbers_of(), tile_channels].
 template <class A>
 class Numbers {
  public:

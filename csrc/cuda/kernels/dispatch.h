@@ -1,49 +1,55 @@
-// From the values in a plan to the template arguments of a kernel: the one list of what is instantiated.
+// From the values in a plan to a kernel: the one list of what is instantiated.
 #pragma once
 
 #include <type_traits>
 
-#include "common/activation.h"
-#include "cuda/params.h"
+#include "cuda/kernels/resident.cuh"
+#include "cuda/kernels/streamed.cuh"
 
 namespace fused_bn::cuda {
 
-template <class T, int vector_, bool mixed_, Curve curve_>
-struct KernelTypes {
-  using Element = T;
-  static constexpr int vector = vector_;
-  static constexpr bool mixed = mixed_;
-  static constexpr Curve curve = curve_;
-  // The resident kernel takes vectors of 16 bytes alone.
-  static constexpr bool resident = vector > 1;
-};
-
-// Elements of a vector of 16 bytes. Double precision goes element by element: its arithmetic outweighs its
-// accesses.
+// Elements of a vector of 16 bytes. float64 goes element by element: its arithmetic outweighs its accesses.
 template <class T>
 constexpr int kWide = sizeof(T) == 8 ? 1 : 16 / static_cast<int>(sizeof(T));
 
-// Calls body with the KernelTypes of one element type. Kernels of single elements tell activations apart at
-// run time.
-template <class T, class Body>
-auto with_types(const Tiling& t, Activation activation, Body body) {
-  using Single = KernelTypes<T, 1, false, Curve::other>;
-  if constexpr (kWide<T> == 1) {
-    return body(Single{});
+// A kernel: each thread makes a Pass of the params and runs it.
+template <class Pass_>
+struct KernelType {
+  using Pass = Pass_;
+};
+
+// Calls body with the KernelType for these types. The resident kernel takes vectors of 16 bytes alone: for
+// single elements there is none, and no call.
+template <bool forward, class T, int vector, bool mixed, Curve curve, class Body>
+auto with_types(Kernel kernel, Body body) {
+  using Any =
+      std::conditional_t<forward, Forward<T, vector, mixed, curve>, Backward<T, vector, mixed, curve>>;
+  // Sums of forward are the same whatever the activation.
+  using Summed = std::conditional_t<forward, Forward<T, vector, mixed, Curve::relu>, Any>;
+  using Trained = std::conditional_t<forward, Any, Backward<T, vector, mixed, curve, true>>;
+  if (kernel == Kernel::apply) return body(KernelType<Apply<Any>>{});
+  if (kernel == Kernel::reduce) return body(KernelType<Reduce<Summed>>{});
+  if constexpr (vector > 1) {
+    return body(KernelType<Resident<Trained>>{});
   } else {
-    if (t.vector == 1) return body(Single{});
-    const auto with_curve = [&](auto mixed) {
-      switch (curve_of(activation)) {
-        case Curve::relu:
-          return body(KernelTypes<T, kWide<T>, mixed.value, Curve::relu>{});
-        case Curve::leaky_relu:
-          return body(KernelTypes<T, kWide<T>, mixed.value, Curve::leaky_relu>{});
-        default:
-          return body(KernelTypes<T, kWide<T>, mixed.value, Curve::other>{});
-      }
-    };
-    return t.mixed ? with_curve(std::true_type{}) : with_curve(std::false_type{});
+    return decltype(body(KernelType<Apply<Any>>{})){};
   }
+}
+
+// Of one element type. Kernels of single elements tell activations apart at run time.
+template <bool forward, class T, class Body>
+auto with_kernel(Kernel kernel, const Tiling& t, Activation activation, Body body) {
+  const auto with_curve = [&](auto mixed) {
+    constexpr int wide = kWide<T>;
+    const Curve curve = curve_of(activation);
+    if (curve == Curve::relu) return with_types<forward, T, wide, mixed.value, Curve::relu>(kernel, body);
+    if (curve == Curve::other) return with_types<forward, T, wide, mixed.value, Curve::other>(kernel, body);
+    return with_types<forward, T, wide, mixed.value, Curve::leaky_relu>(kernel, body);
+  };
+  if constexpr (kWide<T> > 1) {
+    if (t.vector > 1) return t.mixed ? with_curve(std::true_type{}) : with_curve(std::false_type{});
+  }
+  return with_types<forward, T, 1, false, Curve::other>(kernel, body);
 }
 
 }  // namespace fused_bn::cuda

@@ -7,25 +7,9 @@ namespace fused_bn::cuda {
 
 // `vector` elements as they lie in memory: 16 bytes, or one element.
 template <int bytes>
-struct RawOf;
-template <>
-struct RawOf<16> {
-  using type = Pack;
-};
-template <>
-struct RawOf<8> {
-  using type = uint64_t;
-};
-template <>
-struct RawOf<4> {
-  using type = uint32_t;
-};
-template <>
-struct RawOf<2> {
-  using type = uint16_t;
-};
+using Bits = std::conditional_t<bytes == 8, uint64_t, std::conditional_t<bytes == 4, uint32_t, uint16_t>>;
 template <class T, int vector>
-using Raw = typename RawOf<static_cast<int>(sizeof(T)) * vector>::type;
+using Raw = std::conditional_t<vector == 1, Bits<sizeof(T)>, Pack>;
 
 template <class T, int vector>
 FUSED_BN_DEVICE void unpack(const Raw<T, vector>& raw, Compute<T> (&values)[vector]) {
@@ -85,20 +69,13 @@ FUSED_BN_DEVICE auto with_type(DType dtype, Body body) {
   return body(float{});
 }
 
-// A value as it lies in memory. It is converted by read() later, so that the loads of several are under way
-// at once.
+// As it lies in memory. read() converts it later, so that the loads of several are under way at once.
 FUSED_BN_DEVICE uint64_t load_value(const ChannelVector& v, int64_t c) {
-  uint64_t bits = 0;
-  if (v.data == nullptr) return bits;
+  if (v.data == nullptr) return 0;
   const int64_t i = c * v.stride;
-  if (v.dtype == DType::f64) {
-    bits = static_cast<const uint64_t*>(v.data)[i];
-  } else if (v.dtype == DType::f32) {
-    bits = static_cast<const uint32_t*>(v.data)[i];
-  } else {
-    bits = static_cast<const uint16_t*>(v.data)[i];
-  }
-  return bits;
+  if (v.dtype == DType::f64) return static_cast<const uint64_t*>(v.data)[i];
+  if (v.dtype == DType::f32) return static_cast<const uint32_t*>(v.data)[i];
+  return static_cast<const uint16_t*>(v.data)[i];
 }
 FUSED_BN_DEVICE double read(const ChannelVector& v, uint64_t bits, double absent) {
   if (v.data == nullptr) return absent;

@@ -1,8 +1,7 @@
-// What the blocks of a group tell each other in the resident kernel.
-//
-// In a cluster each block pushes its partial results to all, and each merges all of them. By words each block
-// publishes its partial results, and a channel is merged by its owner, block c % group, which publishes the
-// result: were all to read all, that would be group * group words a channel. Where these are few, all do.
+// What the blocks of a group tell each other in the resident kernel. In a cluster each block pushes its
+// partial results to all, and each merges all of them. By words each block publishes its own. Where there are
+// few, all blocks read all of them. Else a channel has an owner, block c % group, which merges and publishes
+// it.
 #pragma once
 
 #include "cuda/kernels/finish.cuh"
@@ -11,16 +10,15 @@ namespace fused_bn::cuda {
 
 class GroupExchange {
  public:
-  FUSED_BN_DEVICE GroupExchange(const Tiling& t, Exchange kind, const Scratch& scratch,
-                                const SharedLayout& at)
-      : t_(t),
-        kind_(kind),
-        scratch_(scratch),
-        at_(at),
-        index_(block_index() / t.group),
-        rank_(block_index() - index_ * t.group) {}
+  template <class Params>
+  FUSED_BN_DEVICE explicit GroupExchange(const Params& p)
+      : t_(p.tiling),
+        kind_(p.exchange),
+        scratch_(p.scratch),
+        at_(p.layout),
+        index_(block_index() / t_.group),
+        rank_(block_index() - index_ * t_.group) {}
 
-  // The group's index among the groups, and the block's within it.
   FUSED_BN_DEVICE int index() const { return index_; }
   FUSED_BN_DEVICE int rank() const { return rank_; }
   // Whether this block writes what is saved of the tile's channel c; of those that it merges.
@@ -54,9 +52,8 @@ class GroupExchange {
     }
   }
 
-  // body(team, c, leads, fetch) for each channel c that this block merges, by a team, of which one lane
-  // leads, and by all other threads beside it. fetch(first, batch) loads the partial results of blocks first,
-  // first + team.size, ...
+  // body(team, c, leads, fetch) by all threads, for each channel c that this block merges; one lane of its
+  // team leads. fetch(first, batch) loads the partial results of blocks first, first + team.size, ...
   template <class Body>
   FUSED_BN_DEVICE void merge(int iteration, int channels, Body body) const {
     if (kind_ == Exchange::cluster) wait_barrier(barrier());
@@ -68,9 +65,8 @@ class GroupExchange {
          [&](int first, Partial<float>(&batch)[kBatch]) { fetch(iteration, team, c, on, first, batch); });
   }
 
-  // By all threads, behind merge(): thread 0 of the first block depends on a word of every block of its group
-  // by then, so that all of them have read the epoch. The last group to say so leaves the one of the next
-  // launch.
+  // By all threads, behind merge(), for which thread 0 of the first block takes a word of every block of its
+  // group: all have read the epoch. The last group to say so leaves the one of the next launch.
   FUSED_BN_DEVICE void advance(int iteration) const {
     if (kind_ != Exchange::words || rank_ != 0 || iteration != 0 || thread_index() != 0) return;
     const uint32_t last = static_cast<uint32_t>(t_.groups - 1);
@@ -142,8 +138,7 @@ class GroupExchange {
   FUSED_BN_DEVICE Partial<float>* pushed(int c) const {
     return shared_part<Partial<float>>(at_.partials) + c * t_.group;
   }
-  // Words of the blocks, [tile_channels, group], and behind them results, [tile_channels]; two sets take
-  // turns.
+  // Of the blocks, [tile_channels, group], and behind them results, [tile_channels]; two sets take turns.
   FUSED_BN_DEVICE Word* words(int iteration) const {
     const int64_t set = int64_t{iteration & 1} * t_.groups + index_;
     return scratch_.words + set * (t_.group + 1) * t_.tile_channels;
@@ -156,7 +151,7 @@ class GroupExchange {
   const Exchange kind_;
   const Scratch& scratch_;
   const SharedLayout& at_;
-  const int index_, rank_;
+  const int index_, rank_;  // of the group among the groups, and of the block within it
   Partial<float> own_{};
 };
 

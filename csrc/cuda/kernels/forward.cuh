@@ -13,9 +13,9 @@ class Forward {
   using Params = ForwardParams;
   using Element = T;
   using A = Compute<T>;
-  using Merged = MergedMoments;
   static constexpr int vector = vector_;
   static constexpr bool mixed = mixed_;
+  static constexpr Curve own_curve = curve;
   using Vector = Raw<T, vector>;
   using Sums = ThreadSums<A, vector, mixed>;
 

@@ -116,20 +116,17 @@ FUSED_BN_DEVICE void store_global(void* address, const Raw& raw) {
 // Starts a copy into shared memory, which is there for the calling thread after wait_copies(), and for others
 // of the block behind the next sync_block().
 FUSED_BN_DEVICE void copy_async(Pack* shared, const void* global) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-               :
-               : "r"(shared_address(shared)), "l"(global)
-               : "memory");
-#else
-  *shared = load_global<Pack>(global);
-#endif
+  if constexpr (kArchitecture >= 80) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :
+                 : "r"(shared_address(shared)), "l"(global)
+                 : "memory");
+  } else {
+    *shared = load_global<Pack>(global);
+  }
 }
-
 FUSED_BN_DEVICE void wait_copies() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_all;" : : : "memory");
-#endif
+  if constexpr (kArchitecture >= 80) asm volatile("cp.async.wait_all;" : : : "memory");
 }
 
 FUSED_BN_DEVICE Pack load_shared(const Pack* shared) {
@@ -226,14 +223,10 @@ FUSED_BN_DEVICE void init_barrier(uint64_t* barrier, uint32_t bytes) {
 // The two halves of a barrier of all threads of the cluster: behind it, all their barriers are initialised.
 // Relaxed, because a release would wait for memory before the first load: two MEMBARs.
 FUSED_BN_DEVICE void arrive_cluster() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" : : : "memory");
-#endif
+  if constexpr (kArchitecture >= 90) asm volatile("barrier.cluster.arrive.relaxed.aligned;" : : : "memory");
 }
 FUSED_BN_DEVICE void wait_cluster() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.aligned;" : : : "memory");
-#endif
+  if constexpr (kArchitecture >= 90) asm volatile("barrier.cluster.wait.aligned;" : : : "memory");
 }
 
 // Stores 16 bytes in the place of `shared` in block `rank` of the cluster, and tells that block's barrier.
@@ -275,14 +268,10 @@ FUSED_BN_DEVICE void wait_barrier(uint64_t* barrier) {
 // ---- programmatic dependent launch: the next kernel may start, and waits for what this one writes
 
 FUSED_BN_DEVICE void launch_dependents() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
-#endif
+  if constexpr (kArchitecture >= 90) asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
 }
 FUSED_BN_DEVICE void wait_for_primary() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" : : : "memory");
-#endif
+  if constexpr (kArchitecture >= 90) asm volatile("griddepcontrol.wait;" : : : "memory");
 }
 
 // ---- arithmetic, rounded to nearest and never contracted
@@ -315,22 +304,12 @@ FUSED_BN_DEVICE double relu(double a) { return a <= 0 ? 0.0 : a; }
 // What activations need, for common/activation.h. Within 2 units in the last place, normal_cdf 5: CUDA C++
 // Programming Guide, "Mathematical functions".
 template <class T>
-struct Math;
-template <>
-struct Math<float> {
-  using A = float;
-  FUSED_BN_DEVICE static float exp(float a) { return expf(a); }
-  FUSED_BN_DEVICE static float expm1(float a) { return expm1f(a); }
-  FUSED_BN_DEVICE static float log1p(float a) { return log1pf(a); }
-  FUSED_BN_DEVICE static float normal_cdf(float a) { return normcdff(a); }
-};
-template <>
-struct Math<double> {
-  using A = double;
-  FUSED_BN_DEVICE static double exp(double a) { return ::exp(a); }
-  FUSED_BN_DEVICE static double expm1(double a) { return ::expm1(a); }
-  FUSED_BN_DEVICE static double log1p(double a) { return ::log1p(a); }
-  FUSED_BN_DEVICE static double normal_cdf(double a) { return normcdf(a); }
+struct Math {
+  using A = T;
+  FUSED_BN_DEVICE static A exp(A a) { return ::exp(a); }
+  FUSED_BN_DEVICE static A expm1(A a) { return ::expm1(a); }
+  FUSED_BN_DEVICE static A log1p(A a) { return ::log1p(a); }
+  FUSED_BN_DEVICE static A normal_cdf(A a) { return normcdf(a); }
 };
 
 // ---- elements
@@ -354,8 +333,7 @@ FUSED_BN_DEVICE void narrow(float value, BFloat16& result) {
 FUSED_BN_DEVICE void narrow(float value, float& result) { result = value; }
 FUSED_BN_DEVICE void narrow(double value, double& result) { result = value; }
 
-// Two elements of a half type in one register. clamp: 0 where they are negative; NaN stays NaN (PTX ISA,
-// "cvt").
+// Two elements of a half type in one register. clamp: 0 where negative; NaN stays NaN (PTX ISA, "cvt").
 template <class T, bool clamp>
 FUSED_BN_DEVICE uint32_t narrow_pair(float low, float high) {
   uint32_t pair;

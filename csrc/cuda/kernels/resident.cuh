@@ -1,8 +1,6 @@
 // The resident kernel: every element is read once, and stays in shared memory until its result is written.
-//
-// Threads copy their vectors into slots that are their own, so that no barrier is needed for them. Several
-// blocks share a multiprocessor, so that one's loads run beside another's arithmetic and stores. What
-// channels are finished with is loaded beside the data.
+// Threads copy their vectors into slots of their own, which need no barrier. Several blocks share a
+// multiprocessor, so that one's loads run beside another's arithmetic and stores.
 #pragma once
 
 #include "cuda/kernels/backward.cuh"
@@ -11,20 +9,19 @@
 
 namespace fused_bn::cuda {
 
-template <class Direction>
+template <class Direction_>
 class Resident {
+ public:
+  using Direction = Direction_;
+  using Params = typename Direction::Params;
   using T = typename Direction::Element;
   using A = typename Direction::A;
+  static constexpr Kernel kernel = Kernel::resident;
   static constexpr int vector = Direction::vector;
   static constexpr bool mixed = Direction::mixed;
 
- public:
-  FUSED_BN_DEVICE explicit Resident(const typename Direction::Params& p)
-      : t_(p.tiling),
-        at_(p.layout),
-        slots_(p.slots),
-        direction_(p),
-        exchange_(p.tiling, p.exchange, p.scratch, p.layout) {}
+  FUSED_BN_DEVICE explicit Resident(const Params& p)
+      : t_(p.tiling), at_(p.layout), slots_(p.slots), direction_(p), exchange_(p) {}
 
   FUSED_BN_DEVICE void run() {
     const Vectors<mixed> first = vectors(exchange_.index());
@@ -130,8 +127,7 @@ class Resident {
     exchange_.for_results(iteration, channels, [&](int c, const Word& word) { direction_.take(c, word); });
   }
 
-  // Writes the results of the tile that lies a turn before `next`. has_next: and starts to load the next
-  // one's vectors in their place.
+  // Writes the results of the tile a turn before `next`. has_next: loads that one's vectors in their place.
   template <bool special, bool has_next>
   FUSED_BN_DEVICE void apply(int next) const {
     Vectors<mixed> at = vectors(next - t_.groups);
@@ -160,15 +156,5 @@ class Resident {
   const Direction direction_;
   GroupExchange exchange_;
 };
-
-template <class T, int vector, bool mixed, Curve curve>
-FUSED_BN_DEVICE void resident_forward(const ForwardParams& p) {
-  Resident<Forward<T, vector, mixed, curve>>(p).run();
-}
-
-template <class T, int vector, bool mixed, Curve curve>
-FUSED_BN_DEVICE void resident_backward(const BackwardParams& p) {
-  Resident<Backward<T, vector, mixed, curve, true>>(p).run();
-}
 
 }  // namespace fused_bn::cuda

@@ -1,6 +1,5 @@
-// The streamed kernel, for tensors that do not fit into the multiprocessors' shared memory: a reduce pass and
-// an apply pass, which goes backwards, so that L2 serves its beginning. The halves also stand alone: the
-// reduce pass gives the moments or the sums of one process, and the apply pass is evaluation.
+// The streamed kernel: a reduce pass, and an apply pass that goes backwards, so that L2 serves its beginning.
+// They also stand alone: the one gives the moments or the sums of one process, the other is evaluation.
 #pragma once
 
 #include "cuda/kernels/backward.cuh"
@@ -38,23 +37,25 @@ struct Chunk {
   }
 };
 
-// Which tile a block works on, and its place in the tile's group. Blocks side by side have tiles side by
-// side.
+// A block's tile, and its place in the tile's group. Blocks side by side have tiles side by side.
 struct Place {
   int tile, rank;
 
   FUSED_BN_DEVICE Place(const Tiling& t, int index) : rank(index / t.tiles) { tile = index - rank * t.tiles; }
 };
 
-template <class Direction>
+template <class Direction_>
 class Reduce {
+ public:
+  using Direction = Direction_;
+  using Params = typename Direction::Params;
   using T = typename Direction::Element;
   using A = typename Direction::A;
+  static constexpr Kernel kernel = Kernel::reduce;
   static constexpr int vector = Direction::vector;
   static constexpr bool mixed = Direction::mixed;
 
- public:
-  FUSED_BN_DEVICE explicit Reduce(const typename Direction::Params& p)
+  FUSED_BN_DEVICE explicit Reduce(const Params& p)
       : p_(p), t_(p.tiling), place_(p.tiling, block_index()), direction_(p) {}
 
   FUSED_BN_DEVICE void run() const {
@@ -99,8 +100,7 @@ class Reduce {
     return sums;
   }
 
-  // The block of a tile that comes here last merges the partial results of all, so that none waits for
-  // another.
+  // The block of a tile that comes here last merges the partial results of all: none waits for another.
   FUSED_BN_DEVICE void finish(int channels) const {
     const Team team(channels);
     const int c = team.has_channel() ? team.index : 0, channel = t_.first_channel(place_.tile) + c;
@@ -118,8 +118,8 @@ class Reduce {
       if (on && team.sub == 0) partials[place_.rank] = own;
       sync_block();
       const uint32_t last = static_cast<uint32_t>(t_.group - 1);
-      const bool is_last = own_thread_counts(last);
-      if (!any_in_block(is_last)) return;
+      const bool counts = thread_index() == 0;
+      if (!any_in_block(counts && count_around(p_.scratch.arrivals + place_.tile, last) == last)) return;
     }
     const auto merged = direction_.merge(team, c, [&](int first, Partial<A>(&batch)[kBatch]) {
       FUSED_BN_UNROLL
@@ -130,22 +130,21 @@ class Reduce {
     });
     if (on && team.sub == 0) direction_.write(c, merged, channel);
   }
-  FUSED_BN_DEVICE bool own_thread_counts(uint32_t last) const {
-    return thread_index() == 0 && count_around(p_.scratch.arrivals + place_.tile, last) == last;
-  }
 
-  const typename Direction::Params& p_;
+  const Params& p_;
   const Tiling& t_;
   const Place place_;
   const Direction direction_;
 };
 
-template <class Direction>
+template <class Direction_>
 class Apply {
-  static constexpr bool mixed = Direction::mixed;
-
  public:
-  FUSED_BN_DEVICE explicit Apply(const typename Direction::Params& p)
+  using Direction = Direction_;
+  using Params = typename Direction::Params;
+  static constexpr Kernel kernel = Kernel::apply;
+
+  FUSED_BN_DEVICE explicit Apply(const Params& p)
       : t_(p.tiling), place_(p.tiling, grid_blocks() - 1 - block_index()), direction_(p) {}
 
   FUSED_BN_DEVICE void run() const { direction_.has_special_results() ? run<true>() : run<false>(); }
@@ -155,7 +154,7 @@ class Apply {
   FUSED_BN_DEVICE void run() const {
     constexpr int kAhead = Direction::kApplyAhead, tensors = Direction::kSummed == 2 || special ? 2 : 1;
     using Ahead = Chunk<Direction, tensors, kAhead>;
-    Vectors<mixed> at(t_, place_.tile, place_.rank, thread_index());
+    Vectors<Direction::mixed> at(t_, place_.tile, place_.rank, thread_index());
     const int64_t count = at.count(), passes = special && direction_.needs_all_lanes() ? t_.passes : count;
     Ahead chunk(direction_, at, count);
     wait_for_primary();
@@ -183,22 +182,5 @@ class Apply {
   const Place place_;
   const Direction direction_;
 };
-
-template <class T, int vector, bool mixed>
-FUSED_BN_DEVICE void reduce_forward(const ForwardParams& p) {
-  Reduce<Forward<T, vector, mixed, Curve::relu>>(p).run();
-}
-template <class T, int vector, bool mixed, Curve curve>
-FUSED_BN_DEVICE void reduce_backward(const BackwardParams& p) {
-  Reduce<Backward<T, vector, mixed, curve>>(p).run();
-}
-template <class T, int vector, bool mixed, Curve curve>
-FUSED_BN_DEVICE void apply_forward(const ForwardParams& p) {
-  Apply<Forward<T, vector, mixed, curve>>(p).run();
-}
-template <class T, int vector, bool mixed, Curve curve>
-FUSED_BN_DEVICE void apply_backward(const BackwardParams& p) {
-  Apply<Backward<T, vector, mixed, curve>>(p).run();
-}
 
 }  // namespace fused_bn::cuda

@@ -1,6 +1,5 @@
 // Device models.
 #include <cstdlib>
-#include <stdexcept>
 
 #include "cuda/planner/plan.h"
 
@@ -30,8 +29,7 @@ Device model(const char* name, int architecture, int multiprocessors, int64_t l2
              double memory_bandwidth, double l2_bandwidth) {
   const Architecture* a = kArchitectures;
   while (a->number != architecture) ++a;
-  // Measured of 132 multiprocessors: their clusters are not all alike, so that large ones leave some of them
-  // out.
+  // Measured of 132 multiprocessors, some of which large clusters leave out.
   constexpr int kMeasured[] = {132, 66, 30, 15, 7};
   std::array<int, 5> active{};
   for (size_t i = 0; i < active.size() && 1 << i <= a->max_cluster; ++i) {
@@ -57,7 +55,9 @@ constexpr double kL2 = 16;
 // Measured on an H200, and its L2 is what the driver says.
 constexpr double kL2Measured = 8200;
 
-const std::vector<Device>& models() {
+}  // namespace
+
+const std::vector<Device>& device_models() {
   static const std::vector<Device> all = {
       // L2: Jia et al. 2019, "Dissecting the NVidia Turing T4 GPU via Microbenchmarking".
       model("t4", 75, 40, 4 * kMB, 320, 1270),
@@ -74,30 +74,13 @@ const std::vector<Device>& models() {
   return all;
 }
 
-}  // namespace
-
-const Device& device_model(const std::string& name) {
-  std::string known;
-  for (const Device& device : models()) {
-    if (device.name == name) return device;
-    known += (known.empty() ? "" : ", ") + device.name;
-  }
-  throw std::invalid_argument("device must be one of " + known + ", but got '" + name + "'");
-}
-
 const Device& nearest_model(int architecture) {
-  const Device* nearest = &models().front();
-  for (const Device& device : models()) {
+  const Device* nearest = &device_models().front();
+  for (const Device& device : device_models()) {
     const int distance = std::abs(device.architecture - architecture);
     if (distance <= std::abs(nearest->architecture - architecture)) nearest = &device;
   }
   return *nearest;
-}
-
-std::vector<std::string> device_names() {
-  std::vector<std::string> names;
-  for (const Device& device : models()) names.push_back(device.name);
-  return names;
 }
 
 }  // namespace fused_bn::cuda

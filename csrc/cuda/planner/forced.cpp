@@ -46,13 +46,13 @@ std::string describe(const Plan& plan) {
   const bool first = plan.first.grid() > 0;
   const Tiling& t = first ? plan.first.tiling : plan.apply.tiling;
   if (plan.resident) {
-    text << "resident exchange=" << kExchanges[static_cast<int>(plan.exchange)] << " slots=" << plan.slots
-         << ' ';
+    text << "resident exchange=" << kExchanges[static_cast<int>(plan.first.exchange)]
+         << " slots=" << plan.first.slots << ' ';
   } else if (first) {
     text << "streamed ";
   }
   text << "group=" << t.group;
-  if (plan.resident && plan.exchange == Exchange::words) text << " groups=" << t.groups;
+  if (plan.first.exchange == Exchange::words) text << " groups=" << t.groups;
   text << " tile=" << t.tile_channels;
   return text.str();
 }

@@ -1,34 +1,28 @@
-// Plans are enumerated, priced and compared: the resident kernel, for every tiling whose groups can hold
-// their tiles, and the streamed one.
+// Plans are enumerated, priced and compared.
 #include "cuda/planner/plan.h"
 
 #include <algorithm>
 #include <sstream>
 #include <stdexcept>
 
-#include "cuda/planner/price.h"
-#include "cuda/planner/tilings.h"
+#include "cuda/planner/steps.h"
 
 namespace fused_bn::cuda {
 namespace {
 
 constexpr int64_t kReservedShared = 1024;  // bytes of a multiprocessor, for each block
 constexpr int kFirstWordsArchitecture = 80;
-// Beyond, products with threads and blocks would overflow 64 bits: a petabyte of a half type.
-constexpr int64_t kMostElements = int64_t{1} << 50;
 constexpr int64_t kMostChannels = int64_t{1} << 29;
 constexpr int64_t kMostBlocks = int64_t{1} << 30;   // of a grid
 constexpr int64_t kMostStretch = int64_t{1} << 31;  // vectors of a block, which the resident kernel counts
 
 // The reduce pass has so many blocks a multiprocessor, or as many as leave each thread the vectors that it
-// has in flight; the apply pass as many vectors a thread, if two blocks a multiprocessor are left. Backward a
-// block has more to do before its first vector, so that it has up to 16 a thread where as many blocks are
-// left: of 411 MB, the apply pass made the whole 575 us with 4, and 516 with as many blocks as run at once.
+// has in flight. The apply pass has as many vectors a thread, where two blocks a multiprocessor are left, and
+// up to 16 backward, where more is done before the first: of 411 MB both passes took 575 us with 4, 516 so.
 constexpr int kReduceBlocks[] = {1, 2, 4};
 constexpr int64_t kInFlight = 4, kApplyBlocks = 2, kMostBackward = 16;
 
-// Prices are no better than this: a tensor that fits is only streamed, which moves half as many bytes again,
-// where that seems clearly better.
+// Prices are no better: a tensor that fits is streamed only where that is predicted to be clearly faster.
 constexpr double kDoubt = 1.1;
 
 template <class... Parts>
@@ -36,43 +30,6 @@ std::string joined(const Parts&... parts) {
   std::ostringstream text;
   (text << ... << parts);
   return text.str();
-}
-
-template <class... Parts>
-void demand(bool holds, const Parts&... parts) {
-  if (!holds) throw std::invalid_argument(joined(parts...));
-}
-
-void check(const Problem& p) {
-  const View& v = p.view;
-  for (const auto& [name, value] : {std::pair{"N", v.N}, {"C", v.C}, {"S", v.S}}) {
-    demand(value >= 1, name, " must be at least 1 (nothing is launched for an empty tensor), but got ",
-           value);
-  }
-  demand(v.C <= kMostChannels, "C must be at most ", kMostChannels, ", but got ", v.C);
-  demand(v.N <= kMostElements / v.C && v.N * v.C <= kMostElements / v.S, "N * C * S must be at most ",
-         kMostElements, ", but got ", v.N, " * ", v.C, " * ", v.S);
-  const bool is_power = p.alignment >= 1 && p.alignment <= 16 && (p.alignment & (p.alignment - 1)) == 0;
-  demand(is_power, "alignment must be 1, 2, 4, 8 or 16, but got ", p.alignment);
-  demand(p.alignment >= element_bytes(p.dtype), "alignment must be at least an element's ",
-         element_bytes(p.dtype), " bytes, but got ", p.alignment);
-}
-
-void check(const Device& d) {
-  const auto within = [&](const char* name, auto value, auto least, auto most) {
-    demand(value >= least && value <= most, "device '", d.name, "': ", name, " must be from ", least, " to ",
-           most, ", but got ", value);
-  };
-  constexpr int64_t kMost = int64_t{1} << 40;
-  within("multiprocessors", d.multiprocessors, 1, 1024);
-  within("shared_per_block", d.shared_per_block, int64_t{48 * 1024}, int64_t{1} << 24);
-  within("shared_per_multiprocessor", d.shared_per_multiprocessor, d.shared_per_block, int64_t{1} << 24);
-  within("threads_per_multiprocessor", d.threads_per_multiprocessor, kThreads, 1 << 16);
-  within("l2_bytes", d.l2_bytes, int64_t{0}, kMost);
-  within("max_cluster", d.max_cluster, 1, d.architecture < 90 ? 1 : 16);
-  for (const int active : d.active_clusters) within("active_clusters", active, 0, 1024);
-  within("memory_bandwidth", d.memory_bandwidth, 1.0, 1e9);
-  within("l2_bandwidth", d.l2_bandwidth, 1.0, 1e9);
 }
 
 class Planner {
@@ -86,10 +43,10 @@ class Planner {
     if (p_.part == Part::reduce || (p_.part == Part::both && streamed)) try_reduce();
     if (p_.part == Part::apply) try_apply(Plan{}, forced_.tile_channels);
     if (reason_.empty()) refused("no tile", of_so_many(), " has between 1 and 2^30 vectors a row");
+    if (best_) return *best_;
     const View& v = p_.view;
-    demand(best_.has_value(), "no plan for N = ", v.N, ", C = ", v.C, ", S = ", v.S, " on ", d_.name, ": ",
-           reason_);
-    return *best_;
+    throw std::invalid_argument(
+        joined("no plan for N = ", v.N, ", C = ", v.C, ", S = ", v.S, " on ", d_.name, ": ", reason_));
   }
 
  private:
@@ -101,7 +58,7 @@ class Planner {
     if (tilings.empty())
       refused("no tile", of_so_many(), " suits the resident kernel: whole vectors of 16 bytes");
     for (const Tiling& t : tilings) {
-      if (wants(Exchange::none)) try_separate(t, Exchange::none, 1);
+      if (wants(Exchange::none)) try_separate(t, Exchange::none, forced_.group.value_or(1));
       for (int size = 2; size <= 16 && !forced_.group && wants(Exchange::cluster); size *= 2) {
         if (size <= d_.max_cluster && size <= t.passes) try_separate(t, Exchange::cluster, size);
       }
@@ -122,7 +79,6 @@ class Planner {
   void try_separate(Tiling t, Exchange exchange, int64_t group) {
     const bool alone = exchange == Exchange::none;
     const int64_t least = alone ? 1 : 2, most = alone ? 1 : d_.max_cluster;
-    if (forced_.group) group = *forced_.group;
     if (group < least || group > most) {
       return refused("exchange ", kExchanges[static_cast<int>(exchange)], " takes groups of ", least, " to ",
                      most, " blocks, not ", group);
@@ -136,7 +92,7 @@ class Planner {
   void try_words(const Tiling& t) {
     const bool can = d_.cooperative && d_.architecture >= kFirstWordsArchitecture;
     if (!can) return refused("words need cooperative launches and sm_80 or later");
-    const int64_t rest = shared_layout(t, Kernel::resident, 0, kept(), 4, Exchange::words).bytes;
+    const int64_t rest = layout_of(t, Kernel::resident, 0, Exchange::words).bytes;
     for (int blocks = blocks_per_multiprocessor(t, Kernel::resident, rest); blocks >= 1; --blocks) {
       const int64_t own =
           std::min(d_.shared_per_multiprocessor / blocks - kReservedShared, d_.shared_per_block);
@@ -169,7 +125,7 @@ class Planner {
     const int64_t units = divide_up(t.units, t.group);
     const int64_t rows = t.walk == Walk::down_columns ? units : units / t.tile_vectors + 2;
     if (rows * t.row_vectors >= kMostStretch) return refused("a block would span ", rows, " rows");
-    const int64_t rest = shared_layout(t, Kernel::resident, 0, kept(), 4, exchange).bytes;
+    const int64_t rest = layout_of(t, Kernel::resident, 0, exchange).bytes;
     const int64_t bytes = slots * slot_bytes() + rest;
     if (bytes > d_.shared_per_block) {
       return refused(slots, " slots take ", bytes, " bytes of shared memory: a block has ",
@@ -177,9 +133,8 @@ class Planner {
     }
     Plan plan{};
     plan.resident = true;
-    plan.exchange = exchange;
-    plan.slots = static_cast<int>(slots);
-    plan.first = {t, shared_layout(t, Kernel::resident, plan.slots, kept(), 4, exchange)};
+    plan.first = {t, {}, exchange, static_cast<int32_t>(slots)};
+    plan.first.layout = layout_of(t, Kernel::resident, plan.first.slots, exchange);
     plan.blocks_per_multiprocessor = blocks_per_multiprocessor(t, Kernel::resident, bytes);
     const int64_t at_once = int64_t{plan.blocks_per_multiprocessor} * d_.multiprocessors;
     if (exchange == Exchange::words && plan.first.grid() > at_once) {
@@ -243,9 +198,14 @@ class Planner {
     return static_cast<int32_t>(std::clamp<int64_t>(divide_up(t.passes, each), 1, kMostBlocks / t.tiles));
   }
 
+  SharedLayout layout_of(const Tiling& t, Kernel kernel, int slots, Exchange exchange) const {
+    return shared_layout(t, kernel, slots, kept(), compute_bytes(p_.dtype), exchange, p_.activation);
+  }
+
   Plan with_launch(Plan plan, Launch Plan::* launch, const Tiling& t, Kernel kernel) const {
-    plan.*launch = {t, shared_layout(t, kernel, 0, 0, compute_bytes(p_.dtype), Exchange::none)};
-    const int blocks = blocks_per_multiprocessor(t, kernel, (plan.*launch).layout.bytes);
+    const auto layout = layout_of(t, kernel, 0, Exchange::none);
+    plan.*launch = {t, layout, Exchange::none, 0};
+    const int blocks = blocks_per_multiprocessor(t, kernel, layout.bytes);
     if (plan.blocks_per_multiprocessor == 0) plan.blocks_per_multiprocessor = blocks;
     return plan;
   }
@@ -287,15 +247,14 @@ class Planner {
 }  // namespace
 
 Plan make_plan(const Problem& problem, const Device& device, const Forced& forced) {
-  check(problem);
-  check(device);
+  if (problem.view.C > kMostChannels) {
+    throw std::invalid_argument(joined("C must be at most ", kMostChannels, ", but got ", problem.view.C));
+  }
   // What is forced of the resident kernel says nothing of the apply pass alone.
   const bool of_resident =
       forced.resident.value_or(false) || forced.exchange || forced.slots || forced.groups;
   const Forced own = problem.part == Part::apply && of_resident ? Forced{} : forced;
   return Planner(problem, device, own).best();
 }
-
-bool has_mask(Activation activation) { return activation != Activation::none && has_two_slopes(activation); }
 
 }  // namespace fused_bn::cuda

@@ -56,25 +56,17 @@ struct Forced {
   std::optional<int64_t> slots;
 };
 
-// The launch of one kernel.
-struct Launch {
-  Tiling tiling;
-  SharedLayout layout;
-  int64_t grid() const { return int64_t{tiling.groups} * tiling.group; }
-};
-
+// Bytes.
 struct Traffic {
-  int64_t read = 0;  // bytes, from device memory or L2
-  int64_t written = 0;
-  int64_t l2_hits = 0;  // bytes of a second read that L2 is expected to serve
+  double read = 0;  // from device memory or L2
+  double written = 0;
+  double l2_hits = 0;  // of a second read: what L2 is expected to serve
 };
 
 struct Plan {
   bool resident;
-  Launch first;       // the resident kernel, or the reduce pass; no grid where only apply is asked for
-  Launch apply;       // the apply pass; no grid where there is none
-  Exchange exchange;  // resident
-  int slots;          // resident: vectors of a tensor that a thread keeps
+  Launch first;  // the resident kernel, or the reduce pass; no grid where only apply is asked for
+  Launch apply;  // the apply pass; no grid where there is none
   int blocks_per_multiprocessor;  // of the first kernel
   int64_t partials_bytes;         // reduce pass
   Traffic traffic;
@@ -83,23 +75,17 @@ struct Plan {
 };
 
 // The plan with the least predicted time, of those that have what is forced; a resident one where it takes at
-// most a tenth more. Deterministic. Throws std::invalid_argument, with the offending value in one sentence,
-// where there is none.
+// most a tenth more. Throws std::invalid_argument where there is none, and says why in one sentence.
 Plan make_plan(const Problem& problem, const Device& device, const Forced& forced = {});
 
 // "resident exchange=words group=132 groups=4 tile=64 slots=12" or "streamed group=264 tile=64"; any part may
 // be left out. Throws std::invalid_argument where the text is no such thing.
 Forced parse_forced(const std::string& text);
 
-// Device models by name, lower case ("h200"); std::invalid_argument for another.
-const Device& device_model(const std::string& name);
+// Their names are lower case: "h200".
+const std::vector<Device>& device_models();
 // The model whose prices stand in for a device of this architecture.
 const Device& nearest_model(int architecture);
-std::vector<std::string> device_names();
-
-// Whether forward with a residual saves a mask for backward; else backward reads the residual, or without
-// activation neither of them.
-bool has_mask(Activation activation);
 
 // The text that parse_forced() takes for this plan.
 std::string describe(const Plan& plan);

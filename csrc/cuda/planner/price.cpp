@@ -1,11 +1,9 @@
 // A model of few numbers: what was measured on an H200, and what the readings of prototypes there bear out
 // (tests/test_plan_prices.py). Other devices are taken to be like it, in proportion to their bandwidths.
-#include "cuda/planner/price.h"
-
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/planner/tilings.h"
+#include "cuda/planner/steps.h"
 
 namespace fused_bn::cuda {
 namespace {
@@ -27,9 +25,8 @@ constexpr double kLaunch = 0.54, kStart = 0.86, kLatency = 0.6, kCluster = 0.35,
 // statistics; for each element of a vector, where these belong to several channels.
 constexpr double kSums = 0.2, kStatistics = 0.4, kMixed = 0.22;
 
-// Instructions an element, counted in the prototypes' SASS; backward: of x and dy together. An element that
-// is loaded by itself takes more. A multiprocessor issues four warps a clock at 1.98 GHz, if it has enough of
-// them.
+// Instructions an element, counted in the prototypes' SASS; backward: of x and dy together. A single element
+// takes more. A multiprocessor issues four warps a clock at 1.98 GHz, if it has enough of them.
 struct Instructions {
   double resident, reduce, apply;
 };
@@ -38,13 +35,8 @@ constexpr double kNarrow = 10, kIssued = 4 * 32 * 1.98e3, kEnoughThreads = 512;
 // Vectors of a thread that are under way at once, of each tensor: as the kernels have them.
 constexpr double kInFlight = 4, kInForwardReduce = 8;
 
-struct Bytes {
-  double read = 0, hits = 0, written = 0;  // hits: of those read, which L2 serves
-};
-
-// The share of the time in which one of so many is served, that take turns at being served and at thinking: a
-// closed queue with exponential times. Here blocks of a multiprocessor, or groups, transfer, and compute or
-// wait.
+// The share of the time in which one of the customers is served, who think between two services: a closed
+// queue with exponential times. Here blocks of a multiprocessor, or groups, transfer, and compute or wait.
 double utilisation(double customers, double service, double thinking) {
   double sum = 1, term = 1;
   for (double left = customers; left > 0; --left) {
@@ -70,24 +62,20 @@ class Price {
         forward_(p.direction == Direction::forward),
         each_(forward_ ? kForward : kBackward) {
     const double tensor = static_cast<double>(p.view.elements() * element_bytes(p.dtype));
-    const double mask = static_cast<double>(divide_up(p.view.elements(), 8)), added = p.residual ? tensor : 0;
+    const double added = p.residual ? tensor : 0;
+    const bool masked = p.residual && needs_mask(p.activation);
+    const double mask = masked ? static_cast<double>(mask_bytes(p.view.elements())) : 0;
     // What tells backward, beside x, where the slope is which.
-    const double saved =
-        p.activation == Activation::none ? 0 : std::min(added, has_mask(p.activation) ? mask : added);
+    const double saved = masked ? mask : p.activation == Activation::none ? 0 : added;
     const double first = forward_ ? tensor : 2 * tensor + saved;
     if (p.part != Part::apply && !plan.resident) sums_.read = first;
     if (p.part == Part::reduce) return;
     results_.read = forward_ ? tensor + added : first;
-    results_.written = tensor + (!forward_                                        ? added
-                                 : p.part == Part::both && has_mask(p.activation) ? saved
-                                                                                  : 0);
-    results_.hits = std::min(sums_.read, kL2Kept * static_cast<double>(d.l2_bytes));
+    results_.written = tensor + (!forward_ ? added : p.part == Part::both ? mask : 0);
+    results_.l2_hits = std::min(sums_.read, kL2Kept * static_cast<double>(d.l2_bytes));
   }
 
-  Traffic traffic() const {
-    return {static_cast<int64_t>(sums_.read + results_.read), static_cast<int64_t>(results_.written),
-            static_cast<int64_t>(results_.hits)};
-  }
+  Traffic traffic() const { return {sums_.read + results_.read, results_.written, results_.l2_hits}; }
 
   double floor() const {
     const bool reads = p_.part == Part::reduce;
@@ -106,10 +94,10 @@ class Price {
   double on(double blocks) const { return std::min(blocks, static_cast<double>(d_.multiprocessors)); }
 
   // Of transfers by so many blocks at once.
-  double moving(const Bytes& b, const Tiling& t, double blocks) const {
+  double moving(const Traffic& b, const Tiling& t, double blocks) const {
     const int64_t run = run_bytes(t, p_.dtype);
-    const double memory = (b.read - b.hits) / (kRead * d_.memory_bandwidth * left_of(kReadRuns, run)) +
-                          b.hits / d_.l2_bandwidth +
+    const double memory = (b.read - b.l2_hits) / (kRead * d_.memory_bandwidth * left_of(kReadRuns, run)) +
+                          b.l2_hits / d_.l2_bandwidth +
                           b.written / (kWrite * d_.memory_bandwidth * left_of(kWriteRuns, run));
     return std::max(memory / 1e3, (b.read + b.written) / (alone() * on(blocks)));
   }
@@ -136,8 +124,8 @@ class Price {
     return kMerge * static_cast<double>(divide_up(t.group, 4 * team));
   }
   double exchanging(const Tiling& t) const {
-    if (plan_.exchange == Exchange::none) return 0;
-    if (plan_.exchange == Exchange::cluster) return kCluster;
+    if (plan_.first.exchange == Exchange::none) return 0;
+    if (plan_.first.exchange == Exchange::cluster) return kCluster;
     const bool owners = words_have_owners(t.group, t.tile_channels);
     return (owners ? 2 : 1) * kWords +
            merging(t, owners ? divide_up(t.tile_channels, t.group) : t.tile_channels);
@@ -145,15 +133,15 @@ class Price {
 
   double blocks_at_once() const {
     const Tiling& t = plan_.first.tiling;
-    if (plan_.exchange == Exchange::words) return static_cast<double>(plan_.first.grid());
-    if (plan_.exchange == Exchange::none) return d_.multiprocessors * plan_.blocks_per_multiprocessor;
+    if (plan_.first.exchange == Exchange::words) return static_cast<double>(plan_.first.grid());
+    if (plan_.first.exchange == Exchange::none) return d_.multiprocessors * plan_.blocks_per_multiprocessor;
     return static_cast<double>(active_clusters(d_, t.group, plan_.blocks_per_multiprocessor)) * t.group;
   }
 
   // Generations of blocks, or iterations of groups: each transfers, computes, exchanges and transfers.
   double resident() const {
     const Tiling& t = plan_.first.tiling;
-    const bool words = plan_.exchange == Exchange::words;
+    const bool words = plan_.first.exchange == Exchange::words;
     const double blocks = static_cast<double>(t.tiles) * t.group,
                  at_once = std::min(blocks, blocks_at_once());
     const double generations = blocks / at_once, full = std::floor(generations);
@@ -174,7 +162,7 @@ class Price {
   }
 
   // A pass in which each thread loads some vectors, computes with them, and loads the next ones.
-  double passing(const Bytes& b, double each, const Launch& launch, double in_flight) const {
+  double passing(const Traffic& b, double each, const Launch& launch, double in_flight) const {
     const Tiling& t = launch.tiling;
     const double blocks = static_cast<double>(launch.grid());
     const double turns = std::min(blocks / on(blocks), static_cast<double>(plan_.blocks_per_multiprocessor));
@@ -195,7 +183,7 @@ class Price {
   const Plan& plan_;
   const bool forward_;
   const Instructions each_;
-  Bytes sums_, results_;
+  Traffic sums_, results_;
 };
 
 }  // namespace

@@ -1,8 +1,9 @@
-#include "cuda/planner/tilings.h"
-
+// The ways to cut a tensor into tiles.
 #include <algorithm>
 #include <limits>
 #include <numeric>
+
+#include "cuda/planner/steps.h"
 
 namespace fused_bn::cuda {
 namespace {
@@ -14,12 +15,9 @@ constexpr int64_t kShortestRun = 128;
 // quotient is exact.
 constexpr int64_t kMostRowVectors = int64_t{1} << 30, kMostProduct = int64_t{1} << 62;
 
-// The tensor as a matrix of vectors, whose rows can be cut between units: the fewest channels that have whole
-// vectors.
+// The matrix of a tensor's vectors. Rows can be cut between units: the fewest channels with whole vectors.
 struct Matrix {
-  int vector;
-  bool channels_last, mixed;
-  int64_t fold, rows, row_vectors;
+  Tiling uncut;
   int64_t unit_vectors, unit_channels;
 };
 
@@ -28,44 +26,41 @@ std::optional<Matrix> matrix_of(const View& v, int vector) {
   const bool last = v.S == 1 || (v.C == 1 ? vector > 1 : v.layout == Layout::channels_last);
   const int64_t length = last ? 1 : v.S, row = v.C * length, rows = v.elements() / row;
   const int64_t channels = vector / std::gcd(length, int64_t{vector});
-  if (v.C % channels == 0) {
-    return Matrix{vector, last, channels > 1, 1, rows, row / vector, channels * length / vector, channels};
-  }
-  const int64_t fold = vector / std::gcd(row, int64_t{vector}), vectors = fold * row / vector;
-  if (rows % fold != 0 || vectors > kThreads) return std::nullopt;
-  return Matrix{vector, last, true, fold, rows / fold, vectors, vectors, v.C};
-}
-
-Tiling tiling_of(const View& v, const Matrix& m, Walk walk, int64_t units) {
+  const int64_t longest = std::numeric_limits<int32_t>::max();  // along rows it is not looked at
   Tiling t{};
   t.N = v.N;
   t.C = v.C;
   t.S = v.S;
   t.elements = v.elements();
-  t.channels_last = m.channels_last;
-  t.vector = m.vector;
-  t.mixed = m.mixed;
-  t.walk = walk;
-  t.fold = static_cast<int32_t>(m.fold);
-  t.rows = m.rows;
-  t.row_vectors = m.row_vectors;
-  t.tile_vectors = static_cast<int32_t>(units * m.unit_vectors);
-  t.tile_channels = static_cast<int32_t>(units * m.unit_channels);
-  t.tiles = t.groups = static_cast<int32_t>(divide_up(v.C, t.tile_channels));
-  const int64_t longest = std::numeric_limits<int32_t>::max();  // along rows it is not looked at
-  t.channel_length = static_cast<int32_t>(m.channels_last ? 1 : std::min(v.S, longest));
+  t.channels_last = last;
+  t.vector = vector;
+  t.mixed = channels > 1;
+  t.fold = static_cast<int32_t>(vector / std::gcd(row, int64_t{vector}));
+  t.rows = rows / t.fold;
+  t.row_vectors = t.fold * row / vector;
+  t.channel_length = static_cast<int32_t>(std::min(length, longest));
   t.threads = kThreads;
   t.group = 1;
+  if (t.fold == 1) return Matrix{t, channels * length / vector, channels};
+  if (rows % t.fold != 0 || t.row_vectors > kThreads) return std::nullopt;
+  return Matrix{t, t.row_vectors, v.C};
+}
+
+Tiling tiling_of(const Matrix& m, Walk walk, int64_t units) {
+  Tiling t = m.uncut;
+  t.walk = walk;
+  t.tile_vectors = static_cast<int32_t>(units * m.unit_vectors);
+  t.tile_channels = static_cast<int32_t>(units * m.unit_channels);
+  t.tiles = t.groups = static_cast<int32_t>(divide_up(t.C, t.tile_channels));
   t.derive();
   return t;
 }
 
-// Tiles of a row's units: each about twice as wide as the one before, and the last as wide as a block is. The
-// last tile of a row is not much narrower.
+// Tiles of a row's units, each about twice as wide as the one before. A row's last one is not much narrower.
 void add_columns(const Problem& p, const Matrix& m, int64_t most_channels, std::optional<int64_t> channels,
                  std::vector<Tiling>& found) {
-  const int64_t all = m.row_vectors / m.unit_vectors;
-  const int64_t unit_bytes = m.unit_vectors * m.vector * element_bytes(p.dtype);
+  const int64_t all = m.uncut.row_vectors / m.unit_vectors;
+  const int64_t unit_bytes = m.unit_vectors * m.uncut.vector * element_bytes(p.dtype);
   const int64_t most = std::min({all, kThreads / m.unit_vectors, most_channels / m.unit_channels});
   const int64_t least = channels ? 1 : std::min(most, divide_up(kShortestRun, unit_bytes));
   int64_t last = 0;
@@ -74,7 +69,7 @@ void add_columns(const Problem& p, const Matrix& m, int64_t most_channels, std::
     const bool is_wanted = channels ? units * m.unit_channels == std::min(*channels, p.view.C)
                                     : is_even && (units >= 2 * last || units == most);
     if (!is_wanted) continue;
-    found.push_back(tiling_of(p.view, m, Walk::down_columns, units));
+    found.push_back(tiling_of(m, Walk::down_columns, units));
     last = units;
   }
 }
@@ -82,12 +77,12 @@ void add_columns(const Problem& p, const Matrix& m, int64_t most_channels, std::
 std::vector<Tiling> tilings_of(const Problem& p, const Matrix& m, Kernel kernel,
                                std::optional<int64_t> channels) {
   std::vector<Tiling> found;
-  const bool has_rows = !m.mixed && !m.channels_last && m.unit_vectors > 1 &&
+  const bool has_rows = !m.uncut.mixed && !m.uncut.channels_last && m.unit_vectors > 1 &&
                         m.unit_vectors <= kMostRowVectors &&
-                        m.rows <= kMostProduct / m.unit_vectors / m.unit_vectors;
-  if (has_rows && channels.value_or(1) == 1) found.push_back(tiling_of(p.view, m, Walk::along_rows, 1));
+                        m.uncut.rows <= kMostProduct / m.unit_vectors / m.unit_vectors;
+  if (has_rows && channels.value_or(1) == 1) found.push_back(tiling_of(m, Walk::along_rows, 1));
   // Kernels that sum finish one channel a thread. A fold cannot be cut.
-  const bool is_whole = kernel == Kernel::apply && m.fold > 1;
+  const bool is_whole = kernel == Kernel::apply && m.uncut.fold > 1;
   add_columns(p, m, is_whole ? m.unit_channels : kThreads, channels, found);
   // One channel goes along its rows; and the kernels divide by the vectors of a tile's row, see row_of().
   const auto is_other = [&](const Tiling& t) {

@@ -1,4 +1,4 @@
-// The ways to cut a tensor into tiles, of which the planner chooses.
+// What the planner does: it cuts a tensor into tiles in several ways, and compares what they cost.
 #pragma once
 
 #include <optional>
@@ -20,5 +20,11 @@ bool is_countable(const Tiling& tiling);
 
 // Bytes side by side, of a row of the narrowest tile.
 int64_t run_bytes(const Tiling& tiling, DType dtype);
+
+// Clusters of so many blocks that run at once, at so many blocks a multiprocessor.
+int64_t active_clusters(const Device& device, int cluster, int blocks_per_multiprocessor);
+
+// Fills in traffic, floor_time and predicted_time.
+void price(const Problem& problem, const Device& device, Plan& plan);
 
 }  // namespace fused_bn::cuda
