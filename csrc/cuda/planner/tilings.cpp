@@ -56,22 +56,25 @@ Tiling tiling_of(const Matrix& m, Walk walk, int64_t units) {
   return t;
 }
 
-// Tiles of a row's units, each about twice as wide as the one before. A row's last one is not much narrower.
+// Tiles of a row's units, each about twice as wide as the one before. A row's last one is not much narrower,
+// or where that cannot be had, as wide as possible.
 void add_columns(const Problem& p, const Matrix& m, int64_t most_channels, std::optional<int64_t> channels,
                  std::vector<Tiling>& found) {
   const int64_t all = m.uncut.row_vectors / m.unit_vectors;
   const int64_t unit_bytes = m.unit_vectors * m.uncut.vector * element_bytes(p.dtype);
   const int64_t most = std::min({all, kThreads / m.unit_vectors, most_channels / m.unit_channels});
   const int64_t least = channels ? 1 : std::min(most, divide_up(kShortestRun, unit_bytes));
-  int64_t last = 0;
+  int64_t last = 0, widest = most;
   for (int64_t units = std::max<int64_t>(least, 1); units <= most; ++units) {
-    const bool is_even = all % units == 0 || all % units >= least || (last == 0 && units == most);
+    if (all % units > all % widest) widest = units;
+    const bool is_even = all % units == 0 || all % units >= least;
     const bool is_wanted = channels ? units * m.unit_channels == std::min(*channels, p.view.C)
                                     : is_even && (units >= 2 * last || units == most);
     if (!is_wanted) continue;
     found.push_back(tiling_of(m, Walk::down_columns, units));
     last = units;
   }
+  if (last == 0 && !channels && most > 0) found.push_back(tiling_of(m, Walk::down_columns, widest));
 }
 
 std::vector<Tiling> tilings_of(const Problem& p, const Matrix& m, Kernel kernel,
