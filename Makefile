@@ -53,7 +53,7 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 .PHONY: lenet
-lenet: build/extension ## the main job, LeNet-5 on MNIST (EPOCHS=1 for a quick look)
+lenet: build/extension ## trains LeNet-5 on MNIST with and without batch norm (EPOCHS=1 for a quick look)
 	@$(require) numpy matplotlib rich tqdm
 	$(run) -m benchmarks.lenet $(if $(EPOCHS),--epochs $(EPOCHS)) $(ARGS)
 
@@ -74,7 +74,7 @@ gates: $(test-ready) $(cuda-ready) ## the CUDA kernels compiled for every archit
 	$(run) -m pytest tests/cuda -m "kernels_full or not kernels_full" $(ARGS)
 
 .PHONY: bench
-bench: build/extension ## speed beside eager PyTorch and torch.compile
+bench: build/extension ## speed compared with eager PyTorch and torch.compile
 	@$(require) numpy matplotlib rich tqdm
 	$(run) -m benchmarks.speed $(ARGS)
 
@@ -104,7 +104,7 @@ keras: build/extension $(test-ready) ## model.fit of Keras 3 with its layer and 
 	$(run) -m benchmarks.keras $(ARGS)
 
 .PHONY: compare
-compare: build/extension ## this working tree's speed beside another revision's (BASE=main; without, the one before the last change)
+compare: build/extension ## this working tree's speed compared with another revision's (BASE=main; default: the one before the last change)
 	@$(require) setuptools ninja numpy rich tqdm
 	$(run) -m benchmarks.compare $(or $(BASE),--against-main) $(ARGS)
 
@@ -163,7 +163,7 @@ docs: $(test-ready) $(docs-ready) ## the pages as a site: build/site/index.html
 	KERAS_BACKEND=torch NO_MKDOCS_2_WARNING=1 $(run) -m mkdocs build --strict --quiet
 
 .PHONY: doctor
-doctor: build/extension ## what is built, what works here, and what to do where something does not
+doctor: build/extension ## what is built, what works here, and how to fix what does not
 	$(run) -m fused_bn doctor
 
 .PHONY: clean

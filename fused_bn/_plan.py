@@ -46,26 +46,40 @@ EXCHANGES = {
 class LaunchPlan:
     """The launch of one direction. Times are in microseconds and predicted, not measured.
 
-    kernel: resident, which reads every element once and keeps it in shared memory; streamed, a reduce pass
-        and an apply pass; or apply, the second alone: evaluation.
-    exchange: how the blocks that share a tile exchange sums in the resident kernel: none, cluster, words.
-    forced: the text that asks for this plan.
-    grid, apply_grid: blocks of the first launch, and of the apply pass that follows it.
-    walk: along_rows, the threads of a block take the vectors of one channel in turn; or down_columns, each
-        keeps a column of a matrix whose columns belong to one channel each.
-    vector: elements that a thread moves at once, 16 bytes of them or one.
-    mixed: the elements of a vector may belong to several channels.
-    tiles, tile_channels, tile_vectors: channels whose statistics are computed together, in a row of so many
-        vectors.
-    group, groups, iterations: blocks that share a tile; groups side by side; tiles that each takes in turn.
-    passes, slots: vectors of the busiest thread, and how many it has room for in the resident kernel.
-    shared_bytes, blocks_per_multiprocessor: shared memory of a block, and how many share a multiprocessor.
-    partials_bytes: global memory for the sums of the reduce pass.
-    mask_bytes: saved by forward for backward, where there is a residual and its activation needs no more.
-    read, written: bytes to and from device memory or L2; l2_hits: of a second read, what L2 should serve.
-    floor_time: a copy of as many bytes as the tensors have, each read or written once.
+    If there are two launches, everything but apply_grid describes the first.
 
-    Of two launches all but apply_grid describes the first.
+    Attributes:
+        device: the name of the device's model.
+        direction: forward, backward or evaluation.
+        kernel: resident, which reads every element once and keeps it in shared memory; streamed, a reduce
+            pass and an apply pass; or apply, the apply pass alone, for evaluation.
+        exchange: how the blocks that share a tile exchange sums in the resident kernel: none, cluster, words.
+        forced: the text that forces this plan.
+        launches: the number of launches.
+        grid: blocks of the first launch.
+        apply_grid: blocks of the apply pass that follows it; 0 if there is none.
+        threads: threads of a block.
+        walk: along_rows, the threads of a block process the vectors of one channel in turn; or down_columns,
+            each thread stays in a column of a matrix whose columns belong to one channel each.
+        vector: elements that a thread moves at once: as many as 16 bytes hold, or one.
+        mixed: whether the elements of a vector may belong to several channels.
+        tiles: tiles of the tensor. The statistics of a tile's channels are computed together.
+        tile_channels: channels of a tile.
+        tile_vectors: vectors in a row of a tile.
+        group: blocks that share a tile.
+        groups: groups that run at the same time.
+        iterations: tiles that each group processes in turn.
+        passes: vectors of the thread that has most.
+        slots: vectors that a thread has room for in the resident kernel.
+        shared_bytes: shared memory of a block.
+        blocks_per_multiprocessor: blocks that share a multiprocessor.
+        partials_bytes: global memory for the sums of the reduce pass.
+        mask_bytes: the mask that forward saves for backward, with a residual and an activation that needs it.
+        read: bytes read from device memory or L2.
+        written: bytes written to device memory or L2.
+        l2_hits: bytes of a second read that L2 should serve.
+        floor_time: the time of a copy of as many bytes as the tensors have, each read or written once.
+        predicted_time: the time that the planner predicts for the plan.
     """
 
     device: str
@@ -110,23 +124,23 @@ def plan(
     activation: str = "relu",
     forced: str = "",
 ) -> LaunchPlan:
-    """How the CUDA kernels would be launched for a tensor of this shape.
+    """Returns how the CUDA kernels would be launched for a tensor of this shape.
 
     Args:
-        shape: (N, C) or (N, C, ...), none of them 0.
-        dtype: torch's, or its name: "bf16", "float32", ...
+        shape: (N, C) or (N, C, ...), without zeros.
+        dtype: a dtype of torch, or its name: "bf16", "float32", ...
         layout: "channels_first" or "channels_last".
-        device: a model's name ("h200"), or a dict with "architecture" (90 is sm_90) and whatever else of its
-            fields differs from the nearest model's.
+        device: the name of a model ("h200"), or a dict with "architecture" (90 is sm_90) and the other fields
+            that differ from those of the nearest model.
         direction: "forward" and "backward" in training, or "evaluation".
         residual: whether a tensor is added before the activation.
-        alignment: in bytes, the largest power of two up to 16 that divides all the tensors' addresses.
-        activation: what follows; of some, backward reads the residual too.
-        forced: parts of the plan, as FUSED_BN_CUDA_PLAN takes them: "resident exchange=words group=132
-            groups=4 tile=64 slots=12" or "streamed group=264 tile=64", any of it left out.
+        alignment: the largest power of two up to 16, in bytes, that divides the addresses of all tensors.
+        activation: the name of the activation; for some, backward reads the residual too.
+        forced: parts of the plan, in the syntax of FUSED_BN_CUDA_PLAN: "resident exchange=words group=132
+            groups=4 tile=64 slots=12" or "streamed group=264 tile=64". Each part may be left out.
 
     Raises:
-        ValueError: names the argument and its value, or why no plan is as forced.
+        ValueError: an argument is wrong, or no plan fits what is forced; the text says which or why.
         RuntimeError: the extension is not built.
     """
     if extension is None:

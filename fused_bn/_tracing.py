@@ -18,9 +18,9 @@ _keeps_fused = False
 
 @contextmanager
 def fused_in_export() -> Iterator[None]:
-    """Within it, torch.export keeps the fused operator, and torch.compile does in evaluation too.
+    """In this context torch.export keeps the fused operator, and so does torch.compile in evaluation.
 
-    A program exported so needs `import fused_bn` where it is loaded. Holds for all threads.
+    Such an exported program needs `import fused_bn` where it is loaded. The context affects all threads.
 
     Example:
         with fused_bn.fused_in_export():

@@ -33,45 +33,49 @@ def batch_norm(
 ) -> Tensor:
     """Batch normalisation, the addition of a residual and an activation, in one pass over memory.
 
-    Computes ``act(weight * (x - mean) / sqrt(var + eps) + bias + residual)`` as
-    `torch.nn.functional.batch_norm` followed by the addition and the activation does (Ioffe and Szegedy 2015,
+    Computes ``act(weight * (x - mean) / sqrt(var + eps) + bias + residual)``, which is
+    `torch.nn.functional.batch_norm` followed by the addition and the activation (Ioffe and Szegedy 2015,
     https://arxiv.org/abs/1502.03167).
 
-    Backward keeps the input and three numbers a channel. With a residual, relu, leaky_relu and relu6 keep a
-    bit an element besides, and the other activations the residual itself: no copy, but alive until then.
+    Forward keeps the input and three numbers per channel for backward. With a residual it keeps more: one bit
+    per element for relu, leaky_relu and relu6, nothing for "none", and the residual itself for the other
+    activations, which is not copied but stays alive until backward.
 
-    The same input on the same processor gives the same bits, whatever the number of threads.
+    The same input on the same processor gives the same bits, for any number of threads.
 
-    Exported and traced programs get PyTorch's own operators, as do those compiled for evaluation; see
+    Programs that are exported, traced, or compiled for evaluation get PyTorch's own operators; see
     `fused_bn.fused_in_export`.
 
     Args:
         input: shape (N, C, *), floating point; contiguous and channels_last are read in place.
-        running_mean, running_var: shape (C,); in training updated in place where given, in evaluation
-            the statistics used. Either both or neither.
-        weight, bias: shape (C,), each optional. Half-precision input takes parameters and running
-            statistics of its own dtype or float32; other inputs of their own dtype.
-        training: normalise with the statistics of this batch.
-        momentum: weight of the new statistics in the running ones; None for a cumulative average over
+        running_mean: shape (C,). Training updates it in place if it is given, and evaluation normalises with
+            it. Give both running statistics or neither.
+        running_var: shape (C,), as running_mean.
+        weight: shape (C,), or None. With half-precision input, parameters and running statistics have the
+            dtype of the input or float32; with other inputs, that of the input.
+        bias: shape (C,), or None.
+        training: True normalises with the statistics of this batch.
+        momentum: the weight of the new statistics in the running ones; None for a cumulative average over
             `num_batches_tracked`.
-        eps: added to the variance; positive in training.
+        eps: a number added to the variance; positive in training.
         activation: "none", "relu", "leaky_relu", "relu6", "prelu", "hardswish", "hardsigmoid", "elu", "silu",
             "gelu", "gelu_tanh", "tanh", "sigmoid", "selu", "softplus" or "mish"; or None, or the module,
             class or function of torch that computes one of them.
-        activation_param: leaky_relu's negative slope, 0.01 where None; elu's alpha or softplus' beta, 1
-            where None; prelu's slope, 0.25 where None, or a tensor of one slope or of one a channel, which
-            gets a gradient.
-        residual: added before the activation; of the input's shape, dtype and device.
-        num_batches_tracked: int64 scalar, incremented in training where given.
+        activation_param: the negative slope of leaky_relu (None: 0.01), alpha of elu or beta of softplus
+            (None: 1), or the slope of prelu (None: 0.25). For prelu it may be a tensor of one slope or of one
+            per channel, which gets a gradient.
+        residual: a tensor that is added before the activation, of the input's shape, dtype and device.
+        num_batches_tracked: an int64 scalar, which training increments if it is given.
 
     Returns:
         A tensor of the input's shape, dtype and memory format.
 
     Raises:
-        ValueError: one value a channel in training, eps out of range, only one running statistic, an
-            unknown activation, an activation_param that is not finite, a softplus whose beta is 0.
-        TypeError: a residual that is no tensor, a momentum that is no number.
-        RuntimeError: a shape, dtype or device that does not fit; the text holds the offending value.
+        ValueError: there is one value per channel in training; eps is out of range; only one running
+            statistic is given; the activation is unknown; activation_param is not finite; or beta of softplus
+            is 0.
+        TypeError: the residual is not a tensor; or momentum is not a number.
+        RuntimeError: a shape, dtype or device does not fit; the text contains the wrong value.
     """
     if type(activation) is not str or activation not in DEFAULT_PARAMS:
         activation, activation_param = spelled(activation, activation_param)

@@ -52,26 +52,29 @@ _STATISTICS = {
 class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
     """`keras.layers.BatchNormalization` with an activation, in one pass over memory on the torch backend.
 
-    Same arguments, variables, moving statistics (with the biased variance) and results, and closer to the
-    exact ones. A mask, inputs of more than 5 dimensions, a batch of one value a channel or none, batch
-    renormalisation, a float dtype other than the layer's compute dtype and other backends are computed by
-    Keras' own layer, followed by the activation.
+    Arguments, variables and moving statistics (with the biased variance) are those of Keras' layer. Results
+    are the same up to rounding, and nearer to the exact ones. Keras' own layer, followed by the activation,
+    computes these cases: a mask, inputs of more than 5 dimensions, a batch of at most one value per channel,
+    batch renormalisation, a float dtype other than the layer's compute dtype, and other backends.
 
-    Inputs in row-major order are read in place whatever `axis` is: images with `axis=-1` go to the
-    channels_last kernels, with `axis=1` to those for channels first.
+    Inputs in row-major order are read in place for every `axis`. Images with `axis=-1` use the channels_last
+    kernels, and images with `axis=1` use those for channels first.
 
-    Args, besides those of `keras.layers.BatchNormalization`, by keyword:
+    `model.load_weights` loads weights files and `.keras` files of a model with either class into a model with
+    the other. `keras.saving.load_model` gives the class that was saved; for this class it needs this module
+    to be imported. Where fused_bn is not installed, a layer without an activation loads as Keras' own with
+    `custom_objects={"fused_bn>BatchNormalization": keras.layers.BatchNormalization}`.
+
+    The arguments of `keras.layers.BatchNormalization` keep their names, order and defaults. The argument
+    below is new, and is given by keyword.
+
+    Args:
         activation: what `keras.layers.Dense` takes: a name, a function, a layer or None. Keras' relu,
             leaky_relu, relu6, hard_silu, hard_sigmoid, elu, silu, gelu, tanh, sigmoid, selu, softplus and
-            mish are computed in the same pass.
+            mish are computed in the same pass. Others are computed after it.
 
     Raises:
-        ValueError: what `keras.layers.BatchNormalization` raises; an unknown activation.
-
-    Weights files and `.keras` files of models with either class load into a model with the other by
-    `model.load_weights`. `keras.saving.load_model` gives the class that was saved, for which it needs this
-    module to be imported. Without it, a layer that has no activation loads as Keras' own with
-    `custom_objects={"fused_bn>BatchNormalization": keras.layers.BatchNormalization}`.
+        ValueError: what `keras.layers.BatchNormalization` raises; or an unknown activation.
     """
 
     def __init__(self, *args: Any, activation: Any = None, **kwargs: Any) -> None:
@@ -79,12 +82,14 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
         self.activation = keras.activations.get(activation)
 
     def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-        """act(batch_norm(inputs)).
+        """Computes act(batch_norm(inputs)).
 
         Args:
-            inputs: of any shape whose dimension `axis` is what the layer was built for.
-            training: with the batch's statistics, which go into the moving ones, if the layer is trainable.
-            mask: of one dimension less; masked elements count for no statistics.
+            inputs: a tensor whose size in dimension `axis` is that of the layer.
+            training: True normalises with the batch's statistics and updates the moving ones, if the layer is
+                trainable.
+            mask: a tensor with all dimensions of the inputs but the last. Masked elements do not count in the
+                statistics.
 
         Returns:
             A tensor of the inputs' shape and the layer's compute dtype.

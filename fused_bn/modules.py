@@ -91,27 +91,31 @@ def apply(
 
 
 class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNorm):
-    """Adds to `nn.BatchNorm*`; the subclasses below only choose the input's rank.
+    """It can also compute an activation, and add a residual before it, in the same pass over memory.
 
-    Args, all by keyword, besides those of `nn.BatchNorm*`:
-        bias: False for a weight alone, with every version of torch.
+    The arguments of `nn.BatchNorm*` keep their names, order and defaults. The arguments below are new, and
+    are given by keyword.
+
+    Args:
+        bias: False gives a weight but no bias, with every version of torch.
         activation: "none", "relu", "leaky_relu", "relu6", "prelu", "hardswish", "hardsigmoid", "elu",
-            "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "selu", "softplus" or "mish", computed in the same
-            pass; or None, or the module, class or function of torch that computes one of them. "prelu" learns
-            one slope for all channels. nn.PReLU(num_features) learns one a channel. The parameter
-            `prelu_weight` holds the slopes; it is the given module's own weight.
-        activation_param: leaky_relu's negative slope (0.01 where None), elu's alpha or softplus' beta (1
-            where None), the slope that prelu begins with (0.25 where None), or a tensor of prelu's slopes.
-        weight_init, bias_init: a number, or a function of `torch.nn.init`, which `reset_parameters` applies
-            where not None. `weight_init=0` starts a residual block as the identity (Goyal et al. 2017,
+            "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "selu", "softplus" or "mish"; or None, or the
+            module, class or function of torch that computes one of them. "prelu" learns one slope for all
+            channels, and nn.PReLU(num_features) learns one per channel. The parameter `prelu_weight` holds
+            the slopes; if a module is given, it is the weight of this module.
+        activation_param: the negative slope of leaky_relu (None: 0.01), alpha of elu or beta of softplus
+            (None: 1), the initial slope of prelu (None: 0.25), or a tensor of prelu's slopes.
+        weight_init: a number, or a function of `torch.nn.init`. If it is not None, `reset_parameters` applies
+            it to the weight. `weight_init=0` starts a residual block as the identity (Goyal et al. 2017,
             https://arxiv.org/abs/1706.02677, section 5.1).
-        frozen: normalise with the running statistics and leave them alone, in `train()` too. May be changed
-            at any time.
+        bias_init: the same for the bias.
+        frozen: normalises with the running statistics, in `train()` too, and does not update them. May be
+            changed at any time.
 
     Raises:
-        ValueError: an activation, its number or an initialiser that does not fit; frozen without running
-            statistics.
-        TypeError: an initialiser that is neither a number nor a function; a momentum that is no number.
+        ValueError: an activation, its number or an initialiser does not fit; or frozen is set without
+            running statistics.
+        TypeError: an initialiser is neither a number nor a function; or momentum is not a number.
     """
 
     # Of modules that were pickled without them.
@@ -183,9 +187,9 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
         self.__dict__["activation_param"] = None if isinstance(param, Tensor) else param
 
     def reset_parameters(self) -> None:
-        """As `nn.BatchNorm*` does it, then `weight_init` and `bias_init`.
+        """Does what `nn.BatchNorm*` does, and then applies `weight_init` and `bias_init`.
 
-        prelu begins again with `activation_param`; slopes that came in a module or tensor stay.
+        The slopes of prelu are set to `activation_param`; slopes that were given as a module or tensor stay.
         """
         if "prelu_weight" in self._parameters and self.activation_param is not None:
             nn.init.constant_(self.prelu_weight, self.activation_param)
@@ -203,11 +207,11 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
                 nn.init.constant_(parameter, initialiser)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(batch_norm(input) + residual).
+        """Computes act(batch_norm(input) + residual).
 
         Args:
-            input: shape (N, C, *) as the class says.
-            residual: of the input's shape, dtype and device.
+            input: shape (N, C, *), with the number of dimensions that the class takes.
+            residual: a tensor of the input's shape, dtype and device, or None.
 
         Returns:
             A tensor of the input's shape, dtype and memory format.
@@ -315,22 +319,33 @@ class BatchNorm3d(_SizedBatchNorm, nn.BatchNorm3d):
 class SyncBatchNorm(_FusedBatchNorm):
     """`nn.SyncBatchNorm` over (N, C, *) input, on any device and backend of torch.distributed.
 
-    In training the statistics are those of the batches of all processes of the group, which may differ in
-    batch size and in spatial sizes, and may be empty. Forward makes one collective call, backward another;
-    nothing waits for the device. All processes hold the same statistics, bit for bit. In evaluation, with a
-    group of one process, and where torch.distributed is not initialised, this is plain batch norm.
+    In training the statistics are computed over the batches of all processes of the group. The batches may
+    differ in size and in spatial sizes, and may be empty. Forward makes one collective call, and backward
+    makes one; neither waits for the device. All processes get the same statistics, with the same bits. In
+    evaluation, in a group of one process, and where torch.distributed is not initialised, this is plain batch
+    norm.
 
-    The second derivative is not implemented and raises. `fused_bn.fuse` lets no outputs of synchronised norms
-    be computed again. Gradients of weight and bias are those of the own batch, which DistributedDataParallel
-    averages. It is no `nn.SyncBatchNorm`, which DistributedDataParallel refuses on the CPU; what
-    `convert_sync_batchnorm` makes of an `nn.BatchNorm2d` is still one.
+    The second derivative is not implemented and raises an error. `fused_bn.fuse` with recompute=True keeps
+    the outputs of this class. The gradients of weight and bias are those of the process's own batch, which
+    DistributedDataParallel averages. The class is not a subclass of `nn.SyncBatchNorm`, because
+    DistributedDataParallel refuses that on the CPU. `convert_sync_batchnorm` turns an `nn.BatchNorm2d` into
+    an instance of this class that is still an `nn.BatchNorm2d`.
 
-    Args, besides those of `nn.SyncBatchNorm`: those of `fused_bn.BatchNorm2d`, by keyword.
+    The arguments of `nn.SyncBatchNorm` keep their names, order and defaults. The arguments below are new, and
+    are given by keyword.
+
+    Args:
+        bias: as in `fused_bn.BatchNorm2d`.
+        activation: as in `fused_bn.BatchNorm2d`.
+        activation_param: as in `fused_bn.BatchNorm2d`.
+        weight_init: as in `fused_bn.BatchNorm2d`.
+        bias_init: as in `fused_bn.BatchNorm2d`.
+        frozen: as in `fused_bn.BatchNorm2d`.
 
     Raises:
-        RuntimeError: in forward or backward, where a process of the group fails or leaves, at the latest
-            after the group's timeout; the text names the layer if `convert_sync_batchnorm` made it. With
-            NCCL, whose calls return at once, its watchdog ends the process instead.
+        RuntimeError: in forward or backward, a process of the group fails or leaves. The error comes at the
+            latest after the group's timeout. It names the layer if `convert_sync_batchnorm` made it. With
+            NCCL, whose calls return before they are done, its watchdog ends the process instead.
     """
 
     synchronised = True

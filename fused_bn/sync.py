@@ -14,21 +14,21 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def convert_sync_batchnorm(model: Model, process_group: Any = None) -> Model:
-    """Lets all batch norms of a model take their statistics over the processes of a group.
+    """Makes all batch norms of a model compute their statistics over the processes of a group.
 
-    The model is changed in place: modules, parameters and buffers stay the same objects under the same names,
-    activations and all other options stay. Norms that are synchronised already keep their group. Before or
-    after `fuse`, and before the model is wrapped for parallel training.
+    The model is changed in place. Modules, parameters and buffers stay the same objects under the same names,
+    with their activations and all other options. Norms that are already synchronised keep their group. Call
+    it before or after `fuse`, but before the model is wrapped for parallel training.
 
     Args:
         model: any module.
-        process_group: of torch.distributed; the default group where None.
+        process_group: a group of torch.distributed; None is the default group.
 
     Returns:
         The model. `revert_sync_batchnorm` undoes it.
 
     Raises:
-        ValueError: a norm is lazy, or of a subclass of nn.BatchNorm* that is unknown; nothing is changed.
+        ValueError: a norm is lazy, or of an unknown subclass of nn.BatchNorm*; then nothing is changed.
     """
     named = {name: module for name, module in model.named_modules() if _is_norm(module)}
     for name, norm in named.items():
@@ -57,9 +57,9 @@ def convert_sync_batchnorm(model: Model, process_group: Any = None) -> Model:
 
 
 def revert_sync_batchnorm(model: Model) -> Model:
-    """Undoes `convert_sync_batchnorm`, in place: every norm takes the statistics of its own batch again.
+    """Undoes `convert_sync_batchnorm`, in place: every norm computes the statistics of its own batch again.
 
-    What was constructed as a `SyncBatchNorm`, or as PyTorch's, becomes that again.
+    A norm that was constructed as a `SyncBatchNorm`, of this package or of PyTorch, becomes that again.
     """
     fused = "fusion_report" in vars(model)
     for module in model.modules():

@@ -37,7 +37,7 @@ class Block(nn.Module):
 def patterns() -> list[tuple[str, str]]:
     """Each spelling of the table, with what it is fused with."""
     content = text(PAGE)
-    section = content[content.index("### Patterns") : content.index("### What is not joined")]
+    section = content[content.index("### Patterns") : content.index("### What is not fused")]
     rows = re.findall(r"^\| (`.*) \| (.*) \|$", section, re.MULTILINE)
     return [(code, label) for spellings, label in rows for code in re.findall(r"`([^`]*\(.*?)`", spellings)]
 

@@ -63,7 +63,7 @@ def seen(browser: str, site: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_the_nav_leads_to_every_page(seen: dict[str, dict[str, Any]]) -> None:
-    listed = re.findall(r"^  - (.*): (\w+)\.md$", text("mkdocs.yml"), re.MULTILINE)
+    listed = re.findall(r"^  - (.*): ([\w-]+)\.md$", text("mkdocs.yml"), re.MULTILINE)
     assert {page for _, page in listed} == {path.stem for path in (ROOT / "docs").glob("*.md")}
     for name in seen:
         shown = [(title, target) for title, target in seen[name]["nav"] if not target.startswith("#")]

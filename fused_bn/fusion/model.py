@@ -28,37 +28,41 @@ one_at_a_time = threading.RLock()
 
 
 def fuse(model: Model, example_inputs: object = None, *, recompute: bool = False) -> Model:
-    """Lets a model compute its batch norms, with the additions and activations behind them, in one pass each.
+    """Makes a model compute each batch norm, and the addition and activation after it, in one pass.
 
-    Every nn.BatchNorm1d, 2d and 3d becomes the module of the same name of this package. A norm whose result
-    goes to an activation, to an addition or to both, and nowhere else, is computed together with them,
-    whether these are modules, functions, methods or operators. What the model computes does not change: what
-    cannot be traced, may depend on more than the model and its arguments, or needs the result between a norm
-    and its activation, is left alone, and a pair whose tensors do not fit each other at run time (a residual
-    that is broadcast or of another dtype) is computed as it was written.
+    Every nn.BatchNorm1d, 2d and 3d becomes the module of the same name of this package. A norm is fused if
+    its result goes only to an activation, to an addition, or to an addition and then an activation. These may
+    be modules, functions, methods or operators. What the model computes does not change. A norm is not fused
+    if the code around it cannot be traced, may depend on more than the model and its arguments, or needs the
+    result between norm and activation. If the tensors do not fit at run time (a residual that is broadcast or
+    has another dtype), norm, addition and activation are computed as your code writes them.
 
     The model is changed in place. All modules stay the same objects under the same names, with their
-    parameters, buffers, hooks and modes, so `state_dict` and optimisers are not affected; classes keep their
-    names, and `isinstance` its answers (but of nn.SyncBatchNorm: see `fused_bn.SyncBatchNorm`). The model
-    can be copied, pickled, compiled and fused again. Hooks added to a norm or an activation later see what
-    they would have seen: their pair is then no longer computed in one pass. `torch.jit.script` needs the
-    model as `unfuse` returns it. Other threads may run other models meanwhile, a little slower: torch.fx
-    replaces `nn.Module.__call__` while it traces. They should draw no random numbers then, because each
-    trace sets the generators back.
+    parameters, buffers, hooks and modes, so `state_dict` and optimisers are not affected. Classes keep their
+    names, and `isinstance` gives the same answers, except for nn.SyncBatchNorm: see `fused_bn.SyncBatchNorm`.
+    The model can be copied, pickled, compiled and fused again. Hooks that are added later to a norm or an
+    activation see the same values as before, because that pair is then no longer computed in one pass.
+    `torch.jit.script` needs the model as `unfuse` returns it.
+
+    Other threads may run other models meanwhile, but a little slower, because torch.fx replaces
+    `nn.Module.__call__` while it traces. They should draw no random numbers then, because each trace resets
+    the generators.
 
     Args:
         model: any module, with parameters on any device.
-        example_inputs: a tensor, a sequence of positional or a mapping of keyword arguments. If given, the
-            model runs once, in evaluation and without gradients, and the report says which residuals did not
-            fit.
-        recompute: True saves memory for time. Convolutions, linear layers and pooling then keep no large
-            output of a norm for backward, where it can be computed again from the norm's input: the same
-            bits, for one more read and write of the tensor. They get a forward hook for that. Hooks on saved
-            tensors (`torch.utils.checkpoint`) take precedence. Nothing may write to such an output past
-            autograd (`.data`, NumPy) between the norm and its consumer.
+        example_inputs: a tensor, a sequence of positional arguments or a mapping of keyword arguments. If it
+            is given, the model runs once, in evaluation and without gradients, and the report says which
+            residuals did not fit.
+        recompute: True saves memory and costs time. Convolutions, linear layers and pooling then do not keep
+            large outputs of norms for backward; backward computes them again from the norm's input. The bits
+            are the same, and the tensor is read and written once more. `fuse` adds a forward hook to these
+            layers. Hooks on saved tensors (`torch.utils.checkpoint`) take precedence. Between the norm and
+            such a layer, no code may write to the output in a way that autograd does not see (`.data`,
+            NumPy).
 
     Returns:
-        The model, with a new attribute `fusion_report`, a `FusionReport`: what became of each norm, and why.
+        The model, with a new attribute `fusion_report`. This `FusionReport` says what was done with each
+        norm, and why.
 
     Raises:
         TypeError: the model is not an nn.Module.
@@ -96,10 +100,10 @@ def fuse(model: Model, example_inputs: object = None, *, recompute: bool = False
 
 
 def unfuse(model: Model) -> Model:
-    """Makes the norms of this package norms of PyTorch again, and gives every module its own forward back.
+    """Turns the norms of this package into norms of PyTorch, and restores the forward of every module.
 
-    The model computes the same; its `state_dict`, parameters and buffers stay what they are. Norms that were
-    constructed with an activation, or frozen, become subclasses of nn.BatchNorm* that apply it.
+    The model computes the same, and its `state_dict`, parameters and buffers do not change. Norms that were
+    constructed with an activation or as frozen become subclasses of nn.BatchNorm* that do the same.
 
     Args:
         model: any module, fused or not; it is changed in place.
@@ -108,8 +112,8 @@ def unfuse(model: Model) -> Model:
         The model, without `fusion_report`.
 
     Raises:
-        RuntimeError: a norm with an activation of its own (as timm's) is synchronised over processes, which
-            its own class cannot be: `revert_sync_batchnorm` first.
+        RuntimeError: a norm whose original class has an activation (as timm's) is synchronised over
+            processes. That class cannot be synchronised: call `revert_sync_batchnorm` first.
     """
     for name, module in model.named_modules():
         if isinstance(module, runtime.NormAct) and module.synchronised:

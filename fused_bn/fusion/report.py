@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NormReport:
-    """One norm.
+    """What `fuse` did with one norm.
 
-    name: of the module in the model.
-    kind: its class before it was replaced.
-    fused: what follows it in the same pass, one entry a call of the norm: "relu", "add", "add, silu", ...
-    replaced: whether a module of this package computes it.
-    reason: why it is not fused, or not always; empty otherwise.
+    Attributes:
+        name: the name of the module in the model.
+        kind: the name of its class before it was replaced.
+        fused: what is computed in its pass, one entry per call of the norm: "relu", "add", "add, silu", ...
+        replaced: whether a module of this package computes the norm.
+        reason: why the norm is not fused, or not always; empty otherwise.
     """
 
     name: str
@@ -29,9 +30,11 @@ class NormReport:
 
 @dataclass(frozen=True)
 class FusionReport:
-    """Every norm of a model, in the order of `named_modules`; `str` gives a table.
+    """What `fuse` did with a model; `str` gives a table, and `report[name]` the entry of one norm.
 
-    note: why there is no norm, where there is none.
+    Attributes:
+        norms: one `NormReport` for every norm, in the order of `named_modules`.
+        note: why there is no norm, if there is none.
     """
 
     norms: tuple[NormReport, ...]
@@ -39,11 +42,12 @@ class FusionReport:
 
     @property
     def fused(self) -> tuple[NormReport, ...]:
+        """The entries of norms that are fused with what follows them."""
         return tuple(norm for norm in self.norms if norm.fused)
 
     @property
     def share(self) -> float:
-        """Of the norms, how many are fused with what follows them; 1 where there is none."""
+        """The share of norms that are fused with what follows them; 1 if there is no norm."""
         return len(self.fused) / len(self.norms) if self.norms else 1.0
 
     def __getitem__(self, name: str) -> NormReport:
