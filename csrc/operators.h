@@ -28,7 +28,7 @@ struct Operators {
     const Guard guard(a.input.device());
     const Tensor statistics = empty_statistics(a.input);
     const bool copies = copies_bias(a.residual, a.bias, a.activation, a.save_for_backward);
-    const Tensor bias_copy = copies ? at::empty({a.input.size(1)}, a.bias->options()) : Tensor();
+    const Tensor bias_copy = copies ? empty_tensor({a.input.size(1)}, a.bias->options()) : Tensor();
     const auto [output, mask] = Device::forward(a, statistics, bias_copy);
     return {output, statistics, mask, bias_copy};
   }

@@ -1,6 +1,7 @@
 #include "tensors.h"
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
 
 namespace fused_bn {
 namespace {
@@ -68,15 +69,21 @@ const void* data_or_null(const Tensor& tensor) {
   return tensor.defined() ? tensor.const_data_ptr() : nullptr;
 }
 
+Tensor empty_tensor(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (!options.device().is_cpu()) return at::empty(sizes, options);
+  return at::detail::empty_cpu(sizes, c10::typeMetaToScalarType(options.dtype()));
+}
+
 Tensor empty_statistics(const Tensor& input) {
   const auto options = input.options().dtype(statistics_type(input));
-  return input.numel() == 0 ? at::zeros({3, input.size(1)}, options) : at::empty({3, input.size(1)}, options);
+  if (input.numel() == 0) return at::zeros({3, input.size(1)}, options);
+  return empty_tensor({3, input.size(1)}, options);
 }
 
 Tensor empty_mask(const ForwardArguments& a) {
   const bool wanted = writes_mask(a.residual, a.activation, a.save_for_backward);
   const int64_t size = wanted ? mask_size(a.input).expect_int() : 0;
-  return at::empty({size}, a.input.options().dtype(at::kByte));
+  return empty_tensor({size}, a.input.options().dtype(at::kByte));
 }
 
 DenseBackward::DenseBackward(const BackwardArguments& a, at::MemoryFormat format)

@@ -24,6 +24,10 @@ ChannelVector channel_vector(const OptionalTensor& tensor);
 // Null where the tensor is undefined.
 const void* data_or_null(const Tensor& tensor);
 
+// Not filled. Past the dispatcher on the CPU, where a call of at::empty takes as many instructions as the
+// allocation.
+Tensor empty_tensor(at::IntArrayRef sizes, const at::TensorOptions& options);
+
 // What forward writes the statistics to, [3, C]; zero where there is no input.
 Tensor empty_statistics(const Tensor& input);
 

@@ -13,7 +13,7 @@ from torch.fx.proxy import TraceError
 from torch.types import Device
 
 from fused_bn import _converters, _fallback, _recompute, _sync, _tracing
-from fused_bn._activations import ACTIVATIONS, DEFAULT_PARAMS, ActivationLike, Param, param_of, spelled
+from fused_bn._activations import ACTIVATIONS, DEFAULT_PARAMS, ActivationLike, Param, spelled
 from fused_bn.functional import batch_norm
 
 Initialiser = float | Callable[[Tensor], Any]
@@ -218,7 +218,9 @@ class _FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNo
         """
         if isinstance(input, Proxy):
             return self._record(input, residual)
-        return apply(self, input, residual, self.activation, param_of(self))
+        activation = self.activation
+        param = self.activation_param if activation != "prelu" else self.prelu_weight
+        return apply(self, input, residual, activation, param)
 
     def extra_repr(self) -> str:
         text = super().extra_repr()
