@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/activation.h"
-#include "common/dtype.h"
+#include "common/params.h"
 #include "cuda/tiling.h"
 
 namespace fused_bn::cuda {
@@ -122,69 +122,27 @@ struct Launch {
   int64_t grid() const { return int64_t{tiling.groups} * tiling.group; }
 };
 
-struct ForwardParams : Launch {
-  const void* input;
-  const void* residual;  // null where there is none
-  void* output;
-  uint8_t* mask;  // a bit an element, in the order of memory; null where none is wanted
-  ChannelVector weight;
-  ChannelVector bias;
+struct DirectionParams : Launch {
+  double inverse_count;  // 1 / (N * S)
+  void* partials;        // reduce pass: [C, group] Partial of the compute type
+  Scratch scratch;
+};
+
+struct ForwardParams : CommonForwardParams<DirectionParams> {
   ChannelVector bias_copy;       // what the bias is copied to; null where that is not wanted
-  ChannelVector negative_slope;  // prelu's; null for the others
-  ChannelVector running_mean;
-  ChannelVector running_var;
   int64_t* num_batches_tracked;  // counted in training where not null
-  void* statistics;              // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float
-  double* moments;  // reduce pass: [2, C], mean and sum of squared deviations; null for statistics instead
   Source source;
   Flag cumulative;  // momentum is 1 / (num_batches_tracked + 1), which is counted behind the launch
-  double momentum;
-  double eps;
-  double inverse_count;  // 1 / (N * S)
-  double unbiased;       // what the variance is multiplied by in running_var: N * S / (N * S - 1)
-  Activation activation;
-  double activation_param;
-  void* partials;  // reduce pass: [C, group] Partial of the compute type
-  Scratch scratch;
+  double unbiased;  // what the variance is multiplied by in running_var: N * S / (N * S - 1)
 };
 
-struct BackwardParams : Launch {
-  const void* grad_output;
-  const void* input;
-  const void* residual;  // null where there was none, or where the mask tells all that it would
-  const uint8_t* mask;   // null where the input and the residual tell
-  ChannelVector weight;
-  ChannelVector bias;
-  ChannelVector negative_slope;
-  const void* statistics;
-  void* grad_input;     // null where it is not wanted
-  void* grad_residual;  // null where it is not wanted
-  ChannelVector grad_weight;
-  ChannelVector grad_bias;
+struct BackwardParams : CommonBackwardParams<DirectionParams> {
   double* sums;  // [2, C]: of g and of g * xhat; the reduce pass writes them, the apply pass reads them
-  const double* total_count;  // apply pass: values of a channel in all processes; null where its own
-  Flag training;              // the resident kernel knows no other
-  double inverse_count;       // 1 / (N * S)
-  Activation activation;
-  double activation_param;
-  void* partials;
-  Scratch scratch;
 };
 
-// From the moments of several processes to the statistics of them all.
-struct MergeParams {
-  int64_t C;
-  int64_t processes;
-  const double* moments;  // [processes, 2 * C + 1]
-  ChannelVector running_mean;
-  ChannelVector running_var;
+struct MergeParams : CommonMergeParams {
   int64_t* num_batches_tracked;  // counted where not null
-  DType dtype;                   // of the input
-  void* statistics;
-  double* count;  // of values of a channel in all of them
   Flag cumulative;
-  double momentum;
-  double eps;
 };
 
 }  // namespace fused_bn::cuda
