@@ -17,8 +17,7 @@ void check_launch(cudaError_t error, const std::string& how);
 // FUSED_BN_CUDA_PLAN does so from the start. Throws as parse_forced() does.
 void force_plan(const std::string& text);
 
-// The text of the plan that was launched last in this process; empty before the first.
+// The text of the plan that was made or found last in this process; empty before the first.
 std::string last_plan();
-void launched(std::shared_ptr<const PreparedPlan> plan);
 
 }  // namespace fused_bn::cuda

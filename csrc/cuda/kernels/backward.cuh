@@ -18,6 +18,7 @@ class Backward {
   static constexpr int vector = vector_;
   static constexpr bool mixed = mixed_;
   static constexpr Curve own_curve = curve;
+  static constexpr bool backward = true;
   using Vector = Raw<T, vector>;
   using Sums = ThreadSums<A, vector, mixed>;
 

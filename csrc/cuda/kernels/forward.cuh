@@ -16,6 +16,7 @@ class Forward {
   static constexpr int vector = vector_;
   static constexpr bool mixed = mixed_;
   static constexpr Curve own_curve = curve;
+  static constexpr bool backward = false;
   using Vector = Raw<T, vector>;
   using Sums = ThreadSums<A, vector, mixed>;
 
