@@ -109,9 +109,6 @@ enum class Source : int32_t {
   given,    // read
 };
 
-// A constant of 32 bits is an operand of an instruction, and a narrower one takes a register.
-using Flag = int32_t;
-
 // What a plan decides of the launch of one kernel.
 struct Launch {
   Tiling tiling;
@@ -132,8 +129,8 @@ struct ForwardParams : CommonForwardParams<DirectionParams> {
   ChannelVector bias_copy;       // what the bias is copied to; null where that is not wanted
   int64_t* num_batches_tracked;  // counted in training where not null
   Source source;
-  Flag cumulative;  // momentum is 1 / (num_batches_tracked + 1), which is counted behind the launch
-  double unbiased;  // what the variance is multiplied by in running_var: N * S / (N * S - 1)
+  int32_t cumulative;  // momentum is 1 / (num_batches_tracked + 1), which is counted behind the launch
+  double unbiased;     // what the variance is multiplied by in running_var: N * S / (N * S - 1)
 };
 
 struct BackwardParams : CommonBackwardParams<DirectionParams> {
@@ -142,7 +139,7 @@ struct BackwardParams : CommonBackwardParams<DirectionParams> {
 
 struct MergeParams : CommonMergeParams {
   int64_t* num_batches_tracked;  // counted where not null
-  Flag cumulative;
+  int32_t cumulative;
 };
 
 }  // namespace fused_bn::cuda

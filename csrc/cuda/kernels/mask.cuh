@@ -9,7 +9,6 @@ namespace fused_bn::cuda {
 // The bits of the vector at an index.
 template <int vector>
 FUSED_BN_DEVICE uint32_t load_bits(const uint8_t* mask, int64_t index) {
-  if constexpr (vector == 8) return mask[index];
   constexpr int kPerByte = 8 / vector;
   const int place = static_cast<int>(index % kPerByte);
   return static_cast<uint32_t>(mask[index / kPerByte]) >> (place * vector);

@@ -30,20 +30,23 @@ struct Problem {
   int64_t alignment = 16;  // bytes: the largest power of two up to 16 that divides every tensor's address
 };
 
-// What a plan depends on; devices.cpp gives the sources. Bandwidths in GB/s.
-struct Device {
-  std::string name;
-  int architecture;  // 90 is sm_90
-  int multiprocessors;
+struct Architecture {
+  int architecture;                   // 90 is sm_90
   int64_t shared_per_block;           // bytes, the limit that a kernel can opt in to
   int64_t shared_per_multiprocessor;  // bytes, of which each block takes 1 KB more than it asks for
   int threads_per_multiprocessor;
+  int max_cluster;  // blocks; 1 where there are no clusters
+};
+
+// What a plan depends on; devices.cpp gives the sources. Bandwidths in GB/s.
+struct Device : Architecture {
+  std::string name;
+  int multiprocessors;
   int64_t l2_bytes;
-  int max_cluster;                     // blocks; 1 where there are no clusters
-  std::array<int, 5> active_clusters;  // of 1, 2, 4, 8, 16 blocks, one a multiprocessor, that run at once
-  bool cooperative;
   double memory_bandwidth;  // specified
   double l2_bandwidth;
+  std::array<int, 5> active_clusters;  // of 1, 2, 4, 8, 16 blocks, one a multiprocessor, that run at once
+  bool cooperative;
 };
 
 // Parts of a plan that are asked for; absent ones are the planner's choice.
