@@ -18,6 +18,7 @@ const void* kernel_of(Kernel kernel, const Problem& problem, const Tiling& tilin
 struct Prepared {
   const void* kernel = nullptr;
   cudaLaunchAttribute attribute{};
+  int compiled_for = 0;  // 90 is sm_90; a newer device may run it, without its own instructions
 };
 
 // A plan whose kernels are prepared; null kernels where it has none.
