@@ -29,14 +29,13 @@ struct Scratch {
 constexpr int kMostWords = 1 << 17;  // 2 MB: 792 blocks, the most that an H200 holds, with 64 channels each
 constexpr int kMostGroups = 4096;
 
-// The words of an exchange in `groups` groups: for each channel one of each block, and one of the result. Two
-// sets of them take turns, so that a block that is ahead overwrites nothing that another one still reads.
+// Of an exchange: for each channel one word a block and one of the result. Two sets of them take turns.
 constexpr int64_t words_of(int64_t groups, int64_t group, int64_t tile_channels) {
   return 2 * groups * (group + 1) * tile_channels;
 }
 
-// Whether each channel has an owner, which alone reads the words of all blocks: a second hop, which pays
-// where there are more words than a block's threads load at once or twice.
+// Whether each channel has an owner, which alone reads the words of all blocks. The second hop pays where a
+// block's threads would load many words each.
 FUSED_BN_HOST_DEVICE constexpr bool words_have_owners(int64_t group, int64_t tile_channels) {
   return tile_channels > 1 && group * tile_channels > 2048;
 }
@@ -55,9 +54,8 @@ constexpr int kThreads = 256;
 constexpr int kMergeThreads = 512;
 enum class Kernel : int32_t { resident, reduce, apply };
 
-// Blocks that a multiprocessor's 64 K registers hold: the launch bounds demand them, and the planner counts
-// on them. The streamed kernels have their vectors in flight in registers. For newer architectures than sm_90
-// (90) the compiler needs more of them; sm_120 has shared memory for few blocks anyway.
+// Blocks that the launch bounds demand and the planner counts on. For architectures newer than sm_90 (90) the
+// compiler needs more registers.
 constexpr int blocks_by_registers(int architecture, Kernel kernel, bool backward, bool mixed, Curve curve) {
   if (kernel != Kernel::resident) return curve == Curve::other ? 1 : mixed ? 2 : 3;
   const int blocks = (backward && (mixed || architecture >= 100)) || architecture >= 120 ? 3 : 4;

@@ -1,5 +1,4 @@
-// Everything that only a GPU can do: indices, shuffles, barriers, clusters, asynchronous copies, PTX. The
-// kernels are written against this file alone, and tests/simt has its twin for the host, under the same path.
+// Everything that only a GPU can do. tests/simt has its twin for the host, under the same path.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -67,8 +66,7 @@ FUSED_BN_DEVICE A shuffle_from(A value, int lane) {
 }
 FUSED_BN_DEVICE uint32_t ballot(bool condition) { return __ballot_sync(0xffffffffu, condition); }
 
-// Hides from the compiler where a pointer comes from: else it adds up all parts of an address in 64 bits at
-// each access, in four instructions instead of one.
+// Hides where a pointer comes from: else all parts of an address are added up in 64 bits at each access.
 template <class P>
 FUSED_BN_DEVICE P* hidden(P* pointer) {
   asm volatile("" : "+l"(pointer));

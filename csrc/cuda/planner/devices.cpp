@@ -1,4 +1,3 @@
-// Device models.
 #include <cstdlib>
 
 #include "cuda/planner/plan.h"

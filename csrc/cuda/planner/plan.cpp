@@ -1,4 +1,3 @@
-// Plans are enumerated, priced and compared.
 #include "cuda/planner/plan.h"
 
 #include <algorithm>
@@ -16,9 +15,9 @@ constexpr int64_t kMostChannels = int64_t{1} << 29;
 constexpr int64_t kMostBlocks = int64_t{1} << 30;   // of a grid
 constexpr int64_t kMostStretch = int64_t{1} << 31;  // vectors of a block, which the resident kernel counts
 
-// The reduce pass has so many blocks a multiprocessor, or as many as leave each thread the vectors that it
-// has in flight. The apply pass has as many vectors a thread, where two blocks a multiprocessor are left, and
-// up to 16 backward, where more is done before the first: of 411 MB both passes took 575 us with 4, 516 so.
+// The reduce pass has so many blocks a multiprocessor, if each thread has kInFlight vectors. The apply pass
+// has as many vectors a thread, where two blocks a multiprocessor are left. Backward, where more is done
+// before the first, it has up to 16: of 411 MB both passes took 575 us with 4, 516 so.
 constexpr int kReduceBlocks[] = {1, 2, 4};
 constexpr int64_t kInFlight = 4, kApplyBlocks = 2, kMostBackward = 16;
 

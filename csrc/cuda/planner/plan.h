@@ -16,8 +16,7 @@ constexpr const char* kExchanges[] = {"none", "cluster", "words"};  // names, in
 
 enum class Direction : int8_t { forward, backward };
 
-// What is asked for: in training statistics and results; or one half of it, the sums or the results alone.
-// Evaluation is apply, and so is backward that is given the sums.
+// Sums and results, or one of them. Evaluation is apply, and so is backward that is given the sums.
 enum class Part : int8_t { both, reduce, apply };
 
 struct Problem {
@@ -81,8 +80,8 @@ struct Plan {
 // most a tenth more. Throws std::invalid_argument where there is none, and says why in one sentence.
 Plan make_plan(const Problem& problem, const Device& device, const Forced& forced = {});
 
-// "resident exchange=words group=132 groups=4 tile=64 slots=12" or "streamed group=264 tile=64"; any part may
-// be left out. Throws std::invalid_argument where the text is no such thing.
+// "resident exchange=words group=132 groups=4 tile=64 slots=12" or a part; std::invalid_argument for other
+// texts.
 Forced parse_forced(const std::string& text);
 
 // Their names are lower case: "h200".

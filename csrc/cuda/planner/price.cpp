@@ -1,5 +1,4 @@
-// A model of few numbers: what was measured on an H200, and what the readings of prototypes there bear out
-// (tests/test_plan_prices.py). Other devices are taken to be like it, in proportion to their bandwidths.
+// Measured on an H200 (tests/test_plan_prices.py). Other devices are taken to be like it by their bandwidths.
 #include <algorithm>
 #include <cmath>
 
@@ -35,8 +34,8 @@ constexpr double kNarrow = 10, kIssued = 4 * 32 * 1.98e3, kEnoughThreads = 512;
 // Vectors of a thread that are under way at once, of each tensor: as the kernels have them.
 constexpr double kInFlight = 4, kInForwardReduce = 8;
 
-// The share of the time in which one of the customers is served, who think between two services: a closed
-// queue with exponential times. Here blocks of a multiprocessor, or groups, transfer, and compute or wait.
+// The share of the time in which one of the customers is served: a closed queue with exponential times. Here
+// blocks of a multiprocessor, or groups, transfer (are served), and compute or wait (think).
 double utilisation(double customers, double service, double thinking) {
   double sum = 1, term = 1;
   for (double left = customers; left > 0; --left) {

@@ -1,4 +1,3 @@
-// The ways to cut a tensor into tiles.
 #include <algorithm>
 #include <limits>
 #include <numeric>
