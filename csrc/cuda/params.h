@@ -34,8 +34,8 @@ constexpr int64_t words_of(int64_t groups, int64_t group, int64_t tile_channels)
   return 2 * groups * (group + 1) * tile_channels;
 }
 
-// Whether each channel has an owner, which alone reads the words of all blocks. The second hop pays where a
-// block's threads would load many words each.
+// Whether an owner reads all words of a channel: the second hop pays where threads would load many words
+// each.
 FUSED_BN_HOST_DEVICE constexpr bool words_have_owners(int64_t group, int64_t tile_channels) {
   return tile_channels > 1 && group * tile_channels > 2048;
 }
@@ -49,13 +49,11 @@ struct alignas(16) Partial {
   A unused;
 };
 
-// Threads of a block; fewer registers than a thread can have let several blocks share a multiprocessor.
-constexpr int kThreads = 256;
+constexpr int kThreads = 256;  // of a block
 constexpr int kMergeThreads = 512;
 enum class Kernel : int32_t { resident, reduce, apply };
 
-// Blocks that the launch bounds demand and the planner counts on. For architectures newer than sm_90 (90) the
-// compiler needs more registers.
+// Blocks that the launch bounds demand and the planner counts on. Newer architectures take more registers.
 constexpr int blocks_by_registers(int architecture, Kernel kernel, bool backward, bool mixed, Curve curve) {
   if (kernel != Kernel::resident) return curve == Curve::other ? 1 : mixed ? 2 : 3;
   const int blocks = (backward && (mixed || architecture >= 100)) || architecture >= 120 ? 3 : 4;
@@ -72,7 +70,6 @@ struct SharedLayout {
   int barrier;     // cluster: 8 bytes; words: the epoch
   int bytes;
 };
-// prelu's slope is the sixth.
 constexpr int numbers_of(Activation activation) { return activation == Activation::prelu ? 6 : 5; }
 constexpr int kParameters = 5;
 

@@ -9,8 +9,8 @@
 
 namespace fused_bn::cuda {
 
-// A kernel's function; null for what no plan asks for. Element types have a .cu file each, to compile side by
-// side.
+// A kernel's function; null for what no plan asks for. Each element type has a .cu file: they compile at
+// once.
 template <class T>
 const void* kernel_of(Kernel kernel, const Problem& problem, const Tiling& tiling);
 
@@ -34,8 +34,7 @@ cudaError_t prepare(const Problem& problem, const Device& device, PreparedPlan& 
 cudaError_t launch(const PreparedPlan& plan, Launch& params, bool results_wanted, cudaStream_t stream);
 cudaError_t launch(const MergeParams& params, cudaStream_t stream);
 
-// Kernels launched since the process began.
-int64_t launches();
+int64_t launches();  // since the process began
 
 // Whether all blocks of the plan's first kernel run at once, as a cooperative launch needs them.
 bool runs_at_once(const PreparedPlan& plan, const Device& device);

@@ -43,9 +43,9 @@ void* allocate() {
   return memory;
 }
 
-Scratch scratch_in(void* given) {
-  auto* const memory = static_cast<Memory*>(given);
-  return {memory->epoch, memory->arrivals, memory->words};
+Scratch scratch_in(void* memory) {
+  auto& all = *static_cast<Memory*>(memory);
+  return {all.epoch, all.arrivals, all.words};
 }
 
 // Called by CUDA when a graph and all that was made of it are gone and no replay runs; may not call CUDA.
@@ -58,13 +58,6 @@ void give_back(void* user_data) {
   pool.sets.erase(found);
 }
 
-void keep_with(cudaGraph_t graph, const Key& key) {
-  cudaUserObject_t object = nullptr;
-  C10_CUDA_CHECK(cudaUserObjectCreate(&object, new Key(key), give_back, /*initialRefcount=*/1,
-                                      cudaUserObjectNoDestructorSync));
-  C10_CUDA_CHECK(cudaGraphRetainUserObject(graph, object, /*count=*/1, cudaGraphUserObjectMove));
-}
-
 // The graph is null outside of a capture.
 void* set_of(const Key& key, cudaGraph_t graph) {
   const auto device = std::get<c10::DeviceIndex>(key);
@@ -75,17 +68,16 @@ void* set_of(const Key& key, cudaGraph_t graph) {
     if (const auto node = pool.spare.extract(device)) memory = node.mapped();
   }
   if (memory == nullptr) memory = allocate();
-  if (graph != nullptr) keep_with(graph, key);
+  if (graph != nullptr) {
+    cudaUserObject_t object = nullptr;
+    C10_CUDA_CHECK(cudaUserObjectCreate(&object, new Key(key), give_back, /*initialRefcount=*/1,
+                                        cudaUserObjectNoDestructorSync));
+    C10_CUDA_CHECK(cudaGraphRetainUserObject(graph, object, /*count=*/1, cudaGraphUserObjectMove));
+  }
   const std::lock_guard lock(pool.mutex);
   const auto [at, is_new] = pool.sets.emplace(key, memory);
   if (!is_new) pool.spare.emplace(device, memory);  // another thread was faster
   return at->second;
-}
-
-// A stream that is not torch's may end at any time, and its address come back: what it left behind could
-// belong to nobody. c10 numbers such streams by their addresses.
-bool is_foreign(c10::cuda::CUDAStream stream) {
-  return stream.stream() != nullptr && stream.id() == reinterpret_cast<int64_t>(stream.stream());
 }
 
 cudaGraph_t graph_of_capture(cudaStream_t stream, unsigned long long& id) {
@@ -105,7 +97,11 @@ cudaError_t with_scratch(c10::cuda::CUDAStream stream,
                          c10::function_ref<cudaError_t(const Scratch&)> launch) {
   unsigned long long capture = 0;
   const cudaGraph_t graph = graph_of_capture(stream, capture);
-  if (graph == nullptr && is_foreign(stream)) {
+  // A stream that is not torch's may end at any time, and its address come back: what it left behind could
+  // belong to nobody. c10 numbers such streams by their addresses.
+  const bool foreign =
+      stream.stream() != nullptr && stream.id() == reinterpret_cast<int64_t>(stream.stream());
+  if (graph == nullptr && foreign) {
     const c10::DataPtr memory = c10::cuda::CUDACachingAllocator::get()->allocate(sizeof(Memory));
     C10_CUDA_CHECK(cudaMemsetAsync(memory.get(), 0, sizeof(Memory), stream));
     return launch(scratch_in(memory.get()));

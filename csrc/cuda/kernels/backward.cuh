@@ -1,5 +1,4 @@
-// The backward direction: what both kernels compute of a channel, a vector and a block in it. g is the
-// gradient with respect to what forward gave to the activation.
+// Backward, of a channel, a vector and a block. g is the gradient of what forward gave to the activation.
 #pragma once
 
 #include "cuda/kernels/activate.cuh"

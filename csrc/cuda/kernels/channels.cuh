@@ -1,5 +1,4 @@
-// What a channel's elements are computed with. Both directions share it, so that their masks agree bit for
-// bit.
+// What elements are computed with. Both directions share it, so that their masks agree bit for bit.
 #pragma once
 
 #include "cuda/kernels/elements.cuh"
@@ -106,8 +105,7 @@ FUSED_BN_DEVICE void for_own_channels(const Tiling& t, int column, Body body) {
   }
 }
 
-// body(k, slope) for each element of a vector. Slopes that are kept would take registers from other
-// activations.
+// body(k, slope) for each element of a vector. Slopes in registers would slow down all other activations.
 template <int vector, bool mixed, class A, class Body>
 FUSED_BN_DEVICE void with_negative_slopes(const Tiling& t, const Numbers<A>& numbers, int column, Body body) {
   A slope[kOwn<vector, mixed>];

@@ -1,5 +1,4 @@
-// What the blocks of a group tell each other: docs/cuda.md, "Three kernels". Channel c's owner is block c %
-// group.
+// What the blocks of a group tell each other: docs/cuda.md, "Three kernels". Block c % group owns channel c.
 #pragma once
 
 #include "cuda/kernels/finish.cuh"

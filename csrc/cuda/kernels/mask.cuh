@@ -5,7 +5,6 @@
 
 namespace fused_bn::cuda {
 
-// The bits of the vector at an index.
 template <int vector>
 FUSED_BN_DEVICE uint32_t load_bits(const uint8_t* mask, int64_t index) {
   constexpr int kPerByte = 8 / vector;

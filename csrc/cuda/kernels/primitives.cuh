@@ -39,7 +39,6 @@ FUSED_BN_DEVICE int thread_index_anew() {
 FUSED_BN_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 FUSED_BN_DEVICE int grid_blocks() { return static_cast<int>(gridDim.x); }
 
-// The block's dynamic shared memory.
 FUSED_BN_DEVICE char* shared_memory() {
   extern __shared__ __align__(16) char memory[];
   return memory;
@@ -299,8 +298,7 @@ FUSED_BN_DEVICE float relu(float a) {
 }
 FUSED_BN_DEVICE double relu(double a) { return a <= 0 ? 0.0 : a; }
 
-// What activations need, for common/activation.h. Within 2 units in the last place, normal_cdf 5: CUDA C++
-// Programming Guide, "Mathematical functions".
+// Within 2 units in the last place, normal_cdf 5: CUDA C++ Programming Guide, "Mathematical functions".
 template <class T>
 struct Math {
   using A = T;

@@ -1,5 +1,4 @@
-// A channel's two sums: forward of deviations from a pivot and of their squares, backward of g and of
-// g * (x - mean). The order of the additions depends on the tiling alone.
+// A channel's two sums. The order of the additions depends on the tiling alone.
 #pragma once
 
 #include <type_traits>

@@ -7,8 +7,7 @@ namespace {
 
 constexpr int64_t kKB = 1024, kMB = 1024 * 1024;
 
-// What an architecture gives: CUDA programming guide, "Compute capabilities". Clusters: 8 blocks everywhere,
-// and 16 by opting in on sm_90 and sm_100.
+// CUDA programming guide, "Compute capabilities". A kernel opts in to clusters of 16 blocks.
 constexpr Architecture kArchitectures[] = {
     {75, 64 * kKB, 64 * kKB, 1024, 1},    {80, 163 * kKB, 164 * kKB, 2048, 1},
     {86, 99 * kKB, 100 * kKB, 1536, 1},   {89, 99 * kKB, 100 * kKB, 1536, 1},
@@ -16,8 +15,7 @@ constexpr Architecture kArchitectures[] = {
     {120, 99 * kKB, 100 * kKB, 1536, 8},
 };
 
-// Multiprocessors, L2 and bandwidths: NVIDIA's data sheets and architecture white papers; where another
-// source or none is known, it stands below.
+// Multiprocessors, L2 and bandwidths: NVIDIA's data sheets and white papers, or the source that stands below.
 Device model(const char* name, int architecture, int multiprocessors, int64_t l2_bytes,
              double memory_bandwidth, double l2_bandwidth) {
   const Architecture* a = kArchitectures;

@@ -76,12 +76,11 @@ struct Plan {
   double predicted_time;
 };
 
-// The plan with the least predicted time, of those that have what is forced; a resident one where it takes at
-// most a tenth more. Throws std::invalid_argument where there is none, and says why in one sentence.
+// The plan with what is forced and the least predicted time; a resident one where it takes at most a tenth
+// more. std::invalid_argument where there is none.
 Plan make_plan(const Problem& problem, const Device& device, const Forced& forced = {});
 
-// "resident exchange=words group=132 groups=4 tile=64 slots=12" or a part; std::invalid_argument for other
-// texts.
+// Of "resident exchange=words group=132 groups=4 tile=64 slots=12" or a part; else std::invalid_argument.
 Forced parse_forced(const std::string& text);
 
 // Their names are lower case: "h200".

@@ -7,9 +7,8 @@
 namespace fused_bn::cuda {
 namespace {
 
-// Shares of the specified bandwidth of device memory, 4.8 TB/s: of a copy by the driver; of reading; of
-// writing beside as many reads, so that a copy by kernels comes to 4.0. And what is left of these in runs of
-// 32, 64, 128 and 256 bytes.
+// Shares of the specified bandwidth of device memory, 4.8 TB/s: a copy by the driver; reading; writing beside
+// as many reads, where both come to 4.0. And what is left of these in runs of 32, 64, 128 and 256 bytes.
 constexpr double kCopy = 4.2 / 4.8, kRead = 4.45 / 4.8, kWrite = 3.63 / 4.8;
 constexpr double kReadRuns[] = {0.73, 0.84, 0.99, 1.0}, kWriteRuns[] = {0.40, 0.67, 0.84, 0.97};
 constexpr double kL2Kept = 0.5;  // of L2: what a second read, backwards, still finds
@@ -92,7 +91,6 @@ class Price {
  private:
   double on(double blocks) const { return std::min(blocks, static_cast<double>(d_.multiprocessors)); }
 
-  // Of transfers by so many blocks at once.
   double moving(const Traffic& b, const Tiling& t, double blocks) const {
     const int64_t run = run_bytes(t, p_.dtype);
     const double memory = (b.read - b.l2_hits) / (kRead * d_.memory_bandwidth * left_of(kReadRuns, run)) +
