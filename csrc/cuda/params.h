@@ -97,9 +97,8 @@ inline SharedLayout shared_layout(const Tiling& t, Kernel kernel, int slots, int
   return at;
 }
 
-// Where the statistics come from.
 enum class Source : int32_t {
-  batch,    // computed and written, running statistics are updated
+  batch,    // statistics are computed and written, running ones updated
   running,  // made of the running statistics, and written
   given,    // read
 };

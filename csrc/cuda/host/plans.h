@@ -13,7 +13,7 @@ std::shared_ptr<const PreparedPlan> plan_for(const Problem& problem, bool stream
 // Raises where the driver refuses a launch; `how` is added to the reason.
 void check_launch(cudaError_t error, const std::string& how);
 
-// Of every plan from now on, as parse_forced() takes it. FUSED_BN_CUDA_PLAN does so from the start.
+// What the text says holds for every plan from now on. FUSED_BN_CUDA_PLAN gives it from the start.
 void force_plan(const std::string& text);
 
 // The text of the plan that was made or found last in this process; empty before the first.

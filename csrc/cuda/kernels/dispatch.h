@@ -18,7 +18,7 @@ struct KernelType {
   using Pass = Pass_;
 };
 
-// body(KernelType) for these types; no call for single elements of the resident kernel, which has none.
+// body(KernelType) for these types. The resident kernel has none for single elements: then no call.
 template <bool forward, class T, int vector, bool mixed, Curve curve, class Body>
 auto with_types(Kernel kernel, Body body) {
   using Any =

@@ -21,7 +21,7 @@ FUSED_BN_DEVICE void for_partials(const Tiling& t, const Team& team, Fetch fetch
   }
 }
 
-// By a team: Chan, Golub, LeVeque 1979, about the first block's mean.
+// Merged by a team: Chan, Golub, LeVeque 1979, about the first block's mean.
 struct MergedMoments {
   double mean, variance;
 

@@ -108,7 +108,7 @@ struct Team {
   }
 };
 
-// Over a block, in each lane of a team.
+// A channel's sums over a block. Each lane of its team has them.
 struct BlockSums {
   double first = 0, second = 0;
   bool scaled = false;  // of values that are kSmaller times as large

@@ -29,8 +29,7 @@ Device model(const char* name, int architecture, int multiprocessors, int64_t l2
   return {*a, name, multiprocessors, l2_bytes, memory_bandwidth, l2_bandwidth, active, /*cooperative=*/true};
 }
 
-// Bytes a clock and multiprocessor from L2, at the specified boost clock, for want of a measurement: an
-// A100's white paper gives 47, an H200 has shown 31.
+// Bytes a clock and multiprocessor from L2, a guess: an A100's white paper gives 47, an H200 has shown 31.
 constexpr double kL2 = 16;
 // Measured on an H200, and its L2 is what the driver says.
 constexpr double kL2Measured = 8200;

@@ -80,7 +80,7 @@ struct Plan {
 // more. std::invalid_argument where there is none.
 Plan make_plan(const Problem& problem, const Device& device, const Forced& forced = {});
 
-// Of "resident exchange=words group=132 groups=4 tile=64 slots=12" or a part; else std::invalid_argument.
+// Reads "resident exchange=words group=132 groups=4 tile=64 slots=12" or a part; std::invalid_argument else.
 Forced parse_forced(const std::string& text);
 
 // Their names are lower case: "h200".

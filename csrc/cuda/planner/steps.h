@@ -9,8 +9,7 @@ namespace fused_bn::cuda {
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Tilings for a kernel, of one block a tile and a group for each; only those of so many channels where
-// `tile_channels` is given. Empty where the kernel cannot have the tensor.
+// Tilings of one block a tile; of `tile_channels` alone where given. Empty where the kernel has none.
 std::vector<Tiling> tilings_for(const Problem& problem, Kernel kernel, std::optional<int64_t> tile_channels);
 
 // Whether divisions by multiplication are exact, and 8 steps of a thread fit into offsets of 32 bits.
