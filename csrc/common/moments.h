@@ -1,6 +1,7 @@
 // Count, mean and sum of squared deviations of a set of values.
 #pragma once
 
+#include "common/params.h"
 #include "common/portable.h"
 
 namespace fused_bn {
@@ -21,6 +22,23 @@ FUSED_BN_HOST_DEVICE inline Moments merge(const Moments& a, const Moments& b) {
   const double share = b.count / count;
   const double mean = delta - delta == 0 ? a.mean + delta * share : a.mean + b.mean;  // inf stays inf
   return {count, mean, a.m2 + b.m2 + delta * delta * (a.count * share)};
+}
+
+// Of a channel in all processes, in their order: the same bits in each of them.
+FUSED_BN_HOST_DEVICE inline Moments merge(const CommonMergeParams& p, int64_t c) {
+  const int64_t length = 2 * p.C + 1;
+  Moments all;
+  for (int64_t i = 0; i < p.processes; ++i) {
+    const double* own = p.moments + i * length;
+    all = merge(all, {own[2 * p.C], own[c], own[p.C + c]});
+  }
+  return all;
+}
+
+FUSED_BN_HOST_DEVICE inline void write_count(const CommonMergeParams& p) {
+  const int64_t length = 2 * p.C + 1;
+  *p.count = 0;
+  for (int64_t i = 0; i < p.processes; ++i) *p.count += p.moments[i * length + 2 * p.C];
 }
 
 }  // namespace fused_bn

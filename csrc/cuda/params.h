@@ -2,7 +2,7 @@
 #pragma once
 
 #include "common/activation.h"
-#include "common/dtype.h"
+#include "common/params.h"
 #include "cuda/tiling.h"
 
 namespace fused_bn::cuda {
@@ -29,14 +29,13 @@ struct Scratch {
 constexpr int kMostWords = 1 << 17;  // 2 MB: 792 blocks, the most that an H200 holds, with 64 channels each
 constexpr int kMostGroups = 4096;
 
-// The words of an exchange in `groups` groups: for each channel one of each block, and one of the result. Two
-// sets of them take turns, so that a block that is ahead overwrites nothing that another one still reads.
+// Of an exchange: for each channel one word a block and one of the result. Two sets of them take turns.
 constexpr int64_t words_of(int64_t groups, int64_t group, int64_t tile_channels) {
   return 2 * groups * (group + 1) * tile_channels;
 }
 
-// Whether each channel has an owner, which alone reads the words of all blocks: a second hop, which pays
-// where there are more words than a block's threads load at once or twice.
+// Whether an owner reads all words of a channel: the second hop pays where threads would load many words
+// each.
 FUSED_BN_HOST_DEVICE constexpr bool words_have_owners(int64_t group, int64_t tile_channels) {
   return tile_channels > 1 && group * tile_channels > 2048;
 }
@@ -50,14 +49,11 @@ struct alignas(16) Partial {
   A unused;
 };
 
-// Threads of a block; fewer registers than a thread can have let several blocks share a multiprocessor.
-constexpr int kThreads = 256;
+constexpr int kThreads = 256;  // of a block
 constexpr int kMergeThreads = 512;
 enum class Kernel : int32_t { resident, reduce, apply };
 
-// Blocks that a multiprocessor's 64 K registers hold: the launch bounds demand them, and the planner counts
-// on them. The streamed kernels have their vectors in flight in registers. For newer architectures than sm_90
-// (90) the compiler needs more of them; sm_120 has shared memory for few blocks anyway.
+// Blocks that the launch bounds demand and the planner counts on. Newer architectures take more registers.
 constexpr int blocks_by_registers(int architecture, Kernel kernel, bool backward, bool mixed, Curve curve) {
   if (kernel != Kernel::resident) return curve == Curve::other ? 1 : mixed ? 2 : 3;
   const int blocks = (backward && (mixed || architecture >= 100)) || architecture >= 120 ? 3 : 4;
@@ -74,7 +70,6 @@ struct SharedLayout {
   int barrier;     // cluster: 8 bytes; words: the epoch
   int bytes;
 };
-// prelu's slope is the sixth.
 constexpr int numbers_of(Activation activation) { return activation == Activation::prelu ? 6 : 5; }
 constexpr int kParameters = 5;
 
@@ -102,15 +97,11 @@ inline SharedLayout shared_layout(const Tiling& t, Kernel kernel, int slots, int
   return at;
 }
 
-// Where the statistics come from.
 enum class Source : int32_t {
-  batch,    // computed and written, running statistics are updated
+  batch,    // statistics are computed and written, running ones updated
   running,  // made of the running statistics, and written
   given,    // read
 };
-
-// A constant of 32 bits is an operand of an instruction, and a narrower one takes a register.
-using Flag = int32_t;
 
 // What a plan decides of the launch of one kernel.
 struct Launch {
@@ -122,69 +113,27 @@ struct Launch {
   int64_t grid() const { return int64_t{tiling.groups} * tiling.group; }
 };
 
-struct ForwardParams : Launch {
-  const void* input;
-  const void* residual;  // null where there is none
-  void* output;
-  uint8_t* mask;  // a bit an element, in the order of memory; null where none is wanted
-  ChannelVector weight;
-  ChannelVector bias;
-  ChannelVector bias_copy;       // what the bias is copied to; null where that is not wanted
-  ChannelVector negative_slope;  // prelu's; null for the others
-  ChannelVector running_mean;
-  ChannelVector running_var;
-  int64_t* num_batches_tracked;  // counted in training where not null
-  void* statistics;              // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float
-  double* moments;  // reduce pass: [2, C], mean and sum of squared deviations; null for statistics instead
-  Source source;
-  Flag cumulative;  // momentum is 1 / (num_batches_tracked + 1), which is counted behind the launch
-  double momentum;
-  double eps;
+struct DirectionParams : Launch {
   double inverse_count;  // 1 / (N * S)
-  double unbiased;       // what the variance is multiplied by in running_var: N * S / (N * S - 1)
-  Activation activation;
-  double activation_param;
-  void* partials;  // reduce pass: [C, group] Partial of the compute type
+  void* partials;        // reduce pass: [C, group] Partial of the compute type
   Scratch scratch;
 };
 
-struct BackwardParams : Launch {
-  const void* grad_output;
-  const void* input;
-  const void* residual;  // null where there was none, or where the mask tells all that it would
-  const uint8_t* mask;   // null where the input and the residual tell
-  ChannelVector weight;
-  ChannelVector bias;
-  ChannelVector negative_slope;
-  const void* statistics;
-  void* grad_input;     // null where it is not wanted
-  void* grad_residual;  // null where it is not wanted
-  ChannelVector grad_weight;
-  ChannelVector grad_bias;
+struct ForwardParams : CommonForwardParams<DirectionParams> {
+  ChannelVector bias_copy;       // what the bias is copied to; null where that is not wanted
+  int64_t* num_batches_tracked;  // counted in training where not null
+  Source source;
+  int32_t cumulative;  // momentum is 1 / (num_batches_tracked + 1), which is counted behind the launch
+  double unbiased;     // what the variance is multiplied by in running_var: N * S / (N * S - 1)
+};
+
+struct BackwardParams : CommonBackwardParams<DirectionParams> {
   double* sums;  // [2, C]: of g and of g * xhat; the reduce pass writes them, the apply pass reads them
-  const double* total_count;  // apply pass: values of a channel in all processes; null where its own
-  Flag training;              // the resident kernel knows no other
-  double inverse_count;       // 1 / (N * S)
-  Activation activation;
-  double activation_param;
-  void* partials;
-  Scratch scratch;
 };
 
-// From the moments of several processes to the statistics of them all.
-struct MergeParams {
-  int64_t C;
-  int64_t processes;
-  const double* moments;  // [processes, 2 * C + 1]
-  ChannelVector running_mean;
-  ChannelVector running_var;
+struct MergeParams : CommonMergeParams {
   int64_t* num_batches_tracked;  // counted where not null
-  DType dtype;                   // of the input
-  void* statistics;
-  double* count;  // of values of a channel in all of them
-  Flag cumulative;
-  double momentum;
-  double eps;
+  int32_t cumulative;
 };
 
 }  // namespace fused_bn::cuda

@@ -1,8 +1,4 @@
-// Which thread touches which elements.
-//
-// A tensor is a matrix whose columns each belong to one channel: [N, C * S] where channels come first,
-// [N * S, C] where they come last. `fold` rows stand side by side where only that makes whole vectors. A tile
-// is some of the columns, those of whole channels. The blocks of a group have a part of the same tile each.
+// Which thread touches which elements of a tile: docs/cuda.md, "Tiles".
 #pragma once
 
 #include <cstdint>
@@ -17,8 +13,8 @@ enum class Walk : int32_t {
   down_columns,  // a thread keeps its column and goes down the rows
 };
 
-// Division by a constant: Granlund and Montgomery 1994, "Division by invariant integers using
-// multiplication". Exact where dividend * divisor < 2^64. A multiplier of 0 divides by infinity.
+// Granlund and Montgomery 1994, "Division by invariant integers using multiplication". Exact where
+// dividend * divisor < 2^64. A multiplier of 0 divides by infinity.
 struct Division {
   uint64_t divisor = 1, multiplier = 0;
 
@@ -41,7 +37,7 @@ struct Tiling {
   int32_t vector;  // elements that a thread moves at once: 16 bytes, or one element
   int32_t mixed;   // the elements of a vector may belong to several channels; then the walk goes down columns
   Walk walk;
-  int32_t fold;
+  int32_t fold;            // rows side by side in one of the matrix
   int64_t rows;            // of the matrix
   int64_t row_vectors;     // of a row of the matrix
   int32_t tile_vectors;    // of a row of a full tile
@@ -95,7 +91,6 @@ struct Tiling {
 #endif
   }
 
-  // The first unit of block b.
   FUSED_BN_HOST_DEVICE int64_t first_unit(int block) const {
     if (interleaved) return int64_t{block} * pass_units;
     return unit_share * block + (block < unit_rest ? block : unit_rest);
@@ -105,7 +100,6 @@ struct Tiling {
     const int64_t left = unit_rest - int64_t{block} * pass_units;
     return unit_share + (left < 0 ? 0 : left < pass_units ? left : pass_units);
   }
-  // Of each channel in a block's units.
   FUSED_BN_HOST_DEVICE int64_t block_values(int block) const { return block_units(block) * unit_values; }
 
   FUSED_BN_HOST_DEVICE int first_channel(int tile) const { return tile * tile_channels; }
@@ -115,9 +109,8 @@ struct Tiling {
   }
 };
 
-// A thread's vectors in its block's part of a tile, one a pass. Offsets from a start have 32 bits, which
-// saves an instruction for each access. Those of mixed vectors grow by the same amount from pass to pass.
-// Others are made of the place, the number of vectors since the start of the first row.
+// A thread's vectors in its block's part of a tile, one a pass. Offsets of 32 bits save an instruction for
+// each access. A place is the number of vectors since the start of the first row; of mixed ones, the offset.
 template <bool mixed>
 class Vectors {
  public:
@@ -151,7 +144,6 @@ class Vectors {
     }
   }
 
-  // How many the thread has.
   FUSED_BN_HOST_DEVICE int64_t count() const { return count_; }
   // The current one lies at start() + offset(), in vectors from the tensor's beginning.
   FUSED_BN_HOST_DEVICE int64_t start() const { return start_; }

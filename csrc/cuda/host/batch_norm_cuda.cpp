@@ -48,7 +48,6 @@ void run(const std::shared_ptr<const PreparedPlan>& prepared, const Tensor& x, P
   const bool needs_scratch = plan.first.exchange == Exchange::words || plan.partials_bytes > 0;
   const cudaError_t error = needs_scratch ? with_scratch(stream, launch_with) : launch_with({});
   if (error != cudaSuccess) check_launch(error, "; the plan was " + describe(plan));
-  launched(prepared);
 }
 
 struct Cuda {

@@ -7,14 +7,10 @@
 namespace fused_bn::cuda {
 namespace {
 
-template <class Pass, class Of = typename Pass::Direction>
-constexpr int blocks_of() {
-  constexpr bool backward = std::is_same_v<typename Pass::Params, BackwardParams>;
-  return blocks_by_registers(kArchitecture, Pass::kernel, backward, Of::mixed, Of::own_curve);
-}
-
 template <class Pass>
-__global__ void __launch_bounds__(kThreads, blocks_of<Pass>())
+__global__ void __launch_bounds__(kThreads,
+                                  blocks_by_registers(kArchitecture, Pass::kernel, Pass::Direction::backward,
+                                                      Pass::Direction::mixed, Pass::Direction::own_curve))
     batch_norm(const __grid_constant__ typename Pass::Params params) {
   Pass(params).run();
 }

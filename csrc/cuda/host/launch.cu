@@ -18,30 +18,6 @@ __global__ void __launch_bounds__(kMergeThreads, 1)
 constexpr decltype(&kernel_of<float>) kKernelOf[] = {kernel_of<float>, kernel_of<double>, kernel_of<BFloat16>,
                                                      kernel_of<Float16>};
 
-// What the resident kernel has to ask for: more than 48 KB of shared memory, and clusters of 16 blocks.
-cudaError_t opt_in(const void* kernel, const Device& device, bool has_clusters) {
-  cudaError_t error = cudaSuccess;
-  const auto set = [&](cudaFuncAttribute attribute, int value) {
-    if (error == cudaSuccess) error = cudaFuncSetAttribute(kernel, attribute, value);
-  };
-  set(cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(device.shared_per_block));
-  set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-  if (has_clusters) set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  return error;
-}
-
-// compiled_for: 90 is sm_90. A newer device may run the kernel too, but without its own instructions.
-cudaError_t prepare(Kernel kernel, const Problem& problem, const Device& device, const Tiling& tiling,
-                    const void*& function, int& compiled_for) {
-  function = kKernelOf[static_cast<int>(problem.dtype)](kernel, problem, tiling);
-  if (function == nullptr) return cudaErrorInvalidDeviceFunction;
-  cudaFuncAttributes attributes{};
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, function);
-  compiled_for = attributes.ptxVersion;
-  if (error != cudaSuccess || kernel != Kernel::resident) return error;
-  return opt_in(function, device, compiled_for >= 90);
-}
-
 cudaLaunchAttribute cluster_of(int blocks) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -53,6 +29,29 @@ cudaLaunchConfig_t config_of(int64_t blocks, int shared_bytes, cudaLaunchAttribu
                              cudaStream_t stream) {
   const auto bytes = static_cast<size_t>(shared_bytes);
   return {dim3(static_cast<unsigned>(blocks)), dim3(kThreads), bytes, stream, &attribute, 1};
+}
+
+cudaError_t prepare(Kernel kernel, const Problem& problem, const Device& device, const Launch& launch,
+                    Prepared& prepared) {
+  if (launch.grid() == 0) return cudaSuccess;
+  prepared.kernel = kKernelOf[static_cast<int>(problem.dtype)](kernel, problem, launch.tiling);
+  if (prepared.kernel == nullptr) return cudaErrorInvalidDeviceFunction;
+  if (launch.exchange == Exchange::cluster) prepared.attribute = cluster_of(launch.tiling.group);
+  if (launch.exchange == Exchange::words) {
+    prepared.attribute.id = cudaLaunchAttributeCooperative;
+    prepared.attribute.val.cooperative = 1;
+  }
+  cudaFuncAttributes attributes{};
+  cudaError_t error = cudaFuncGetAttributes(&attributes, prepared.kernel);
+  prepared.compiled_for = attributes.ptxVersion;
+  if (kernel != Kernel::resident) return error;
+  const auto set = [&](cudaFuncAttribute attribute, int value) {
+    if (error == cudaSuccess) error = cudaFuncSetAttribute(prepared.kernel, attribute, value);
+  };
+  set(cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(device.shared_per_block));
+  set(cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+  if (prepared.compiled_for >= 90) set(cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return error;
 }
 
 cudaError_t launch(const Launch& launch, const Prepared& prepared, Launch& params, cudaStream_t stream) {
@@ -69,28 +68,15 @@ cudaError_t launch(const Launch& launch, const Prepared& prepared, Launch& param
 
 cudaError_t prepare(const Problem& problem, const Device& device, PreparedPlan& prepared) {
   const Plan& plan = prepared.plan;
-  const bool has_first = plan.first.grid() > 0, has_apply = plan.apply.grid() > 0;
   const Kernel first = plan.resident ? Kernel::resident : Kernel::reduce;
-  int compiled_for = 0;
-  cudaError_t error = cudaSuccess;
-  if (has_first) {
-    error = prepare(first, problem, device, plan.first.tiling, prepared.first.kernel, compiled_for);
-  }
-  if (has_apply && error == cudaSuccess) {
-    error = prepare(Kernel::apply, problem, device, plan.apply.tiling, prepared.apply.kernel, compiled_for);
-  }
-  if (plan.first.exchange == Exchange::cluster)
-    prepared.first.attribute = cluster_of(plan.first.tiling.group);
-  if (plan.first.exchange == Exchange::words) {
-    prepared.first.attribute.id = cudaLaunchAttributeCooperative;
-    prepared.first.attribute.val.cooperative = 1;
-  }
+  const cudaError_t error = prepare(first, problem, device, plan.first, prepared.first);
+  if (error != cudaSuccess) return error;
   // The apply pass waits for the reduce pass by an instruction.
-  if (has_first && has_apply && compiled_for >= 90) {
+  if (prepared.first.compiled_for >= 90) {
     prepared.apply.attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     prepared.apply.attribute.val.programmaticStreamSerializationAllowed = 1;
   }
-  return error;
+  return prepare(Kernel::apply, problem, device, plan.apply, prepared.apply);
 }
 
 cudaError_t launch(const PreparedPlan& prepared, Launch& params, bool results_wanted, cudaStream_t stream) {
@@ -120,17 +106,17 @@ bool runs_at_once(const PreparedPlan& prepared, const Device& device) {
 std::array<int, 5> active_clusters(const Device& device) {
   std::array<int, 5> active{};
   const Problem problem{{}, DType::f32, Direction::backward};
-  Tiling tiling{};
-  tiling.vector = 4;
-  const void* kernel = nullptr;
-  int compiled_for = 0;
-  const cudaError_t error = prepare(Kernel::resident, problem, device, tiling, kernel, compiled_for);
-  if (error != cudaSuccess || compiled_for < 90) return active;
+  Launch launch{};
+  launch.tiling.vector = 4;
+  launch.tiling.group = launch.tiling.groups = 1;
+  Prepared prepared;
+  const cudaError_t error = prepare(Kernel::resident, problem, device, launch, prepared);
+  if (error != cudaSuccess || prepared.compiled_for < 90) return active;
   const auto bytes = static_cast<int>(device.shared_per_block);
   for (size_t i = 0; i < active.size(); ++i) {
     cudaLaunchAttribute attribute = cluster_of(1 << i);
     const cudaLaunchConfig_t config = config_of(1 << i, bytes, attribute, nullptr);
-    if (cudaOccupancyMaxActiveClusters(&active[i], kernel, &config) == cudaSuccess) continue;
+    if (cudaOccupancyMaxActiveClusters(&active[i], prepared.kernel, &config) == cudaSuccess) continue;
     active[i] = 0;
     cudaGetLastError();  // sizes beyond the device's are an error
   }

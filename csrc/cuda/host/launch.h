@@ -9,8 +9,8 @@
 
 namespace fused_bn::cuda {
 
-// The function of a kernel for CUDA's runtime; null for what no plan asks for. Each element type has a .cu
-// file of its own, so that they compile side by side.
+// A kernel's function; null for what no plan asks for. Each element type has a .cu file: they compile at
+// once.
 template <class T>
 const void* kernel_of(Kernel kernel, const Problem& problem, const Tiling& tiling);
 
@@ -18,9 +18,9 @@ const void* kernel_of(Kernel kernel, const Problem& problem, const Tiling& tilin
 struct Prepared {
   const void* kernel = nullptr;
   cudaLaunchAttribute attribute{};
+  int compiled_for = 0;  // 90 is sm_90; a newer device may run it, without its own instructions
 };
 
-// A plan whose kernels are prepared; null kernels where it has none.
 struct PreparedPlan {
   Plan plan;
   Prepared first, apply;
@@ -29,14 +29,12 @@ struct PreparedPlan {
 // Prepares the kernels of plan.plan for the current device. Returns what the driver says, as launch() does.
 cudaError_t prepare(const Problem& problem, const Device& device, PreparedPlan& plan);
 
-// Launches what the plan asks for: one kernel, or the reduce pass and behind it, where results are wanted,
-// the apply pass by programmatic dependent launch. `params` are ForwardParams or BackwardParams; the plan
-// fills in their Launch. Nothing is waited for.
+// Launches the first kernel and, where results are wanted, the apply pass. The plan fills in the Launch of
+// `params`, which are ForwardParams or BackwardParams.
 cudaError_t launch(const PreparedPlan& plan, Launch& params, bool results_wanted, cudaStream_t stream);
 cudaError_t launch(const MergeParams& params, cudaStream_t stream);
 
-// Kernels launched since the process began.
-int64_t launches();
+int64_t launches();  // since the process began
 
 // Whether all blocks of the plan's first kernel run at once, as a cooperative launch needs them.
 bool runs_at_once(const PreparedPlan& plan, const Device& device);

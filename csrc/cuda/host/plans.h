@@ -13,12 +13,10 @@ std::shared_ptr<const PreparedPlan> plan_for(const Problem& problem, bool stream
 // Raises where the driver refuses a launch; `how` is added to the reason.
 void check_launch(cudaError_t error, const std::string& how);
 
-// Forces what the text says of every plan from now on; an empty one lifts that. The environment variable
-// FUSED_BN_CUDA_PLAN does so from the start. Throws as parse_forced() does.
+// What the text says holds for every plan from now on. FUSED_BN_CUDA_PLAN gives it from the start.
 void force_plan(const std::string& text);
 
-// The text of the plan that was launched last in this process; empty before the first.
+// The text of the plan that was made or found last in this process; empty before the first.
 std::string last_plan();
-void launched(std::shared_ptr<const PreparedPlan> plan);
 
 }  // namespace fused_bn::cuda

@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
-#include <shared_mutex>
 #include <stdexcept>
 #include <tuple>
 
@@ -46,8 +45,9 @@ auto key_of(const Problem& p, bool streamed) {
 using Key = decltype(key_of({}, false));
 
 struct Plans {
-  std::shared_mutex mutex;
+  std::mutex mutex;
   std::map<Key, std::shared_ptr<const PreparedPlan>> made;
+  std::shared_ptr<const PreparedPlan> last;
   std::map<c10::DeviceIndex, Device> devices;
   Forced forced;
 
@@ -87,25 +87,19 @@ PreparedPlan plan_by_the_driver(const Problem& problem, const Device& device, co
   return prepared_plan(problem, without, forced);
 }
 
-std::mutex last_mutex;
-std::shared_ptr<const PreparedPlan> last;
-
 }  // namespace
 
 std::shared_ptr<const PreparedPlan> plan_for(const Problem& problem, bool streamed) try {
   Plans& all = plans();
-  const Key key = key_of(problem, streamed);
-  {
-    const std::shared_lock lock(all.mutex);
-    if (const auto found = all.made.find(key); found != all.made.end()) return found->second;
-  }
-  const std::unique_lock lock(all.mutex);  // what is forced stays so meanwhile
-  Forced forced = all.forced;
-  if (streamed) forced.resident = false;
-  auto plan = std::make_shared<const PreparedPlan>(plan_by_the_driver(problem, all.current_device(), forced));
+  const std::lock_guard lock(all.mutex);
   if (all.made.size() >= kMostPlans) all.made.clear();
-  all.made.insert_or_assign(key, plan);
-  return plan;
+  std::shared_ptr<const PreparedPlan>& plan = all.made[key_of(problem, streamed)];
+  if (plan == nullptr) {
+    Forced forced = all.forced;
+    if (streamed) forced.resident = false;
+    plan = std::make_shared<PreparedPlan>(plan_by_the_driver(problem, all.current_device(), forced));
+  }
+  return all.last = plan;
 } catch (const std::invalid_argument& error) {
   TORCH_CHECK_VALUE(false, "fused_bn: ", error.what());
 }
@@ -119,19 +113,15 @@ void check_launch(cudaError_t error, const std::string& how) {
 void force_plan(const std::string& text) {
   const Forced forced = parse_forced(text);
   Plans& all = plans();
-  const std::unique_lock lock(all.mutex);
+  const std::lock_guard lock(all.mutex);
   all.forced = forced;
   all.made.clear();
 }
 
-void launched(std::shared_ptr<const PreparedPlan> plan) {
-  const std::lock_guard lock(last_mutex);
-  last = std::move(plan);
-}
-
 std::string last_plan() {
-  const std::lock_guard lock(last_mutex);
-  return last == nullptr ? "" : describe(last->plan);
+  Plans& all = plans();
+  const std::lock_guard lock(all.mutex);
+  return all.last == nullptr ? "" : describe(all.last->plan);
 }
 
 }  // namespace fused_bn::cuda

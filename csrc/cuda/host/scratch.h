@@ -8,10 +8,9 @@
 
 namespace fused_bn::cuda {
 
-// Calls launch(scratch), which launches on the stream, and returns what the driver says. Launches on a stream
-// take turns at one scratch, which each leaves as the next one needs it. So do those of a stream in one
-// capture, whose graph keeps it while it lives: two executable graphs of one capture must not run at once. On
-// streams that are not torch's each launch zeroes its own.
+// Returns launch(scratch), which launches on the stream. Launches of a stream take turns at one scratch, and
+// so do those in one capture, whose graph keeps it: two executable graphs of one capture must not run at
+// once. On streams that are not torch's each launch zeroes its own.
 cudaError_t with_scratch(c10::cuda::CUDAStream stream, c10::function_ref<cudaError_t(const Scratch&)> launch);
 
 }  // namespace fused_bn::cuda

@@ -13,39 +13,39 @@
 namespace fused_bn::cuda {
 namespace {
 
-constexpr size_t kWordBytes = kMostWords * sizeof(Word);
-constexpr size_t kArrivalBytes = kMostGroups * sizeof(uint32_t);
-constexpr size_t kBytes = kWordBytes + kArrivalBytes + 2 * sizeof(uint32_t);
+struct Memory {
+  Word words[kMostWords];
+  uint32_t arrivals[kMostGroups];
+  uint32_t epoch[2];
+};
 
 using Key = std::tuple<c10::DeviceIndex, uint64_t, int64_t>;  // device; capture, 0 outside of any; stream
 
 // As many sets as torch has streams, and graphs at one time. Never freed: at exit the driver may be gone.
 struct Pool {
   std::mutex mutex;  // is not held while CUDA is called, which may be waiting for give_back()
-  std::map<Key, char*> sets;
-  std::multimap<c10::DeviceIndex, char*> spare;  // of graphs that are gone
+  std::map<Key, void*> sets;
+  std::multimap<c10::DeviceIndex, void*> spare;  // of graphs that are gone
 };
 auto& pool = *new Pool;
 
 // Not from torch's allocator, which during a capture gives blocks that other nodes of the graph share. The
 // wait is for the zeroing alone: a graph has no other way to come behind it.
-char* allocate() {
+void* allocate() {
   const c10::cuda::CUDAStreamCaptureModeGuard anyone_may_be_capturing(cudaStreamCaptureModeRelaxed);
   void* memory = nullptr;
   cudaStream_t stream = nullptr;
-  C10_CUDA_CHECK(cudaMalloc(&memory, kBytes));
+  C10_CUDA_CHECK(cudaMalloc(&memory, sizeof(Memory)));
   C10_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  C10_CUDA_CHECK(cudaMemsetAsync(memory, 0, kBytes, stream));
+  C10_CUDA_CHECK(cudaMemsetAsync(memory, 0, sizeof(Memory), stream));
   C10_CUDA_CHECK(cudaStreamSynchronize(stream));
   C10_CUDA_CHECK(cudaStreamDestroy(stream));
-  return static_cast<char*>(memory);
+  return memory;
 }
 
-Scratch scratch_in(char* memory) {
-  char* const arrivals = memory + kWordBytes;
-  char* const epoch = arrivals + kArrivalBytes;
-  return {reinterpret_cast<uint32_t*>(epoch), reinterpret_cast<uint32_t*>(arrivals),
-          reinterpret_cast<Word*>(memory)};
+Scratch scratch_in(void* memory) {
+  auto& all = *static_cast<Memory*>(memory);
+  return {all.epoch, all.arrivals, all.words};
 }
 
 // Called by CUDA when a graph and all that was made of it are gone and no replay runs; may not call CUDA.
@@ -58,34 +58,26 @@ void give_back(void* user_data) {
   pool.sets.erase(found);
 }
 
-void keep_with(cudaGraph_t graph, const Key& key) {
-  cudaUserObject_t object = nullptr;
-  C10_CUDA_CHECK(cudaUserObjectCreate(&object, new Key(key), give_back, /*initialRefcount=*/1,
-                                      cudaUserObjectNoDestructorSync));
-  C10_CUDA_CHECK(cudaGraphRetainUserObject(graph, object, /*count=*/1, cudaGraphUserObjectMove));
-}
-
 // The graph is null outside of a capture.
-char* set_of(const Key& key, cudaGraph_t graph) {
+void* set_of(const Key& key, cudaGraph_t graph) {
   const auto device = std::get<c10::DeviceIndex>(key);
-  char* memory = nullptr;
+  void* memory = nullptr;
   {
     const std::lock_guard lock(pool.mutex);
     if (const auto found = pool.sets.find(key); found != pool.sets.end()) return found->second;
     if (const auto node = pool.spare.extract(device)) memory = node.mapped();
   }
   if (memory == nullptr) memory = allocate();
-  if (graph != nullptr) keep_with(graph, key);
+  if (graph != nullptr) {
+    cudaUserObject_t object = nullptr;
+    C10_CUDA_CHECK(cudaUserObjectCreate(&object, new Key(key), give_back, /*initialRefcount=*/1,
+                                        cudaUserObjectNoDestructorSync));
+    C10_CUDA_CHECK(cudaGraphRetainUserObject(graph, object, /*count=*/1, cudaGraphUserObjectMove));
+  }
   const std::lock_guard lock(pool.mutex);
   const auto [at, is_new] = pool.sets.emplace(key, memory);
   if (!is_new) pool.spare.emplace(device, memory);  // another thread was faster
   return at->second;
-}
-
-// A stream that is not torch's may end at any time, and its address come back: what it left behind could
-// belong to nobody. c10 numbers such streams by their addresses.
-bool is_foreign(c10::cuda::CUDAStream stream) {
-  return stream.stream() != nullptr && stream.id() == reinterpret_cast<int64_t>(stream.stream());
 }
 
 cudaGraph_t graph_of_capture(cudaStream_t stream, unsigned long long& id) {
@@ -105,10 +97,14 @@ cudaError_t with_scratch(c10::cuda::CUDAStream stream,
                          c10::function_ref<cudaError_t(const Scratch&)> launch) {
   unsigned long long capture = 0;
   const cudaGraph_t graph = graph_of_capture(stream, capture);
-  if (graph == nullptr && is_foreign(stream)) {
-    const c10::DataPtr memory = c10::cuda::CUDACachingAllocator::get()->allocate(kBytes);
-    C10_CUDA_CHECK(cudaMemsetAsync(memory.get(), 0, kBytes, stream));
-    return launch(scratch_in(static_cast<char*>(memory.get())));
+  // A stream that is not torch's may end at any time, and its address come back: what it left behind could
+  // belong to nobody. c10 numbers such streams by their addresses.
+  const bool foreign =
+      stream.stream() != nullptr && stream.id() == reinterpret_cast<int64_t>(stream.stream());
+  if (graph == nullptr && foreign) {
+    const c10::DataPtr memory = c10::cuda::CUDACachingAllocator::get()->allocate(sizeof(Memory));
+    C10_CUDA_CHECK(cudaMemsetAsync(memory.get(), 0, sizeof(Memory), stream));
+    return launch(scratch_in(memory.get()));
   }
   const Key key{stream.device_index(), graph == nullptr ? 0 : capture, stream.id()};
   // What the driver refuses has not touched it, and what dies on the device takes all of its memory along.

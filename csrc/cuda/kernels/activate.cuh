@@ -26,8 +26,7 @@ FUSED_BN_DEVICE void with_constant(Activated<A> f, Body body) {
   }
 }
 
-// prelu is not among them, since it takes a slope a channel: see with_negative_slopes().
-// Kernels of single elements are compiled for Curve::other alone, and tell all activations apart at run time.
+// All but prelu, see with_negative_slopes(). Kernels of single elements tell all of them apart at run time.
 template <class T, int vector, Curve curve>
 class VectorActivation {
   using A = Compute<T>;

@@ -1,5 +1,4 @@
-// The backward direction: what both kernels compute of a channel, a vector and a block in it. g is the
-// gradient with respect to what forward gave to the activation.
+// Backward, of a channel, a vector and a block. g is the gradient of what forward gave to the activation.
 #pragma once
 
 #include "cuda/kernels/activate.cuh"
@@ -18,6 +17,7 @@ class Backward {
   static constexpr int vector = vector_;
   static constexpr bool mixed = mixed_;
   static constexpr Curve own_curve = curve;
+  static constexpr bool backward = true;
   using Vector = Raw<T, vector>;
   using Sums = ThreadSums<A, vector, mixed>;
 

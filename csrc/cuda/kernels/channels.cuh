@@ -1,13 +1,11 @@
-// What a channel's elements are computed with, shared by forward and backward so that the masks of both agree
-// bit for bit, and where a block and its threads keep it.
+// What elements are computed with. Both directions share it, so that their masks agree bit for bit.
 #pragma once
 
 #include "cuda/kernels/elements.cuh"
 
 namespace fused_bn::cuda {
 
-// A part of the block's shared memory. By its offset, a constant of the launch: a pointer would take
-// registers.
+// A part of the block's shared memory, by its offset: a pointer would take registers.
 template <class A>
 FUSED_BN_DEVICE A* shared_part(int offset) {
   return reinterpret_cast<A*>(shared_memory() + offset);
@@ -37,8 +35,7 @@ struct ChannelStatistics {
   }
 };
 
-// What a channel's elements are computed with. Forward has a pivot in the place of the slope. The last is
-// prelu's, and absent with other activations.
+// Forward has a pivot in the place of the slope. Only prelu has the last.
 enum Number { kMean, kScale, kShift, kSlope, kConstant, kNegativeSlope };
 constexpr Number kPivot = kSlope;
 
@@ -51,9 +48,8 @@ class Numbers {
   FUSED_BN_DEVICE A& at(int number, int c) const {
     return shared_part<A>(at_.numbers)[number * t_.tile_channels + c];
   }
-  // z = fma(x - mean_hi, scale, shift). The mean is subtracted first, because shift - mean * scale would lose
-  // all digits where the mean is much larger than the deviation; what the mean's rounding left over, mean_lo,
-  // is small enough to be folded into the shift.
+  // z = fma(x - mean_hi, scale, shift): shift - mean * scale would lose all digits where the mean is much
+  // larger than the deviation. mean_lo is small enough to be folded into the shift.
   FUSED_BN_DEVICE void set_affine(int c, const ChannelStatistics<A>& s, double weight, double bias) const {
     const A scale = multiply(static_cast<A>(weight), s.invstd);
     // By one rounding, whatever the compiler would make of a product and a difference.
@@ -74,7 +70,6 @@ class Numbers {
     at(kSlope, c) = static_cast<A>(slope);
     at(kConstant, c) = static_cast<A>(-static_cast<double>(s.mean_lo) * slope - grad * inverse_count);
   }
-  // `count` of them from the first on, as they are told to other blocks.
   FUSED_BN_DEVICE Word told(int c, int first, int count) const {
     Word word{};
     for (int i = 0; i < count; ++i) word.values[i] = static_cast<float>(at(first + i, c));
@@ -110,8 +105,7 @@ FUSED_BN_DEVICE void for_own_channels(const Tiling& t, int column, Body body) {
   }
 }
 
-// body(k, slope) with prelu's slope of each element of a vector. They are read where they are used: kept in
-// registers, they would take these from all other activations.
+// body(k, slope) for each element of a vector. Slopes in registers would slow down all other activations.
 template <int vector, bool mixed, class A, class Body>
 FUSED_BN_DEVICE void with_negative_slopes(const Tiling& t, const Numbers<A>& numbers, int column, Body body) {
   A slope[kOwn<vector, mixed>];

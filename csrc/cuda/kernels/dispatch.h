@@ -18,8 +18,7 @@ struct KernelType {
   using Pass = Pass_;
 };
 
-// Calls body with the KernelType for these types. The resident kernel takes vectors of 16 bytes alone: for
-// single elements there is none, and no call.
+// body(KernelType) for these types. The resident kernel has none for single elements: then no call.
 template <bool forward, class T, int vector, bool mixed, Curve curve, class Body>
 auto with_types(Kernel kernel, Body body) {
   using Any =

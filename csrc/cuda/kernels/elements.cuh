@@ -50,7 +50,6 @@ FUSED_BN_DEVICE Raw<T, vector> pack(const Compute<T> (&values)[vector]) {
   return raw;
 }
 
-// The vector at an index of a tensor.
 template <class T, int vector>
 FUSED_BN_DEVICE const Raw<T, vector>* vectors_of(const void* data, int64_t index) {
   return static_cast<const Raw<T, vector>*>(data) + index;

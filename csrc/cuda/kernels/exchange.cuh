@@ -1,7 +1,4 @@
-// What the blocks of a group tell each other in the resident kernel. In a cluster each block pushes its
-// partial results to all, and each merges all of them. By words each block publishes its own. Where there are
-// few, all blocks read all of them. Else a channel has an owner, block c % group, which merges and publishes
-// it.
+// What the blocks of a group tell each other: docs/cuda.md, "Three kernels". Block c % group owns channel c.
 #pragma once
 
 #include "cuda/kernels/finish.cuh"

@@ -21,7 +21,7 @@ FUSED_BN_DEVICE void for_partials(const Tiling& t, const Team& team, Fetch fetch
   }
 }
 
-// Both are merged in double precision, by a team: Chan, Golub, LeVeque 1979, about the first block's mean.
+// Merged by a team: Chan, Golub, LeVeque 1979, about the first block's mean.
 struct MergedMoments {
   double mean, variance;
 
@@ -77,8 +77,7 @@ FUSED_BN_DEVICE double cumulative_momentum(const int64_t* num_batches_tracked) {
   return num_batches_tracked == nullptr ? 0.0 : 1.0 / static_cast<double>(*num_batches_tracked + 1);
 }
 
-// What a channel is finished with: loaded early, because a cold miss behind an exchange costs most of a
-// microsecond.
+// Loaded early, because a cold miss behind an exchange costs most of a microsecond.
 struct ForwardParameters {
   double weight, bias, running_mean, running_var, momentum;
 

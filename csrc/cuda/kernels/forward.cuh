@@ -16,11 +16,11 @@ class Forward {
   static constexpr int vector = vector_;
   static constexpr bool mixed = mixed_;
   static constexpr Curve own_curve = curve;
+  static constexpr bool backward = false;
   using Vector = Raw<T, vector>;
   using Sums = ThreadSums<A, vector, mixed>;
 
-  // Tensors that are summed up, and vectors of a thread that the streamed kernel loads before it uses the
-  // first.
+  // Tensors that are summed up; vectors of a thread that the streamed kernel loads before it uses one.
   static constexpr int kSummed = 1, kSumAhead = 8, kApplyAhead = 4;
   // Vectors side by side in the resident kernel: as many as its registers allow.
   static constexpr int kSumUnroll = mixed && sizeof(T) == 4 ? 4 : 8;
@@ -36,7 +36,6 @@ class Forward {
 
   // ---- sums of deviations from a pivot and of their squares
 
-  // special: nothing is.
   FUSED_BN_DEVICE bool has_special_sums() const { return false; }
   FUSED_BN_DEVICE bool has_special_results() const { return p_.residual != nullptr; }
 
@@ -47,9 +46,7 @@ class Forward {
     if constexpr (curve == Curve::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
   }
 
-  // Deviations are small whatever the mean, where the pivot is a typical value: the median of three, the
-  // first, a middle and the last one of `units`. An outlier, which would cost the digits of all others, is
-  // none of it.
+  // The median of three values is no outlier, which would cost the digits of all others.
   template <class Load>
   FUSED_BN_DEVICE void choose_pivot(int c, int64_t units, Load load) const {
     const A first = load(0), middle = load(units / 2), last = load(units - 1);
@@ -170,7 +167,6 @@ class Forward {
                                           [&](int k, A slope) { z[k] = prelu(z[k], slope); });
       store_global(output_ + at.offset(), pack<T, vector>(z));
     }
-    // After the start has moved on.
     FUSED_BN_DEVICE void rebase(const Vectors<mixed>& at) {
       output_ = hidden(vectors_of<T, vector>(f_.p_.output, at.start()));
     }

@@ -1,23 +1,19 @@
-// The mask of a residual: a bit an element in the order of memory, whatever the plan. ceil(elements / 8)
-// bytes, whose padding bits are 0, in memory of a multiple of 4 bytes.
+// A bit an element in the order of memory. Padding bits are 0, and memory has a multiple of 4 bytes.
 #pragma once
 
 #include "cuda/kernels/primitives.cuh"
 
 namespace fused_bn::cuda {
 
-// The bits of the vector at an index.
 template <int vector>
 FUSED_BN_DEVICE uint32_t load_bits(const uint8_t* mask, int64_t index) {
-  if constexpr (vector == 8) return mask[index];
   constexpr int kPerByte = 8 / vector;
   const int place = static_cast<int>(index % kPerByte);
   return static_cast<uint32_t>(mask[index / kPerByte]) >> (place * vector);
 }
 
-// All lanes of a warp take part; active: this one has a vector. Vectors that share a byte are usually those
-// of lanes side by side, and the first of them stores it. Else each changes its own bits of a word, of which
-// others may store a byte at the same time: L2 does both, byte by byte.
+// By all lanes of a warp; active: this one has a vector. Of lanes side by side that share a byte, the first
+// stores it. Others change their own bits of a word, of which a byte may be stored at the same time.
 template <int vector>
 FUSED_BN_DEVICE void store_bits(uint8_t* mask, int64_t index, int64_t elements, uint32_t bits, bool active) {
   if constexpr (vector == 8) {

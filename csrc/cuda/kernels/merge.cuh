@@ -9,17 +9,9 @@ namespace fused_bn::cuda {
 template <class A>
 FUSED_BN_DEVICE void merge_kernel(const MergeParams& p) {
   const double momentum = p.cumulative ? cumulative_momentum(p.num_batches_tracked) : p.momentum;
-  const int64_t length = 2 * p.C + 1;
-  if (thread_index() == 0) {
-    *p.count = 0;
-    for (int64_t i = 0; i < p.processes; ++i) *p.count += p.moments[i * length + 2 * p.C];
-  }
+  if (thread_index() == 0) write_count(p);
   for (int64_t c = thread_index(); c < p.C; c += kMergeThreads) {
-    Moments all;  // in the order of the processes: the same bits in each of them
-    for (int64_t i = 0; i < p.processes; ++i) {
-      const double* own = p.moments + i * length;
-      all = merge(all, {own[2 * p.C], own[c], own[p.C + c]});
-    }
+    const Moments all = merge(p, c);
     const bool any = all.count > 0;
     const double variance = any ? all.m2 / all.count : 0;
     ChannelStatistics<A>(all.mean, variance, p.eps).save(p.statistics, p.C, c);

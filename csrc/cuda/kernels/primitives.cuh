@@ -1,5 +1,4 @@
-// Everything that only a GPU can do: indices, shuffles, barriers, clusters, asynchronous copies, PTX. The
-// kernels are written against this file alone, and tests/simt has its twin for the host, under the same path.
+// Everything that only a GPU can do. tests/simt has its twin for the host, under the same path.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -40,7 +39,6 @@ FUSED_BN_DEVICE int thread_index_anew() {
 FUSED_BN_DEVICE int block_index() { return static_cast<int>(blockIdx.x); }
 FUSED_BN_DEVICE int grid_blocks() { return static_cast<int>(gridDim.x); }
 
-// The block's dynamic shared memory.
 FUSED_BN_DEVICE char* shared_memory() {
   extern __shared__ __align__(16) char memory[];
   return memory;
@@ -67,8 +65,7 @@ FUSED_BN_DEVICE A shuffle_from(A value, int lane) {
 }
 FUSED_BN_DEVICE uint32_t ballot(bool condition) { return __ballot_sync(0xffffffffu, condition); }
 
-// Hides from the compiler where a pointer comes from: else it adds up all parts of an address in 64 bits at
-// each access, in four instructions instead of one.
+// Hides where a pointer comes from: else all parts of an address are added up in 64 bits at each access.
 template <class P>
 FUSED_BN_DEVICE P* hidden(P* pointer) {
   asm volatile("" : "+l"(pointer));
@@ -301,8 +298,7 @@ FUSED_BN_DEVICE float relu(float a) {
 }
 FUSED_BN_DEVICE double relu(double a) { return a <= 0 ? 0.0 : a; }
 
-// What activations need, for common/activation.h. Within 2 units in the last place, normal_cdf 5: CUDA C++
-// Programming Guide, "Mathematical functions".
+// Within 2 units in the last place, normal_cdf 5: CUDA C++ Programming Guide, "Mathematical functions".
 template <class T>
 struct Math {
   using A = T;

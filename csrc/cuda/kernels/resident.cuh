@@ -1,6 +1,4 @@
 // The resident kernel: every element is read once, and stays in shared memory until its result is written.
-// Threads copy their vectors into slots of their own, which need no barrier. Several blocks share a
-// multiprocessor, so that one's loads run beside another's arithmetic and stores.
 #pragma once
 
 #include "cuda/kernels/backward.cuh"

@@ -1,5 +1,4 @@
 // The streamed kernel: a reduce pass, and an apply pass that goes backwards, so that L2 serves its beginning.
-// They also stand alone: the one gives the moments or the sums of one process, the other is evaluation.
 #pragma once
 
 #include "cuda/kernels/backward.cuh"

@@ -1,6 +1,4 @@
-// The two sums of a channel that either direction needs, over the elements of a thread and over the threads
-// of a block: forward of deviations from a pivot and of their squares, backward of g and of g * (x - mean).
-// The order of the additions depends on the tiling alone.
+// A channel's two sums. The order of the additions depends on the tiling alone.
 #pragma once
 
 #include <type_traits>
@@ -110,7 +108,7 @@ struct Team {
   }
 };
 
-// A channel's two sums over a block, in each lane of a team.
+// A channel's sums over a block. Each lane of its team has them.
 struct BlockSums {
   double first = 0, second = 0;
   bool scaled = false;  // of values that are kSmaller times as large
@@ -134,7 +132,6 @@ struct BlockSums {
   }
 
  private:
-  // From what threads have left.
   template <class A, int vector, bool mixed>
   FUSED_BN_DEVICE static BlockSums gather(const Tiling& t, const A* sums, const Team& team, int c) {
     BlockSums all;

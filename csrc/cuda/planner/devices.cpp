@@ -1,4 +1,3 @@
-// Device models.
 #include <cstdlib>
 
 #include "cuda/planner/plan.h"
@@ -8,14 +7,7 @@ namespace {
 
 constexpr int64_t kKB = 1024, kMB = 1024 * 1024;
 
-// What an architecture gives: CUDA programming guide, "Compute capabilities". Clusters: 8 blocks everywhere,
-// and 16 by opting in on sm_90 and sm_100.
-struct Architecture {
-  int number;
-  int64_t shared_per_block, shared_per_multiprocessor;
-  int threads;
-  int max_cluster;
-};
+// CUDA programming guide, "Compute capabilities". A kernel opts in to clusters of 16 blocks.
 constexpr Architecture kArchitectures[] = {
     {75, 64 * kKB, 64 * kKB, 1024, 1},    {80, 163 * kKB, 164 * kKB, 2048, 1},
     {86, 99 * kKB, 100 * kKB, 1536, 1},   {89, 99 * kKB, 100 * kKB, 1536, 1},
@@ -23,34 +15,21 @@ constexpr Architecture kArchitectures[] = {
     {120, 99 * kKB, 100 * kKB, 1536, 8},
 };
 
-// Multiprocessors, L2 and bandwidths: NVIDIA's data sheets and architecture white papers; where another
-// source or none is known, it stands below.
+// Multiprocessors, L2 and bandwidths: NVIDIA's data sheets and white papers, or the source that stands below.
 Device model(const char* name, int architecture, int multiprocessors, int64_t l2_bytes,
              double memory_bandwidth, double l2_bandwidth) {
   const Architecture* a = kArchitectures;
-  while (a->number != architecture) ++a;
+  while (a->architecture != architecture) ++a;
   // Measured of 132 multiprocessors, some of which large clusters leave out.
   constexpr int kMeasured[] = {132, 66, 30, 15, 7};
   std::array<int, 5> active{};
   for (size_t i = 0; i < active.size() && 1 << i <= a->max_cluster; ++i) {
     active[i] = kMeasured[i] * multiprocessors / 132;
   }
-  return {name,
-          architecture,
-          multiprocessors,
-          a->shared_per_block,
-          a->shared_per_multiprocessor,
-          a->threads,
-          l2_bytes,
-          a->max_cluster,
-          active,
-          /*cooperative=*/true,
-          memory_bandwidth,
-          l2_bandwidth};
+  return {*a, name, multiprocessors, l2_bytes, memory_bandwidth, l2_bandwidth, active, /*cooperative=*/true};
 }
 
-// Bytes a clock and multiprocessor from L2, at the specified boost clock, for want of a measurement: an
-// A100's white paper gives 47, an H200 has shown 31.
+// Bytes a clock and multiprocessor from L2, a guess: an A100's white paper gives 47, an H200 has shown 31.
 constexpr double kL2 = 16;
 // Measured on an H200, and its L2 is what the driver says.
 constexpr double kL2Measured = 8200;

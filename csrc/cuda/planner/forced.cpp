@@ -1,4 +1,3 @@
-// A plan as text, and back.
 #include <algorithm>
 #include <sstream>
 #include <stdexcept>

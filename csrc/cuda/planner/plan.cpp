@@ -1,4 +1,3 @@
-// Plans are enumerated, priced and compared.
 #include "cuda/planner/plan.h"
 
 #include <algorithm>
@@ -16,9 +15,8 @@ constexpr int64_t kMostChannels = int64_t{1} << 29;
 constexpr int64_t kMostBlocks = int64_t{1} << 30;   // of a grid
 constexpr int64_t kMostStretch = int64_t{1} << 31;  // vectors of a block, which the resident kernel counts
 
-// The reduce pass has so many blocks a multiprocessor, or as many as leave each thread the vectors that it
-// has in flight. The apply pass has as many vectors a thread, where two blocks a multiprocessor are left, and
-// up to 16 backward, where more is done before the first: of 411 MB both passes took 575 us with 4, 516 so.
+// Blocks a multiprocessor of the reduce pass; vectors a thread; blocks a multiprocessor that the apply pass
+// has before threads get more vectors. Backward with up to 16 took 516 us for 411 MB, with 4 575 us.
 constexpr int kReduceBlocks[] = {1, 2, 4};
 constexpr int64_t kInFlight = 4, kApplyBlocks = 2, kMostBackward = 16;
 
@@ -131,11 +129,8 @@ class Planner {
       return refused(slots, " slots take ", bytes, " bytes of shared memory: a block has ",
                      d_.shared_per_block);
     }
-    Plan plan{};
+    Plan plan = with_launch({}, &Plan::first, t, Kernel::resident, static_cast<int>(slots), exchange);
     plan.resident = true;
-    plan.first = {t, {}, exchange, static_cast<int32_t>(slots)};
-    plan.first.layout = layout_of(t, Kernel::resident, plan.first.slots, exchange);
-    plan.blocks_per_multiprocessor = blocks_per_multiprocessor(t, Kernel::resident, bytes);
     const int64_t at_once = int64_t{plan.blocks_per_multiprocessor} * d_.multiprocessors;
     if (exchange == Exchange::words && plan.first.grid() > at_once) {
       return refused(plan.first.grid(), " blocks are too many: ", at_once, " run at once");
@@ -202,9 +197,10 @@ class Planner {
     return shared_layout(t, kernel, slots, kept(), compute_bytes(p_.dtype), exchange, p_.activation);
   }
 
-  Plan with_launch(Plan plan, Launch Plan::* launch, const Tiling& t, Kernel kernel) const {
-    const auto layout = layout_of(t, kernel, 0, Exchange::none);
-    plan.*launch = {t, layout, Exchange::none, 0};
+  Plan with_launch(Plan plan, Launch Plan::* launch, const Tiling& t, Kernel kernel, int slots = 0,
+                   Exchange exchange = Exchange::none) const {
+    const auto layout = layout_of(t, kernel, slots, exchange);
+    plan.*launch = {t, layout, exchange, slots};
     const int blocks = blocks_per_multiprocessor(t, kernel, layout.bytes);
     if (plan.blocks_per_multiprocessor == 0) plan.blocks_per_multiprocessor = blocks;
     return plan;

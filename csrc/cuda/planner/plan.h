@@ -16,8 +16,7 @@ constexpr const char* kExchanges[] = {"none", "cluster", "words"};  // names, in
 
 enum class Direction : int8_t { forward, backward };
 
-// What is asked for: in training statistics and results; or one half of it, the sums or the results alone.
-// Evaluation is apply, and so is backward that is given the sums.
+// Sums and results, or one of them. Evaluation is apply, and so is backward that is given the sums.
 enum class Part : int8_t { both, reduce, apply };
 
 struct Problem {
@@ -30,20 +29,23 @@ struct Problem {
   int64_t alignment = 16;  // bytes: the largest power of two up to 16 that divides every tensor's address
 };
 
-// What a plan depends on; devices.cpp gives the sources. Bandwidths in GB/s.
-struct Device {
-  std::string name;
-  int architecture;  // 90 is sm_90
-  int multiprocessors;
+struct Architecture {
+  int architecture;                   // 90 is sm_90
   int64_t shared_per_block;           // bytes, the limit that a kernel can opt in to
   int64_t shared_per_multiprocessor;  // bytes, of which each block takes 1 KB more than it asks for
   int threads_per_multiprocessor;
+  int max_cluster;  // blocks; 1 where there are no clusters
+};
+
+// What a plan depends on; devices.cpp gives the sources. Bandwidths in GB/s.
+struct Device : Architecture {
+  std::string name;
+  int multiprocessors;
   int64_t l2_bytes;
-  int max_cluster;                     // blocks; 1 where there are no clusters
-  std::array<int, 5> active_clusters;  // of 1, 2, 4, 8, 16 blocks, one a multiprocessor, that run at once
-  bool cooperative;
   double memory_bandwidth;  // specified
   double l2_bandwidth;
+  std::array<int, 5> active_clusters;  // of 1, 2, 4, 8, 16 blocks, one a multiprocessor, that run at once
+  bool cooperative;
 };
 
 // Parts of a plan that are asked for; absent ones are the planner's choice.
@@ -74,12 +76,11 @@ struct Plan {
   double predicted_time;
 };
 
-// The plan with the least predicted time, of those that have what is forced; a resident one where it takes at
-// most a tenth more. Throws std::invalid_argument where there is none, and says why in one sentence.
+// The plan with what is forced and the least predicted time; a resident one where it takes at most a tenth
+// more. std::invalid_argument where there is none.
 Plan make_plan(const Problem& problem, const Device& device, const Forced& forced = {});
 
-// "resident exchange=words group=132 groups=4 tile=64 slots=12" or "streamed group=264 tile=64"; any part may
-// be left out. Throws std::invalid_argument where the text is no such thing.
+// Reads "resident exchange=words group=132 groups=4 tile=64 slots=12" or a part; std::invalid_argument else.
 Forced parse_forced(const std::string& text);
 
 // Their names are lower case: "h200".

@@ -1,5 +1,4 @@
-// A model of few numbers: what was measured on an H200, and what the readings of prototypes there bear out
-// (tests/test_plan_prices.py). Other devices are taken to be like it, in proportion to their bandwidths.
+// Measured on an H200 (tests/test_plan_prices.py). Other devices are taken to be like it by their bandwidths.
 #include <algorithm>
 #include <cmath>
 
@@ -8,9 +7,8 @@
 namespace fused_bn::cuda {
 namespace {
 
-// Shares of the specified bandwidth of device memory, 4.8 TB/s: of a copy by the driver; of reading; of
-// writing beside as many reads, so that a copy by kernels comes to 4.0. And what is left of these in runs of
-// 32, 64, 128 and 256 bytes.
+// Shares of the specified bandwidth of device memory, 4.8 TB/s: a copy by the driver; reading; writing beside
+// as many reads, where both come to 4.0. And what is left of these in runs of 32, 64, 128 and 256 bytes.
 constexpr double kCopy = 4.2 / 4.8, kRead = 4.45 / 4.8, kWrite = 3.63 / 4.8;
 constexpr double kReadRuns[] = {0.73, 0.84, 0.99, 1.0}, kWriteRuns[] = {0.40, 0.67, 0.84, 0.97};
 constexpr double kL2Kept = 0.5;  // of L2: what a second read, backwards, still finds
@@ -35,8 +33,8 @@ constexpr double kNarrow = 10, kIssued = 4 * 32 * 1.98e3, kEnoughThreads = 512;
 // Vectors of a thread that are under way at once, of each tensor: as the kernels have them.
 constexpr double kInFlight = 4, kInForwardReduce = 8;
 
-// The share of the time in which one of the customers is served, who think between two services: a closed
-// queue with exponential times. Here blocks of a multiprocessor, or groups, transfer, and compute or wait.
+// The share of the time in which one of the customers is served: a closed queue with exponential times. Here
+// blocks of a multiprocessor, or groups, transfer (are served), and compute or wait (think).
 double utilisation(double customers, double service, double thinking) {
   double sum = 1, term = 1;
   for (double left = customers; left > 0; --left) {
@@ -93,7 +91,6 @@ class Price {
  private:
   double on(double blocks) const { return std::min(blocks, static_cast<double>(d_.multiprocessors)); }
 
-  // Of transfers by so many blocks at once.
   double moving(const Traffic& b, const Tiling& t, double blocks) const {
     const int64_t run = run_bytes(t, p_.dtype);
     const double memory = (b.read - b.l2_hits) / (kRead * d_.memory_bandwidth * left_of(kReadRuns, run)) +

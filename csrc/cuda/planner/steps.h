@@ -1,4 +1,3 @@
-// What the planner does: it cuts a tensor into tiles in several ways, and compares what they cost.
 #pragma once
 
 #include <optional>
@@ -10,12 +9,10 @@ namespace fused_bn::cuda {
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Tilings for a kernel, of one block a tile and a group for each; only those of so many channels where
-// `tile_channels` is given. Empty where the kernel cannot have the tensor.
+// Tilings of one block a tile; of `tile_channels` alone where given. Empty where the kernel has none.
 std::vector<Tiling> tilings_for(const Problem& problem, Kernel kernel, std::optional<int64_t> tile_channels);
 
-// Whether the kernels' arithmetic suffices: divisions by multiplication, and offsets of 32 bits. Until they
-// are taken into 64 bits, a thread takes up to 8 steps.
+// Whether divisions by multiplication are exact, and 8 steps of a thread fit into offsets of 32 bits.
 bool is_countable(const Tiling& tiling);
 
 // Bytes side by side, of a row of the narrowest tile.

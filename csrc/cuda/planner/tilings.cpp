@@ -1,4 +1,3 @@
-// The ways to cut a tensor into tiles.
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -11,8 +10,7 @@ namespace {
 constexpr int64_t kVectorBytes = 16;
 // Copies by shorter runs a row are slow: 3.6 TB/s of 4.2 at 128 bytes, 2.95 at 64, 2.0 at 32.
 constexpr int64_t kShortestRun = 128;
-// So that a thread's place, eight passes further, fits an int; and of a dividend and its divisor, so that the
-// quotient is exact.
+// So a thread's place, eight passes further, fits an int; and a quotient is exact, see Division.
 constexpr int64_t kMostRowVectors = int64_t{1} << 30, kMostProduct = int64_t{1} << 62;
 
 // The matrix of a tensor's vectors. Rows can be cut between units: the fewest channels with whole vectors.
