@@ -99,7 +99,7 @@ def step(norm: Any, x: Tensor, residual: Tensor | None, grad_output: Tensor) -> 
         "grad_residual": None if residual is None else residual.grad,
         "grad_weight": None if norm.weight is None else norm.weight.grad,
         "grad_bias": None if norm.bias is None else norm.bias.grad,
-        "grad_prelu_weight": norm.prelu_weight.grad if norm.activation == "prelu" else None,
+        **({"grad_prelu_weight": norm.prelu_weight.grad} if norm.activation == "prelu" else {}),
         **{f"buffer {name}": buffer.clone() for name, buffer in norm.named_buffers()},
     }
 
