@@ -34,9 +34,14 @@ def fused_in_export() -> Iterator[None]:
         _keeps_fused = before
 
 
+def _is_exporting() -> bool:
+    # The compiler of torch 2.11 takes torch.compiler.is_exporting() for True without an export too.
+    return torch.compiler._is_exporting_flag
+
+
 def wants_plain_calls(input: Tensor, training: bool) -> bool:
     """Whether a norm is computed by PyTorch's own operators, though there is a kernel of ours."""
-    if torch.compiler.is_compiling() and not _keeps_fused and (torch.compiler.is_exporting() or not training):
+    if torch.compiler.is_compiling() and not _keeps_fused and (_is_exporting() or not training):
         return True
     if type(input) is Tensor:
         return False
@@ -47,7 +52,7 @@ def wants_plain_calls(input: Tensor, training: bool) -> bool:
 def wants_forward_as_written(*values: object) -> bool:
     """Whether a tracer or exporter records this call, so that the model's own forward must run."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting() and not _keeps_fused
+        return _is_exporting() and not _keeps_fused
     for value in values:
         if isinstance(value, fx.Proxy):
             return True

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fused_bn
+from fused_bn import _tracing
 from fused_bn._activations import ACTIVATIONS
 from fused_bn.functional import batch_norm
 from tests.cases import PARAMS, in_layout, present, same_bits, why_no_cuda
@@ -44,6 +45,21 @@ def assert_same_calls(
                 values = one_call(call, given, device)
                 found.append([*values, *(p.grad for p in owner.parameters()), *owner.buffers()])
             assert all(same_bits(mine, other) for mine, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_training_compiles_to_the_fused_operator(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And evaluation to PyTorch's own. Without the fixture, which keeps the fused operator in both."""
+    monkeypatch.setattr(_tracing, "_keeps_fused", False)
+    found: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., Any]:
+        found.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    norm = fused_bn.BatchNorm2d(6, activation="relu").train(training)
+    torch.compile(norm, fullgraph=True, backend=backend)(torch.randn(4, 6, 5, 5))
+    assert any("fused_bn" in target for target in found) is training
 
 
 @pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "static"])
