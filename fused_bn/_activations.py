@@ -192,7 +192,7 @@ def spelled(activation: object, param: Param | None = None) -> tuple[str, Param 
     """
     if activation is None:
         activation = "none"
-    elif activation in (nn.PReLU, F.prelu):  # whose slopes are still to be made, where the caller's lie
+    elif activation is nn.PReLU or activation is F.prelu:  # whose slopes the caller makes
         activation = "prelu"
     elif isinstance(activation, type) and activation in MODULES:
         activation = activation()
