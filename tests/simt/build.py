@@ -29,6 +29,7 @@ class Source:
     path: Path
     defines: tuple[str, ...] = ()
     optimise: str = "2"
+    flags: tuple[str, ...] = ()  # beside those of all sources
 
 
 HERE = Path(__file__).resolve().parent
@@ -96,7 +97,8 @@ def digest(*parts: str) -> str:
 
 
 def compiled(source: Source, flags: Sequence[str], include: Sequence[Path]) -> Path:
-    options = [*flags, f"-O{source.optimise}", *(f"-D{define}" for define in source.defines)]
+    defines = (f"-D{define}" for define in source.defines)
+    options = [*flags, f"-O{source.optimise}", *defines, *source.flags]
     # Not where the files lie: what an overlay leaves alone is the original's object.
     texts = [f"{file.name}\n{file.read_text()}" for file in included_files(source.path, include)]
     target = CACHE / "objects" / f"{source.path.stem}-{digest(compiler_version(), *options, *texts)}.o"
