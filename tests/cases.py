@@ -224,7 +224,7 @@ def in_layout(tensor: Tensor, layout: str) -> Tensor:
     return tensor.contiguous(memory_format=MEMORY_FORMATS[layout])
 
 
-def make_tensors(case: Case, device: str = "cpu", seed: int = 0) -> Tensors:
+def make_tensors(case: Case, device: str | torch.device = "cpu", seed: int = 0) -> Tensors:
     """Random tensors for `case`, the same on every device.
 
     Each channel has a mean and a spread of its own, the spread around 3 and not 1, so that a swapped

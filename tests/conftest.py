@@ -24,9 +24,17 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000
 hypothesis.settings.load_profile("repeatable")
 
 
+MARKERS = (
+    "core: repeated for each CPU instruction set and for the fallback",
+    "needs_extension: tests the compiled operators themselves",
+    "cuda: runs on a CUDA device; every test whose device is cuda has it",
+    "real_gpu(reason): is skipped on an emulated CUDA device",
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "core: repeated for each CPU instruction set and for the fallback")
-    config.addinivalue_line("markers", "needs_extension: tests the compiled operators themselves")
+    for marker in MARKERS:
+        config.addinivalue_line("markers", marker)
 
 
 def pytest_report_header() -> list[str]:
@@ -37,13 +45,19 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if HAS_EXTENSION:
-        return
-    skip = pytest.mark.skip(reason="the compiled extension is not loaded")
+    emulated, why = bool(os.environ.get("CUDA_DEVICE_ATEN")), why_no_cuda()
     for item in items:
-        if item.get_closest_marker("needs_extension"):
-            item.add_marker(skip)
+        if "cuda" in getattr(getattr(item, "callspec", None), "params", {}).values():
+            item.add_marker("cuda")
+        if item.get_closest_marker("cuda") and why:
+            item.add_marker(pytest.mark.skip(reason=why))
+        if item.get_closest_marker("needs_extension") and not HAS_EXTENSION:
+            item.add_marker(pytest.mark.skip(reason="the compiled extension is not loaded"))
+        real = item.get_closest_marker("real_gpu")
+        if real is not None and emulated:
+            item.add_marker(pytest.mark.skip(reason=f"needs a real GPU: {real.args[0]}"))
 
 
 @pytest.fixture(params=DEVICES)

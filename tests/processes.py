@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing
+from torch.utils._pytree import tree_map_only
 
 from benchmarks.lenet.processes import leave
 
@@ -30,13 +31,24 @@ def whole(tensor: Tensor) -> Tensor:
     return everything.detach().clone()
 
 
-class Team:
-    """As many processes as asked for, a gloo group, each of one thread.
+_device = torch.device("cpu")
 
-    Work is a function at the top level of a module; what it takes and returns is pickled.
+
+def device() -> torch.device:
+    """Where this process computes: the CPU, or in a team of "cuda" the GPU of its rank."""
+    return _device
+
+
+class Team:
+    """As many processes as asked for, each of one thread: a group of gloo on the CPU, of NCCL on "cuda".
+
+    Work is a function at the top level of a module. What it takes and returns is pickled; tensors that it
+    returns come back on the CPU. On "cuda" each process has a GPU of its own.
     """
 
-    def __init__(self, size: int, patience: float = PATIENCE) -> None:
+    def __init__(self, size: int, device: str = "cpu", patience: float = PATIENCE) -> None:
+        if device == "cuda" and torch.cuda.device_count() < size:
+            pytest.skip(f"{size} processes need as many GPUs, torch sees {torch.cuda.device_count()}")
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory()
         store = str(Path(self._folder.name) / "store")
@@ -44,7 +56,9 @@ class Team:
         self._processes = []
         for rank in range(size):
             mine, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, rank, size, store, patience), daemon=True)
+            process = context.Process(
+                target=_serve, args=(theirs, rank, size, store, device, patience), daemon=True
+            )
             process.start()
             self._pipes.append(mine)
             self._processes.append(process)
@@ -78,10 +92,14 @@ def _receive(pipe: Connection) -> Any:
         return EOFError(str(error))
 
 
-def _serve(pipe: Connection, rank: int, size: int, store: str, patience: float) -> None:
+def _serve(pipe: Connection, rank: int, size: int, store: str, device: str, patience: float) -> None:
+    global _device
     torch.set_num_threads(1)
+    if device == "cuda":
+        _device = torch.device("cuda", rank)
+        torch.cuda.set_device(_device)
     distributed.init_process_group(
-        "gloo",
+        "nccl" if device == "cuda" else "gloo",
         init_method=f"file://{store}",
         rank=rank,
         world_size=size,
@@ -93,7 +111,7 @@ def _serve(pipe: Connection, rank: int, size: int, store: str, patience: float) 
         except EOFError:
             break
         try:
-            result = work(rank, *arguments)
+            result = tree_map_only(Tensor, Tensor.cpu, work(rank, *arguments))
         except Exception as error:
             result = RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")
         pipe.send(result)

@@ -231,6 +231,7 @@ def test_full_graph_compilation_is_bit_equal_to_eager(
     assert_same(trained(function, compiled, layout, device), trained(eager, eager, layout, device))
 
 
+@pytest.mark.real_gpu("Triton")
 def test_inductor_is_bit_equal_to_eager(device: str) -> None:
     """The default backend, which plans memory and reorders: it must not touch the operators' buffers."""
     eager = net("relu", momentum=None).to(device)

@@ -13,7 +13,7 @@ import fused_bn
 from fused_bn import _tracing
 from fused_bn._activations import ACTIVATIONS
 from fused_bn.functional import batch_norm
-from tests.cases import PARAMS, in_layout, present, same_bits, why_no_cuda
+from tests.cases import PARAMS, in_layout, present, same_bits
 from tests.test_export import BOTH_SIDES, inputs
 from tests.twins import Original, WithResidual
 
@@ -96,6 +96,7 @@ class OddPlanes(nn.Module):
         return self.head(self.norm(self.conv(x), residual))
 
 
+@pytest.mark.real_gpu("Triton")
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("size", [3, 7])
 def test_a_mask_has_a_size_that_no_layout_changes(size: int, training: bool, device: str) -> None:
@@ -115,6 +116,7 @@ def test_a_mask_has_a_size_that_no_layout_changes(size: int, training: bool, dev
         torch.testing.assert_close(compiled, eager, rtol=0, atol=400 * 2.0**-24 * size_of_terms)
 
 
+@pytest.mark.real_gpu("Triton")
 def test_inductor_with_a_residual_is_bit_equal_to_eager(device: str) -> None:
     """The default backend, for images on both sides of 64 pixels at once."""
     eager = WithResidual("relu").to(device)
@@ -218,6 +220,7 @@ def test_nothing_breaks_the_graph(device: str) -> None:
     assert torch.equal(y, expected[1](expected[0](*given), given[0]))
 
 
+@pytest.mark.real_gpu("Triton")
 def test_cuda_graphs_of_reduce_overhead_run(device: str) -> None:
     """On the CPU the mode records no graphs, and must change nothing."""
     eager = WithResidual("relu").to(device)
@@ -226,7 +229,8 @@ def test_cuda_graphs_of_reduce_overhead_run(device: str) -> None:
     assert_same_calls(function, compiled, eager, BOTH_SIDES[:1], device)
 
 
-@pytest.mark.skipif(bool(why_no_cuda()), reason=why_no_cuda() or "a CUDA device is there")
+@pytest.mark.real_gpu("Triton")
+@pytest.mark.cuda
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_cuda_graphs_replay_with_fresh_input_and_move_the_statistics(activation: str) -> None:
     """From the third call on the steps are replays, the statistics and the counter among what they write."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import fused_bn
 from fused_bn._activations import ActivationName
 from fused_bn._extension import DISABLE_VARIABLE
-from tests.cases import DEVICES, HAS_EXTENSION, NEWER_TORCH, present, why_no_cuda
+from tests.cases import HAS_EXTENSION, NEWER_TORCH, present
 from tests.reference import DEMANDED_RUNNING
 
 MODULES = {
@@ -29,12 +29,6 @@ def test_the_compiled_extension_is_what_is_tested() -> None:
     if os.environ.get(DISABLE_VARIABLE, "0") not in ("", "0"):
         pytest.skip(f"{DISABLE_VARIABLE} is set")
     assert HAS_EXTENSION
-
-
-def test_cuda_is_tested_too() -> None:
-    if why_no_cuda():
-        pytest.skip(why_no_cuda())
-    assert "cuda" in DEVICES
 
 
 @dataclass(frozen=True)

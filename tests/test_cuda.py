@@ -8,11 +8,11 @@ from torch import Tensor
 
 from fused_bn.functional import batch_norm
 from tests import test_pieces
-from tests.cases import Case, call_fused, make_tensors, run_fused, same_bits, why_no_cuda
+from tests.cases import Case, call_fused, make_tensors, run_fused, same_bits
 from tests.launches import kernels_of, last_plan, launches, no_synchronisation
 from tests.reference import assert_meets_demands
 
-pytestmark = pytest.mark.skipif(bool(why_no_cuda()), reason=why_no_cuda() or "a CUDA device is there")
+pytestmark = pytest.mark.cuda
 
 CASES = (
     Case((64, 6, 28, 28)),

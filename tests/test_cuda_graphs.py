@@ -9,12 +9,12 @@ from torch import Tensor
 
 import fused_bn
 from fused_bn._activations import ActivationName
-from tests.cases import Case, call_fused, make_tensors, present, run_fused, same_bits, why_no_cuda
+from tests.cases import Case, call_fused, make_tensors, present, run_fused, same_bits
 from tests.launches import forced, foreign_stream, launches, nodes
 from tests.test_cuda import CASES
 from tests.twins import step
 
-pytestmark = pytest.mark.skipif(bool(why_no_cuda()), reason=why_no_cuda() or "a CUDA device is there")
+pytestmark = pytest.mark.cuda
 
 CASE = Case((16, 64, 14, 14), "channels_last", torch.bfloat16, momentum=None, residual=True)
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cases import Case, call_fused, layouts, make_tensors, present, run_fused, same_bits, why_no_cuda
+from tests.cases import Case, call_fused, layouts, make_tensors, present, run_fused, same_bits
 from tests.launches import compiled, forced, kernels_of, last_plan, launches
 from tests.reference import assert_meets_demands
 from tests.test_operator import WITH_MASK, forward, forward_arguments
 
-pytestmark = pytest.mark.skipif(bool(why_no_cuda()), reason=why_no_cuda() or "a CUDA device is there")
+pytestmark = pytest.mark.cuda
 
 PLANS = (
     *("resident exchange=none", "resident exchange=cluster group=2", "resident exchange=words"),

@@ -1,4 +1,4 @@
-"""Two processes on the CPU: DistributedDataParallel and FSDP take the modules as they take nn.BatchNorm2d."""
+"""Two processes: DistributedDataParallel and FSDP take the modules as they take nn.BatchNorm2d."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import fused_bn
 from fused_bn import _recompute
-from tests.processes import NEEDS_GLOO, Team, whole
+from tests.cases import DEVICES
+from tests.processes import NEEDS_GLOO, Team, device, whole
 from tests.test_module import OUTPUT_TOLERANCE, PARAMETER_TOLERANCE
 from tests.twins import Original
 
@@ -64,13 +65,13 @@ def in_parallel(model: nn.Module, way: str) -> nn.Module:
     if way == "fsdp1":
         from torch.distributed.fsdp import FullyShardedDataParallel as Sharded
 
-        cpu = torch.device("cpu")
-        model[0] = Sharded(model[0], device_id=cpu, use_orig_params=True)  # type: ignore[operator, index]
-        return Sharded(model, device_id=cpu, use_orig_params=True)
+        options: dict[str, Any] = {"device_id": device(), "use_orig_params": True}
+        model[0] = Sharded(model[0], **options)  # type: ignore[operator, index]
+        return Sharded(model, **options)
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh("cpu", (PROCESSES,))
+    mesh = init_device_mesh(device().type, (PROCESSES,))
     for layer in (model[0],) if isinstance(model, nn.Sequential) else (model.first, model.second):
         fully_shard(layer, mesh=mesh)  # type: ignore[arg-type]
     fully_shard(model, mesh=mesh)
@@ -104,12 +105,12 @@ def fused_units() -> nn.Module:
 def train(make: Callable[[], nn.Module], way: str, rank: int) -> list[Tensor]:
     """Two steps on data of this process, and what is left: output, parameters and statistics."""
     torch.manual_seed(0)
-    model = in_parallel(make(), way)
+    model = in_parallel(make().to(device()), way)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(rank)
     for _ in range(2):
         optimizer.zero_grad()
-        output = model(torch.randn(4, 3, 8, 8, generator=generator))
+        output = model(torch.randn(4, 3, 8, 8, generator=generator).to(device()))
         output.square().mean().backward()
         optimizer.step()
     parameters = [whole(parameter) for parameter in model.parameters()]
@@ -137,10 +138,10 @@ def new_norm() -> nn.Module:
     return fused_bn.BatchNorm2d(6, activation="relu", momentum=None)
 
 
-@pytest.fixture(scope="module")
-def ran() -> Iterator[tuple[list[Any], nn.Module]]:
-    """What each process found, and the module that the first one wrote to."""
-    team, shared = Team(PROCESSES), new_norm().share_memory()
+@pytest.fixture(scope="module", params=DEVICES)
+def ran(request: pytest.FixtureRequest) -> Iterator[tuple[list[Any], nn.Module]]:
+    """What each process found, and the module in shared memory that the first one wrote to."""
+    team, shared = Team(PROCESSES, request.param), new_norm().share_memory()
     yield team.run(process, shared), shared
     team.close()
 

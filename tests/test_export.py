@@ -21,7 +21,7 @@ from torch.export.passes import move_to_device_pass
 
 import fused_bn
 from fused_bn._activations import ACTIVATIONS
-from tests.cases import present, why_no_cuda
+from tests.cases import present
 from tests.test_module import OUTPUT_TOLERANCE
 from tests.twins import WithResidual
 
@@ -158,8 +158,6 @@ def test_a_program_runs_on_another_device_than_it_was_exported_on(
     way: str, target: str, training: bool
 ) -> None:
     """No kernel, layout or device of the exporting machine is bound into it."""
-    if target == "cuda" and why_no_cuda():
-        pytest.skip(why_no_cuda())
     original = model(training=training)
     program = exported(model(training=training), "batch and image", way=way)
     moved = move_to_device_pass(program, target).module()

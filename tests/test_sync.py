@@ -14,8 +14,8 @@ from torch import Tensor, distributed, nn
 
 import fused_bn
 from fused_bn._activations import ACTIVATIONS
-from tests.cases import DTYPES, Case, Tensors, in_layout, layouts, make_tensors, present, same_bits
-from tests.processes import NEEDS_GLOO, Team
+from tests.cases import DEVICES, DTYPES, Case, Tensors, in_layout, layouts, make_tensors, present, same_bits
+from tests.processes import NEEDS_GLOO, Team, device
 
 pytestmark = NEEDS_GLOO
 
@@ -23,17 +23,23 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, t
 """Relative to the largest value, or 1: in fp64 as required; else some roundings of the output's type."""
 
 
+@pytest.fixture(scope="module", params=DEVICES)
+def place(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module", params=[2, 3, 4], ids="{} processes".format)
-def team(request: pytest.FixtureRequest) -> Iterator[Team]:
-    team = Team(request.param)
+def team(request: pytest.FixtureRequest, place: str) -> Iterator[Team]:
+    team = Team(request.param, place)
     team.size = request.param  # type: ignore[attr-defined]
     yield team
     team.close()
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[Team]:
-    team = Team(2)
+def two(place: str) -> Iterator[Team]:
+    team = Team(2, place)
     yield team
     team.close()
 
@@ -106,7 +112,7 @@ def step(norm: Any, x: Tensor, residual: Tensor | None, grad_output: Tensor) -> 
 
 def share_of(rank: int, split: Split) -> dict[str, Tensor | None]:
     """One process's part of the whole batch."""
-    tensors = make_tensors(split.case)
+    tensors = make_tensors(split.case, device())
     begin, end = split.parts()[rank]
     x, residual, grad_output = (
         None if t is None else in_layout(t[begin:end], split.layouts[rank])
@@ -171,8 +177,8 @@ def test_one_value_a_channel_in_a_process(two: Team) -> None:
 def sizes_apart(rank: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
     """Images of another size in each process."""
     case = Case((2, 3, 4 + rank, 5 - rank), dtype=dtype, parameter_dtype=dtype, residual=True)
-    tensors = make_tensors(case, seed=rank)
-    norm = norm_of(fused_bn.SyncBatchNorm, case, make_tensors(replace(case, shape=(2, 3, 2, 2))))
+    tensors = make_tensors(case, device(), rank)
+    norm = norm_of(fused_bn.SyncBatchNorm, case, make_tensors(replace(case, shape=(2, 3, 2, 2)), device()))
     return step(norm, tensors.input, tensors.residual, tensors.grad_output)
 
 
@@ -202,8 +208,8 @@ def test_spatial_sizes_may_differ(dtype: torch.dtype, two: Team) -> None:
 
 def many_means_apart(rank: int) -> tuple[Tensor, Tensor]:
     torch.manual_seed(rank)
-    norm = fused_bn.SyncBatchNorm(4, momentum=1.0)
-    x = torch.randn(64, 4, 9, 9) + 1e4 * (1 + rank)
+    norm = fused_bn.SyncBatchNorm(4, momentum=1.0, device=device())
+    x = (torch.randn(64, 4, 9, 9) + 1e4 * (1 + rank)).to(device())
     return x, torch.stack([norm(x).detach().mean(), present(norm.running_mean)[0]])
 
 
@@ -230,8 +236,8 @@ def exchanged(_: int) -> dict[str, list[int]]:
 
         return call
 
-    norm = fused_bn.SyncBatchNorm(7, activation="relu")
-    x = torch.randn(4, 7, 3, 3, requires_grad=True)
+    norm = fused_bn.SyncBatchNorm(7, activation="relu", device=device())
+    x = torch.randn(4, 7, 3, 3, device=device(), requires_grad=True)
     from fused_bn import _sync
 
     with (
@@ -253,15 +259,15 @@ def test_one_collective_forward_and_one_backward(two: Team) -> None:
 def in_groups_of_two(rank: int) -> dict[str, Tensor | None]:
     group, _ = distributed.new_subgroups(2)
     case = Case((3, 3, 4, 2), dtype=torch.float64, parameter_dtype=torch.float64)
-    tensors = make_tensors(case, seed=rank)
-    norm = norm_of(fused_bn.SyncBatchNorm, case, make_tensors(case))
+    tensors = make_tensors(case, device(), rank)
+    norm = norm_of(fused_bn.SyncBatchNorm, case, make_tensors(case, device()))
     norm.process_group = group
     return step(norm, tensors.input, None, tensors.grad_output)
 
 
-def test_a_group_is_one_batch() -> None:
+def test_a_group_is_one_batch(place: str) -> None:
     """Of four processes two and two: what docs/distributed.md recommends for many."""
-    team = Team(4)
+    team = Team(4, place)
     parts = team.run(in_groups_of_two)
     team.close()
     case = Case((3, 3, 4, 2), dtype=torch.float64, parameter_dtype=torch.float64)
@@ -278,10 +284,11 @@ def test_a_group_is_one_batch() -> None:
 def by_inductor(rank: int) -> float:
     """How far a compiled norm is from an eager one: output, gradients and buffers."""
     case = Case((4 + rank, 3, 4, 2), dtype=torch.float64, parameter_dtype=torch.float64, residual=True)
-    tensors = make_tensors(case, seed=rank)
+    tensors = make_tensors(case, device(), rank)
     results = []
     for compiled in (False, True):
-        norm = norm_of(fused_bn.SyncBatchNorm, case, make_tensors(replace(case, shape=(4, 3, 4, 2))))
+        parameters = make_tensors(replace(case, shape=(4, 3, 4, 2)), device())
+        norm = norm_of(fused_bn.SyncBatchNorm, case, parameters)
         if compiled:
             norm.compile(fullgraph=True)
         results.append(step(norm, tensors.input, tensors.residual, tensors.grad_output))
@@ -289,14 +296,15 @@ def by_inductor(rank: int) -> float:
     return max(float((left.double() - right.double()).abs().max()) for left, right in pairs)
 
 
+@pytest.mark.real_gpu("Triton")
 def test_compiled_by_inductor(two: Team) -> None:
     """With functional collectives; the other tests of torch.compile stop at AOTAutograd."""
     assert max(two.run(by_inductor)) <= 1e-12
 
 
 def second_derivative(_: int) -> str:
-    norm = fused_bn.SyncBatchNorm(3)
-    x = torch.randn(4, 3, requires_grad=True)
+    norm = fused_bn.SyncBatchNorm(3, device=device())
+    x = torch.randn(4, 3, device=device(), requires_grad=True)
     (grad,) = torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)
     try:
         grad.sum().backward()
@@ -311,9 +319,9 @@ def test_the_second_derivative_is_refused(two: Team) -> None:
 
 
 def misuse(_: int) -> tuple[str, Tensor]:
-    norm = fused_bn.SyncBatchNorm(3)
+    norm = fused_bn.SyncBatchNorm(3, device=device())
     try:
-        norm(torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 1))
+        norm(torch.randn(4, 3, 2, 2, device=device()), torch.randn(4, 3, 2, 1, device=device()))
     except RuntimeError as error:
         return str(error), present(norm.num_batches_tracked)
     return "", present(norm.num_batches_tracked)
@@ -361,7 +369,7 @@ def test_alone_it_is_plain_batch_norm() -> None:
 def evaluated(rank: int) -> bool:
     """Processes that do not evaluate together must not wait for each other."""
     case = Case((5, 3, 4, 2))
-    tensors = make_tensors(case)
+    tensors = make_tensors(case, device())
     norm = norm_of(fused_bn.SyncBatchNorm, case, tensors).eval()
     alone = norm_of(fused_bn.BatchNorm2d, case, tensors).eval()
     return rank == 1 or torch.equal(norm(tensors.input), alone(tensors.input))
@@ -371,7 +379,7 @@ def of_one(rank: int) -> bool:
     """A group of one process each."""
     groups = [distributed.new_group([each]) for each in range(2)]
     case = Case((5, 3, 4, 2))
-    tensors = make_tensors(case, seed=rank)
+    tensors = make_tensors(case, device(), rank)
     norm = norm_of(fused_bn.SyncBatchNorm, case, tensors)
     norm.process_group = groups[rank]
     mine = step(norm, tensors.input, None, tensors.grad_output)
@@ -390,7 +398,7 @@ def test_evaluation_and_groups_of_one_exchange_nothing(two: Team) -> None:
 def under_hooks(rank: int) -> bool:
     """Whether the gradients are the same where what is saved comes back in another layout."""
     case = Case((5, 6, 5, 7), activation="relu", residual=True)
-    tensors = make_tensors(case, seed=rank)
+    tensors = make_tensors(case, device(), rank)
 
     def re_lay(tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor

@@ -1,5 +1,6 @@
 """Compiles the emulated device, with g++ into build/cuda_device/. A second call compiles nothing."""
 
+import importlib.metadata
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from tests.simt import build as simt
 HERE = Path(__file__).resolve().parent
 FOLDER = simt.ROOT / "build" / "cuda_device"
 
-RUNTIME = ("device", "graphs", "kernels", "launches", "memory", "names", "races", "streams")
+RUNTIME = ("device", "graphs", "kernels", "launches", "memory", "names", "nccl", "races", "streams")
 
 
 def cuda_headers() -> Path:
@@ -20,9 +21,15 @@ def cuda_headers() -> Path:
     return Path(found.home, "include")
 
 
+def nccl_headers() -> Path:
+    """Of the package that torch's CUDA build installs."""
+    file = next(f for f in importlib.metadata.files("nvidia-nccl-cu13") or [] if f.name == "nccl.h")
+    return Path(str(file.locate())).parent
+
+
 def runtime() -> Path:
     """What stands in the place of libcudart: everything of CUDA that torch and the extension call."""
-    flags = (f"-I{HERE}", f"-isystem{cuda_headers()}")
+    flags = (f"-I{HERE}", f"-isystem{cuda_headers()}", f"-isystem{nccl_headers()}")
     sources = [simt.Source(HERE / f"{name}.cpp", optimise="1", flags=flags) for name in RUNTIME]
     kernels = [
         simt.Source(simt.HERE / "kernels_one_type.cpp", (f"SIMT_ELEMENT={element}",))

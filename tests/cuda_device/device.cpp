@@ -47,7 +47,7 @@ Device parse(const std::string& text) {
 const std::vector<Device>& devices() {
   static const std::vector<Device> all = [] {
     const char* listed = std::getenv("CUDA_DEVICES");
-    const std::string text = listed == nullptr ? "H200:16,H200:16" : listed;
+    const std::string text = listed == nullptr ? "H200:16,H200:16,H200:16,H200:16" : listed;
     std::vector<Device> parsed;
     for (size_t begin = 0; begin < text.size();) {
       const size_t end = std::min(text.find(',', begin), text.size());

@@ -24,7 +24,7 @@ def autoload() -> Path:
 
 
 def emulated(environment: dict[str, str], **settings: str) -> dict[str, str]:
-    """`environment` with the devices; settings are the variables that the README lists, without CUDA_DEVICE_."""
+    """`environment` with the devices and these settings, which the README lists."""
     libraries = (build.runtime(), build.driver())
     python_path = [str(autoload()), *filter(None, [environment.get("PYTHONPATH")])]
     return {

@@ -82,13 +82,14 @@ class Pointers {
   void one(ChannelVector& vector, const char* name, int64_t C, bool writes) {
     one(vector.data, name, ((C - 1) * vector.stride + 1) * size_of(vector.dtype), writes);
   }
+  // The apply pass is given the same, and does not look there.
   void scratch(DirectionParams& p, int64_t C) {
-    const bool uses = kernel_.pass != Pass::apply;
-    const int64_t partials = C * p.tiling.group * 4 * compute_size_of(kernel_.dtype);
-    one(p.partials, "partials", partials, uses);
-    one(p.scratch.epoch, "epoch", 8, uses);
-    one(p.scratch.arrivals, "arrivals", 4 * kMostGroups, uses);
-    one(p.scratch.words, "words", 16 * kMostWords, uses);
+    if (kernel_.pass == Pass::apply) return;
+    const bool shared = kernel_.pass == Pass::reduce && p.tiling.group > 1;
+    one(p.partials, "partials", shared ? C * p.tiling.group * 4 * compute_size_of(kernel_.dtype) : 0, kWrites);
+    one(p.scratch.epoch, "epoch", 8, kWrites);
+    one(p.scratch.arrivals, "arrivals", 4 * kMostGroups, kWrites);
+    one(p.scratch.words, "words", 16 * kMostWords, kWrites);
   }
 
   const KernelName& kernel_;
