@@ -135,6 +135,10 @@ fuzz: $(test-ready) ## random calls and values under the sanitizers, for SECONDS
 cuda: $(ready) ## a build with CUDA in an environment of its own, without need of a GPU (CUDA_TORCH=2.14.1)
 	.ci/cuda $(run) $(CUDA_TORCH)
 
+.PHONY: cuda-emulated
+cuda-emulated: $(ready) ## all tests on CUDA, on an emulated device (ARGS="-k graphs"; ARGS="-m cuda": more of them)
+	.ci/cuda-emulated $(run) $(CUDA_TORCH) $(ARGS)
+
 .PHONY: newest
 newest: $(ready) ## a build without CUDA for the newest torch in an environment of its own, with Python 3.12
 	.ci/newest $(run) $(NEWEST_TORCH)

@@ -9,7 +9,7 @@ from torch import Tensor
 from fused_bn.functional import batch_norm
 from tests import test_pieces
 from tests.cases import Case, call_fused, make_tensors, run_fused, same_bits
-from tests.launches import kernels_of, last_plan, launches, no_synchronisation
+from tests.launches import forced, kernels_of, last_plan, launches, no_synchronisation
 from tests.reference import assert_meets_demands
 
 pytestmark = pytest.mark.cuda
@@ -81,6 +81,33 @@ def test_a_device_that_is_not_the_current_one() -> None:
     case = CASES[0]
     with torch.cuda.device(0):
         assert_meets_demands(case, make_tensors(case, "cuda:1"))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device only")
+def test_devices_have_plans_of_their_own() -> None:
+    """One that clusters or shared memory made possible on one device would be refused on another."""
+    case = Case((64, 64, 28, 28), "channels_last", torch.bfloat16)
+    for device in ("cuda:0", "cuda:1", "cuda:0"):
+        assert_meets_demands(case, make_tensors(case, device))
+
+
+@pytest.mark.parametrize("plan", ["streamed group=12", "resident exchange=words group=12", ""])
+def test_scratch_of_queued_launches_is_nobody_elses(plan: str) -> None:
+    """What a call frees goes to the next call on its stream, and to no other stream."""
+    case = Case((16, 64, 14, 14), "channels_last", torch.bfloat16, residual=True)
+    tensors = make_tensors(case, "cuda")
+    expected = run_fused(case, tensors)
+    try:
+        with forced(plan):
+            result = run_fused(case, tensors)
+    except ValueError as error:
+        pytest.skip(str(error))
+    for _ in range(40):  # more streams than torch has: on some of them memory is taken twice
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for size in (1, 10_000, 30_000, 100_000):
+                torch.full((size,), float("nan"), device="cuda")
+    torch.testing.assert_close(result.output, expected.output)  # two plans sum in two orders
+    torch.testing.assert_close(result.grad_input, expected.grad_input)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -79,7 +79,9 @@ def test_a_graph_holds_kernels_and_nothing_else(plan: str, momentum: float | Non
     assert nodes(work.captured()) == {"kernel": launches() - before + (momentum is None)}
 
 
-@pytest.mark.parametrize("case", CASES[:-1], ids=str)
+@pytest.mark.parametrize(
+    "case", [*CASES[:-2], pytest.param(CASES[-2], marks=pytest.mark.real_gpu("speed"))], ids=str
+)
 def test_replays_are_the_eager_bits(case: Case) -> None:
     """What a launch leaves behind is as the next replay needs it, and running statistics advance."""
     mine, eager = Work("", case=case), Work("", case=case)

@@ -57,9 +57,9 @@ IValue with_tensors(const IValue& v, Each each) {
 
 // Their outputs' sizes depend on values, for which the host waits.
 const std::set<std::string> kWaiting{
-    "aten::nonzero",         "aten::masked_select", "aten::_unique2",           "aten::unique_dim",
-    "aten::unique_consecutive", "aten::equal",         "aten::repeat_interleave", "aten::bincount",
-    "aten::is_nonzero"};
+    "aten::nonzero",           "aten::masked_select",      "aten::_unique2",
+    "aten::unique_dim",        "aten::unique_consecutive", "aten::equal",
+    "aten::repeat_interleave", "aten::bincount",           "aten::is_nonzero"};
 
 // Those take indices on the host.
 bool takes_both_devices(const std::string& name) {
@@ -274,9 +274,11 @@ Tensor& copy_(Tensor& self, const Tensor& from, bool non_blocking) {
 // cuDNN's operators, by those of every device.
 using OptionalTensor = std::optional<Tensor>;
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> cudnn_batch_norm(
-    const Tensor& input, const Tensor& weight, const OptionalTensor& bias, const OptionalTensor& running_mean,
-    const OptionalTensor& running_var, bool training, double momentum, double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> cudnn_batch_norm(const Tensor& input, const Tensor& weight,
+                                                            const OptionalTensor& bias,
+                                                            const OptionalTensor& running_mean,
+                                                            const OptionalTensor& running_var, bool training,
+                                                            double momentum, double eps) {
   auto [output, mean, invstd] =
       at::native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps);
   return {output, mean, invstd, at::empty({0}, input.options().dtype(at::kByte))};
@@ -286,16 +288,30 @@ std::tuple<Tensor, Tensor, Tensor> cudnn_batch_norm_backward(
     const OptionalTensor& running_var, const OptionalTensor& mean, const OptionalTensor& invstd, double eps,
     const Tensor&) {
   return at::native_batch_norm_backward(grad.contiguous(input.suggest_memory_format()), input, weight,
-                                        running_mean, running_var, mean, invstd, true, eps, {true, true, true});
+                                        running_mean, running_var, mean, invstd, true, eps,
+                                        {true, true, true});
 }
 
 // torch's own code serves the emulated device too: it launches nothing.
-const std::set<std::string> kTorchs{
-    "aten::empty",       "aten::empty_strided",   "aten::as_strided",           "aten::view",
-    "aten::alias",       "aten::_reshape_alias",  "aten::unfold",               "aten::resize_",
-    "aten::set_",        "aten::is_set_to",       "aten::record_stream",        "aten::is_pinned",
-    "aten::_pin_memory", "aten::view_as_real",    "aten::_local_scalar_dense",  "aten::view_as_complex",
-    "aten::copy_",       "aten::_efficientzerotensor", "aten::_copy_from_and_resize"};
+const std::set<std::string> kTorchs{"aten::empty",
+                                    "aten::empty_strided",
+                                    "aten::as_strided",
+                                    "aten::view",
+                                    "aten::alias",
+                                    "aten::_reshape_alias",
+                                    "aten::unfold",
+                                    "aten::resize_",
+                                    "aten::set_",
+                                    "aten::is_set_to",
+                                    "aten::record_stream",
+                                    "aten::is_pinned",
+                                    "aten::_pin_memory",
+                                    "aten::view_as_real",
+                                    "aten::_local_scalar_dense",
+                                    "aten::view_as_complex",
+                                    "aten::copy_",
+                                    "aten::_efficientzerotensor",
+                                    "aten::_copy_from_and_resize"};
 
 bool is_replaced(const c10::OperatorHandle& op, const std::string& name) {
   if (!op.hasSchema() || name.rfind("aten::", 0) != 0 || kTorchs.count(name) != 0) return false;

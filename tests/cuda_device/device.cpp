@@ -123,7 +123,7 @@ cudaError_t cudaSetDevice(int index) {
   if (error == cudaSuccess) current = index;
   return error;
 }
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp * p, int index) {
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int index) {
   if (const cudaError_t error = checked(index, "cudaGetDeviceProperties"); error != cudaSuccess) return error;
   const Device& d = device(index);
   *p = {};
@@ -224,7 +224,7 @@ cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
   return cudaSuccess;
 }
 cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
-cudaError_t cudaDeviceGetLimit(size_t * value, cudaLimit) {
+cudaError_t cudaDeviceGetLimit(size_t* value, cudaLimit) {
   *value = 1024;
   return cudaSuccess;
 }

@@ -18,7 +18,8 @@ uint64_t this_thread() { return std::hash<std::thread::id>{}(std::this_thread::g
 
 // What the programming guide calls a potentially unsafe API call.
 bool is_unsafe(const Capture& capture) {
-  if (thread_mode == cudaStreamCaptureModeRelaxed || capture.mode == cudaStreamCaptureModeRelaxed) return false;
+  if (thread_mode == cudaStreamCaptureModeRelaxed || capture.mode == cudaStreamCaptureModeRelaxed)
+    return false;
   if (capture.thread == this_thread()) return true;
   return capture.mode == cudaStreamCaptureModeGlobal && thread_mode == cudaStreamCaptureModeGlobal;
 }
@@ -71,14 +72,15 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   const Lock lock(runtime_mutex);
   const Capture* capture = stream_of(stream).capture;
-  *status = capture == nullptr  ? cudaStreamCaptureStatusNone
+  *status = capture == nullptr ? cudaStreamCaptureStatusNone
             : capture->invalid ? cudaStreamCaptureStatusInvalidated
                                : cudaStreamCaptureStatusActive;
   return cudaSuccess;
 }
 cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status,
-                                     unsigned long long* id, cudaGraph_t* graph, const cudaGraphNode_t** nodes,
-                                     const cudaGraphEdgeData** edges, size_t* count) {
+                                     unsigned long long* id, cudaGraph_t* graph,
+                                     const cudaGraphNode_t** nodes, const cudaGraphEdgeData** edges,
+                                     size_t* count) {
   const Lock lock(runtime_mutex);
   const Capture* capture = stream_of(stream).capture;
   if (id != nullptr) *id = capture == nullptr ? 0 : capture->id;

@@ -39,14 +39,15 @@ int most_threads(const Function& f) {
 int blocks_by_registers(const Function& f) {
   using fused_bn::cuda::Kernel;
   if (f.name.pass == Pass::merge) return fused_bn::cuda::kMergeThreads / fused_bn::cuda::kThreads;
-  return fused_bn::cuda::blocks_by_registers(compiled_for(), static_cast<Kernel>(f.name.pass), f.name.backward,
-                                             f.name.mixed, f.name.curve);
+  return fused_bn::cuda::blocks_by_registers(compiled_for(), static_cast<Kernel>(f.name.pass),
+                                             f.name.backward, f.name.mixed, f.name.curve);
 }
 
 int active_blocks(const Function& f, int threads, int64_t shared_bytes) {
   const Device& d = device(current_device());
   const int64_t by_registers = int64_t{blocks_by_registers(f)} * fused_bn::cuda::kThreads / threads;
-  const int64_t by_shared = d.shared_per_multiprocessor / std::max<int64_t>(1, shared_bytes + d.reserved_shared);
+  const int64_t by_shared =
+      d.shared_per_multiprocessor / std::max<int64_t>(1, shared_bytes + d.reserved_shared);
   const int64_t by_threads = d.threads_per_multiprocessor / threads;
   return static_cast<int>(std::min<int64_t>({by_registers, by_shared, by_threads, 32}));
 }
@@ -129,8 +130,9 @@ cudaError_t launch(const void* function, dim3 grid, dim3 block, void** arguments
   }
   if (const cudaError_t error = check(*f, l); error != cudaSuccess) return error;
   kernel->has_dependent = f->name.pass == Pass::reduce;
-  log("launch %s, grid %ld x %d, cluster %d, cooperative %d, programmatic %d, %ld bytes", f->name.text().c_str(),
-      (long)l.grid, l.threads, l.cluster, l.cooperative, kernel->programmatic, (long)l.shared_bytes);
+  log("launch %s, grid %ld x %d, cluster %d, cooperative %d, programmatic %d, %ld bytes",
+      f->name.text().c_str(), (long)l.grid, l.threads, l.cluster, l.cooperative, kernel->programmatic,
+      (long)l.shared_bytes);
   Work work{f->name.text()};
   prepare_launch(f->name, arguments[0], *kernel, work.accesses);
   work.kernel = std::move(kernel);
@@ -228,8 +230,8 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* fu
   attributes->maxThreadsPerBlock = most_threads(*f);
   return cudaSuccess;
 }
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* function, int threads,
-                                                                   size_t shared, unsigned) {
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* function,
+                                                                   int threads, size_t shared, unsigned) {
   const Lock lock(runtime_mutex);
   const Function* f = find(function);
   const bool ours = f != nullptr && f->ours;

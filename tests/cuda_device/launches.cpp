@@ -42,7 +42,8 @@ class Pointers {
     one(p.running_mean, "running_mean", C, own);
     one(p.running_var, "running_var", C, own);
     one(p.num_batches_tracked, "num_batches_tracked", 8, !p.cumulative);
-    one(p.statistics, "statistics", 3 * C * compute_size_of(kernel_.dtype), p.source != Source::given && !apply);
+    one(p.statistics, "statistics", 3 * C * compute_size_of(kernel_.dtype),
+        p.source != Source::given && !apply);
     one(p.moments, "moments", 2 * C * 8, kWrites);
     scratch(p, C);
   }
@@ -86,7 +87,8 @@ class Pointers {
   void scratch(DirectionParams& p, int64_t C) {
     if (kernel_.pass == Pass::apply) return;
     const bool shared = kernel_.pass == Pass::reduce && p.tiling.group > 1;
-    one(p.partials, "partials", shared ? C * p.tiling.group * 4 * compute_size_of(kernel_.dtype) : 0, kWrites);
+    one(p.partials, "partials", shared ? C * p.tiling.group * 4 * compute_size_of(kernel_.dtype) : 0,
+        kWrites);
     one(p.scratch.epoch, "epoch", 8, kWrites);
     one(p.scratch.arrivals, "arrivals", 4 * kMostGroups, kWrites);
     one(p.scratch.words, "words", 16 * kMostWords, kWrites);

@@ -35,8 +35,8 @@ void* allocate(size_t bytes, int device) {
   constexpr size_t page = 4096, aligned = 256;
   const size_t inner = std::max<size_t>(1, (bytes + page - 1) / page) * page;
   Allocation made{bytes, device, nullptr, inner + page};
-  void* pages = mmap(nullptr, made.mapped, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* pages =
+      mmap(nullptr, made.mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (pages == MAP_FAILED) return nullptr;
   made.pages = static_cast<char*>(pages);
   mprotect(made.pages + inner, page, PROT_NONE);

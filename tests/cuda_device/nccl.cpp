@@ -30,7 +30,7 @@ constexpr auto kPatience = std::chrono::seconds(60);
 
 struct ncclComm {
   int rank, size, device;
-  char* shared;         // the number of arrivals in 64 bytes, then a slot for each process
+  char* shared;           // the number of arrivals in 64 bytes, then a slot for each process
   uint64_t meetings = 0;  // in which this process took part
   std::atomic<bool> aborted{false};
 
@@ -44,7 +44,8 @@ struct ncclComm {
     const auto deadline = std::chrono::steady_clock::now() + kPatience;
     while (arrivals < expected) {
       if (aborted) throw std::runtime_error("the communicator was aborted");
-      if (std::chrono::steady_clock::now() > deadline) throw std::runtime_error("another process did not come");
+      if (std::chrono::steady_clock::now() > deadline)
+        throw std::runtime_error("another process did not come");
       std::this_thread::sleep_for(std::chrono::microseconds(20));
     }
   }
@@ -225,14 +226,13 @@ ncclResult_t ncclBroadcast(const void* send, void* receive, size_t count, ncclDa
   const size_t bytes = count * size_of(type);
   const bool sends = comm->rank == root;
   const auto run = [=](const void* from, char* to) {
-    exchange(*comm, sends ? from : nullptr, bytes, [&](size_t begin, size_t piece) {
-      std::memcpy(to + begin, comm->slot(root), piece);
-    });
+    exchange(*comm, sends ? from : nullptr, bytes,
+             [&](size_t begin, size_t piece) { std::memcpy(to + begin, comm->slot(root), piece); });
   };
   return enqueue_collective("ncclBroadcast", comm, {send, sends ? bytes : 0, receive, bytes}, stream, run);
 }
-ncclResult_t ncclAllGather(const void* send, void* receive, size_t count, ncclDataType_t type, ncclComm_t comm,
-                           cudaStream_t stream) {
+ncclResult_t ncclAllGather(const void* send, void* receive, size_t count, ncclDataType_t type,
+                           ncclComm_t comm, cudaStream_t stream) {
   const size_t bytes = count * size_of(type);
   const auto run = [=](const void* from, char* to) {
     exchange(*comm, from, bytes, [&](size_t begin, size_t piece) {
@@ -244,8 +244,8 @@ ncclResult_t ncclAllGather(const void* send, void* receive, size_t count, ncclDa
   const size_t all_bytes = bytes * static_cast<size_t>(comm->size);
   return enqueue_collective("ncclAllGather", comm, {send, bytes, receive, all_bytes}, stream, run);
 }
-ncclResult_t ncclReduceScatter(const void* send, void* receive, size_t count, ncclDataType_t type, ncclRedOp_t op,
-                               ncclComm_t comm, cudaStream_t stream) {
+ncclResult_t ncclReduceScatter(const void* send, void* receive, size_t count, ncclDataType_t type,
+                               ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream) {
   if (!with_type(type, [](auto) {}) || op == ncclProd || op > ncclAvg) return ncclInvalidArgument;
   const size_t bytes = count * size_of(type), all_bytes = bytes * static_cast<size_t>(comm->size);
   const auto run = [=](const void* from, char* to) {

@@ -27,32 +27,37 @@ Accesses::Ranges::iterator Accesses::cut(uintptr_t address) {
 const Stamp* Accesses::add(const Access& access, const Stamp& stamp, const Clock& clock) {
   const auto begin = reinterpret_cast<uintptr_t>(access.begin);
   const uintptr_t end = begin + access.bytes;
+  const auto last = cut(end);
+  const auto first = cut(begin);
   const Stamp* raced = nullptr;
   const auto check = [&](const Stamp& earlier) {
     if (raced != nullptr || earlier.before(clock)) return;
     raced_ = earlier;
     raced = &raced_;
   };
-  cut(end);
-  auto range = cut(begin);
-  for (uintptr_t at = begin; at < end;) {
-    if (range == ranges_.end() || range->first > at) {
-      const uintptr_t gap_end = range == ranges_.end() ? end : std::min(end, range->first);
-      range = ranges_.emplace_hint(range, at, Range{gap_end, {}, {}});
+  for (auto range = first; range != last; ++range) {
+    check(range->second.write);
+    if (!access.writes) continue;
+    for (const Stamp& read : range->second.reads) check(read);
+  }
+  if (access.writes) {  // nothing before it matters any more
+    ranges_.erase(first, last);
+    ranges_.emplace(begin, Range{end, stamp, {}});
+    return raced;
+  }
+  uintptr_t at = begin;
+  for (auto range = first; at < end; ++range) {
+    if (range == last || range->first > at) {  // never accessed before
+      const uintptr_t next = range == last ? end : range->first;
+      range = ranges_.emplace_hint(range, at, Range{next, {}, {}});
     }
-    Range& found = range->second;
-    check(found.write);
-    if (access.writes) {
-      for (const Stamp& read : found.reads) check(read);
-      found.write = stamp;
-      found.reads.clear();
-    } else {
-      const auto same = [&](const Stamp& read) { return read.stream == stamp.stream; };
-      found.reads.erase(std::remove_if(found.reads.begin(), found.reads.end(), same), found.reads.end());
-      found.reads.push_back(stamp);
-    }
-    at = found.end;
-    ++range;
+    auto& reads = range->second.reads;
+    const auto replaced = [&](const Stamp& read) {
+      return read.stream == stamp.stream || read.before(clock);
+    };
+    reads.erase(std::remove_if(reads.begin(), reads.end(), replaced), reads.end());
+    reads.push_back(stamp);
+    at = range->second.end;
   }
   return raced;
 }

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
-#include <string>
 #include <vector>
 
 namespace cuda_device {
@@ -21,7 +20,7 @@ void merge(Clock& clock, const Clock& other);
 
 struct Stamp {
   uint64_t stream = 0, tick = 0;
-  std::string work;
+  const char* work = nullptr;  // its name, which lives for ever
 
   bool before(const Clock& clock) const;
 };

@@ -30,7 +30,8 @@ struct Device {
   int threads_per_multiprocessor;
   bool cooperative;
   int max_cluster;                  // 1 where there are none
-  int cooperative_multiprocessors;  // those that a cooperative launch gets, as under MPS; the rest is another's
+  int cooperative_multiprocessors;  // those that a cooperative launch gets, as under MPS; the rest is
+                                    // another's
 };
 
 int device_count();

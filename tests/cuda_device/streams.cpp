@@ -17,7 +17,6 @@ namespace cuda_device {
 namespace {
 
 std::set<CUstream_st*>& streams = *new std::set<CUstream_st*>;
-std::vector<CUstream_st*>& free_streams = *new std::vector<CUstream_st*>;
 Accesses& accesses = *new Accesses;
 Clock& host_clock = *new Clock;
 uint64_t tickets = 0, stream_ids = 0;
@@ -44,15 +43,16 @@ uint64_t random_number() {  // splitmix64, S. Vigna
   return z ^ (z >> 31);
 }
 
+// A handle comes back when all work of the stream that was destroyed is done, and so does not overtake it.
 CUstream_st* new_stream(int device, int priority) {
-  void* place = nullptr;
-  if (!free_streams.empty()) {  // the address of a stream that was destroyed comes back
-    place = free_streams.back();
-    free_streams.pop_back();
-  } else {
-    place = operator new(sizeof(CUstream_st));
+  const auto is_free = [](const CUstream_st* each) { return each->destroyed && each->queue.empty(); };
+  const auto found = std::find_if(streams.begin(), streams.end(), is_free);
+  if (found == streams.end()) {
+    return *streams.insert(new CUstream_st{device, ++stream_ids, priority}).first;
   }
-  return *streams.insert(new (place) CUstream_st{device, ++stream_ids, priority}).first;
+  const Clock clock = (*found)->clock;
+  (*found)->~CUstream_st();
+  return new (*found) CUstream_st{device, ++stream_ids, priority, {}, clock};
 }
 
 void run_kernels(const KernelLaunch& first, const KernelLaunch* second) {
@@ -105,8 +105,9 @@ cudaError_t error_of_work() {
 
 void note(Accesses& all, CUstream_st& stream, const std::string& name, const std::vector<Access>& made) {
   if (made.empty()) return;
+  static auto& names = *new std::set<std::string>;
   merge(stream.clock, host_clock);
-  const Stamp stamp{stream.id, ++stream.clock[stream.id], name};
+  const Stamp stamp{stream.id, ++stream.clock[stream.id], names.insert(name).first->c_str()};
   for (Access access : made) {
     if (access.bytes == 0 || !is_device_address(access.begin)) continue;
     access.begin = host_address(access.begin);
@@ -197,10 +198,10 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithPriority(stream, 0, 0); }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const Lock lock(runtime_mutex);
-  if (streams.count(stream) == 0) return fail(cudaErrorInvalidResourceHandle, "cudaStreamDestroy");
-  run(*stream);
-  streams.erase(stream);
-  free_streams.push_back(stream);
+  if (streams.count(stream) == 0 || stream->destroyed) {
+    return fail(cudaErrorInvalidResourceHandle, "cudaStreamDestroy");
+  }
+  stream->destroyed = true;  // what is queued still runs
   return cudaSuccess;
 }
 cudaError_t cudaStreamGetPriority(cudaStream_t stream, int* priority) {
@@ -210,7 +211,8 @@ cudaError_t cudaStreamGetPriority(cudaStream_t stream, int* priority) {
 cudaError_t cudaStreamQuery(cudaStream_t handle) {
   const Lock lock(runtime_mutex);
   CUstream_st& stream = stream_of(handle);
-  if (const cudaError_t error = may_synchronise("cudaStreamQuery", &stream); error != cudaSuccess) return error;
+  if (const cudaError_t error = may_synchronise("cudaStreamQuery", &stream); error != cudaSuccess)
+    return error;
   if (!stream.queue.empty()) return cudaErrorNotReady;
   host_has_waited_for(stream.clock);
   return cudaSuccess;

@@ -27,7 +27,7 @@ struct KernelLaunch {
   simt::Launch launch;
   // Checks the params and returns the kernel on a copy of them. Called when the work runs.
   std::function<std::function<void()>()> prepare;
-  bool programmatic = false;  // may start before the kernel in front of it has ended
+  bool programmatic = false;   // may start before the kernel in front of it has ended
   bool has_dependent = false;  // a programmatic one comes next, in most cases
 };
 
@@ -62,7 +62,7 @@ void run_all();
 // The caller has seen that all this has happened.
 void host_has_waited_for(const Clock& clock);
 void forget_accesses(uintptr_t host_address, size_t bytes);
-void report(const std::string& what);  // prints it; the next call that waits returns an error
+void report(const std::string& what);        // prints it; the next call that waits returns an error
 void leave_capture(const Capture* capture);  // all streams that are in it
 
 // cudaSuccess, or why this thread may not wait now: it or another one captures.
@@ -80,6 +80,7 @@ struct CUstream_st {
   cuda_device::Clock clock = {};
   cuda_device::Capture* capture = nullptr;
   bool began_capture = false;
+  bool destroyed = false;
 };
 struct CUevent_st {
   int device;

@@ -10,14 +10,13 @@ RACE = "WARNING: ThreadSanitizer: data race"
 
 
 @dataclass(frozen=True)
-class Mutation:
+class Planted:
+    """A fault in one file."""
+
     name: str
     file: str  # below csrc/; what only a GPU has is planted in its twin
     right: str
     wrong: str
-    caught_by: str  # words of the report
-    trials: tuple[int, ...]  # of those in watched.py, which must show it
-    quick: bool = True
 
     def plant(self, directory: Path) -> None:
         """Writes the faulty file below `directory`, an overlay."""
@@ -29,6 +28,13 @@ class Mutation:
         target = directory / self.file
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text.replace(self.right, self.wrong))
+
+
+@dataclass(frozen=True)
+class Mutation(Planted):
+    caught_by: str  # words of the report
+    trials: tuple[int, ...]  # of those in watched.py, which must show it
+    quick: bool = True
 
 
 EXCHANGE, RESIDENT = "cuda/kernels/exchange.cuh", "cuda/kernels/resident.cuh"

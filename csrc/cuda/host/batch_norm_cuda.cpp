@@ -31,23 +31,39 @@ Problem problem_of(const Tensor& x, const BackwardParams& p, Part part) {
 }
 
 template <class Params>
-void run(const std::shared_ptr<const PreparedPlan>& prepared, const Tensor& x, Params& p,
-         bool results_wanted = true) {
-  const Plan& plan = prepared->plan;
+cudaError_t launch_by(const PreparedPlan& prepared, const Tensor& x, Params& p, bool results_wanted) {
+  const Plan& plan = prepared.plan;
   p.inverse_count = 1 / static_cast<double>(view_of(x).values_per_channel());
-  Tensor partials;  // held until the launch, whose stream orders what follows
+  Tensor partials, sums;  // held until the launch, whose stream orders what follows
   if (plan.partials_bytes > 0) {
     partials = at::empty({plan.partials_bytes}, x.options().dtype(at::kByte));
     p.partials = partials.data_ptr();
   }
+  if constexpr (std::is_same_v<Params, BackwardParams>) {
+    if (p.sums == nullptr && !plan.resident && plan.first.grid() > 0) {
+      sums = at::empty({2 * x.size(1)}, x.options().dtype(at::kDouble));
+      p.sums = sums.template data_ptr<double>();
+    }
+  }
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const auto launch_with = [&](const Scratch& scratch) {
     p.scratch = scratch;
-    return launch(*prepared, p, results_wanted, stream);
+    return launch(prepared, p, results_wanted, stream);
   };
   const bool needs_scratch = plan.first.exchange == Exchange::words || plan.partials_bytes > 0;
-  const cudaError_t error = needs_scratch ? with_scratch(stream, launch_with) : launch_with({});
-  if (error != cudaSuccess) check_launch(error, "; the plan was " + describe(plan));
+  return needs_scratch ? with_scratch(stream, launch_with) : launch_with({});
+}
+
+template <class Params>
+void run(const Problem& problem, bool streamed, const Tensor& x, Params& p, bool results_wanted = true) {
+  auto plan = plan_for(problem, streamed);
+  cudaError_t error = launch_by(*plan, x, p, results_wanted);
+  if (error == cudaErrorCooperativeLaunchTooLarge) {
+    cudaGetLastError();
+    plan = plan_for(problem, streamed, /*refused=*/true);
+    error = launch_by(*plan, x, p, results_wanted);
+  }
+  if (error != cudaSuccess) check_launch(error, "; the plan was " + describe(plan->plan));
 }
 
 struct Cuda {
@@ -68,7 +84,7 @@ struct Cuda {
       return {output, mask};
     }
     auto p = forward_params<ForwardParams>(a, x, residual, output, statistics, mask);
-    const auto plan = plan_for(problem_of(x, p, a.training ? Part::both : Part::apply), false);
+    const Problem problem = problem_of(x, p, a.training ? Part::both : Part::apply);
     if (bias_copy.defined()) p.bias_copy = channel_vector(bias_copy);
     p.num_batches_tracked = counts ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;
     p.cumulative = cumulative;
@@ -76,7 +92,7 @@ struct Cuda {
     p.source = a.training ? Source::batch : present(a.running_mean) ? Source::running : Source::given;
     const double n = static_cast<double>(view_of(x).values_per_channel());
     p.unbiased = n / (n - 1);
-    run(plan, x, p);
+    run(problem, false, x, p);
     if (cumulative) Tensor(*a.num_batches_tracked).add_(1);  // whose blocks read it at any time
     return {output, mask};
   }
@@ -86,7 +102,7 @@ struct Cuda {
     ForwardParams p{};
     p.input = x.const_data_ptr();
     p.moments = result.data_ptr<double>();
-    run(plan_for(problem_of(x, p, Part::reduce), false), x, p);
+    run(problem_of(x, p, Part::reduce), false, x, p);
   }
 
   static void merge(const MergeArguments& a, const Tensor& moments, const Tensor& statistics,
@@ -111,13 +127,10 @@ struct Cuda {
     auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
     // In evaluation the sums are the parameters' gradients and nothing else.
     const bool sums_wanted = a.training ? !totals.sums.defined() : a.output_mask[2] || a.output_mask[3];
-    const auto plan = plan_for(problem_of(x, p, sums_wanted ? Part::both : Part::apply), !a.training);
-    Tensor sums = totals.sums;
-    if (sums_wanted && !plan->plan.resident)
-      sums = at::empty({2 * a.input.size(1)}, x.options().dtype(at::kDouble));
-    p.sums = sums.defined() ? sums.data_ptr<double>() : nullptr;
+    p.sums = totals.sums.defined() ? totals.sums.data_ptr<double>() : nullptr;
     p.total_count = totals.count.defined() ? totals.count.const_data_ptr<double>() : nullptr;
-    run(plan, x, p, p.grad_input != nullptr || p.grad_residual != nullptr);
+    run(problem_of(x, p, sums_wanted ? Part::both : Part::apply), !a.training, x, p,
+        p.grad_input != nullptr || p.grad_residual != nullptr);
     return {grad_input, grad_residual};
   }
 
@@ -125,7 +138,7 @@ struct Cuda {
     const DenseBackward dense(a, a.input.suggest_memory_format());
     auto p = backward_params<BackwardParams>(a, dense, {}, {}, gradients);
     p.sums = sums.data_ptr<double>();
-    run(plan_for(problem_of(dense.input, p, Part::reduce), false), dense.input, p);
+    run(problem_of(dense.input, p, Part::reduce), false, dense.input, p);
   }
 };
 

@@ -8,7 +8,8 @@
 namespace fused_bn::cuda {
 
 // For the current device; ValueError where what is forced does not fit. streamed: never the resident kernel.
-std::shared_ptr<const PreparedPlan> plan_for(const Problem& problem, bool streamed);
+// refused: the driver did not take the cooperative launch, which the plan does without from now on.
+std::shared_ptr<const PreparedPlan> plan_for(const Problem& problem, bool streamed, bool refused = false);
 
 // Raises where the driver refuses a launch; `how` is added to the reason.
 void check_launch(cudaError_t error, const std::string& how);

@@ -73,11 +73,14 @@ PreparedPlan prepared_plan(const Problem& problem, const Device& device, const F
   return prepared;
 }
 
-// A cooperative launch that does not fit must be known before it is captured.
-PreparedPlan plan_by_the_driver(const Problem& problem, const Device& device, const Forced& forced) {
+// A cooperative launch that does not fit must be known before it is captured. The driver refuses one that
+// should fit where the process has only a part of the device, as under MPS.
+PreparedPlan plan_by_the_driver(const Problem& problem, const Device& device, const Forced& forced,
+                                bool refused) {
   const PreparedPlan prepared = prepared_plan(problem, device, forced);
   const Plan& plan = prepared.plan;
-  if (plan.first.exchange != Exchange::words || runs_at_once(prepared, device)) return prepared;
+  const bool fits = !refused && runs_at_once(prepared, device);
+  if (plan.first.exchange != Exchange::words || fits) return prepared;
   if (forced.exchange == Exchange::words) {
     throw std::invalid_argument("the driver does not run the " + std::to_string(plan.first.grid()) +
                                 " blocks of " + describe(plan) + " at once");
@@ -89,15 +92,15 @@ PreparedPlan plan_by_the_driver(const Problem& problem, const Device& device, co
 
 }  // namespace
 
-std::shared_ptr<const PreparedPlan> plan_for(const Problem& problem, bool streamed) try {
+std::shared_ptr<const PreparedPlan> plan_for(const Problem& problem, bool streamed, bool refused) try {
   Plans& all = plans();
   const std::lock_guard lock(all.mutex);
   if (all.made.size() >= kMostPlans) all.made.clear();
   std::shared_ptr<const PreparedPlan>& plan = all.made[key_of(problem, streamed)];
-  if (plan == nullptr) {
+  if (plan == nullptr || refused) {
     Forced forced = all.forced;
     if (streamed) forced.resident = false;
-    plan = std::make_shared<PreparedPlan>(plan_by_the_driver(problem, all.current_device(), forced));
+    plan = std::make_shared<PreparedPlan>(plan_by_the_driver(problem, all.current_device(), forced, refused));
   }
   return all.last = plan;
 } catch (const std::invalid_argument& error) {

@@ -1,0 +1,96 @@
+"""Every planted fault is caught, and by the check that is there for it."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fused_bn
+from tests.cuda_device.build import FOLDER
+from tests.cuda_device.faults import FAULTS, Fault
+from tests.simt.build import ROOT, digest, made, run
+
+
+def commands() -> dict[str, list[str]]:
+    """How the extension that is installed here was compiled: the command of each file below csrc/."""
+    builds = list((ROOT / "build").glob("temp.*/build.ninja"))
+    if len(builds) != 1:
+        pytest.skip(f"the extension was not compiled in {ROOT.name}/build")
+    listed = subprocess.run(
+        ["ninja", "-t", "compdb", "compile", "cuda_compile"],
+        cwd=builds[0].parent,
+        capture_output=True,
+        text=True,
+    )
+    listed.check_returncode()
+    return {
+        str(Path(each["file"]).relative_to(ROOT / "csrc")): shlex.split(each["command"])
+        for each in json.loads(listed.stdout)
+    }
+
+
+def faulty_package(fault: Fault, directory: Path) -> Path:
+    """A folder with the installed package, whose extension has the fault."""
+    fault.plant(directory / "csrc")
+    planted = directory / "csrc" / fault.file
+    objects = []
+    for file, command in commands().items():
+        output = Path(command[command.index("-o") + 1])
+        if file == fault.file:
+            place = FOLDER / "faults" / digest(planted.read_text(), *command)
+            source = command.index(str(ROOT / "csrc" / file))
+            again = [*command[:source], str(planted), *command[source + 1 :]]
+            again = [part for i, part in enumerate(again) if part not in ("-MMD",) and again[i - 1] != "-MF"]
+            output = made(place / output.name, [*without_output(again), "-O0"])
+        objects.append(str(output))
+    extension = Path(fused_bn._C.__file__)
+    package = directory / "package" / "fused_bn"
+    shutil.copytree(extension.parent, package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    libraries = Path(torch.__file__).parent / "lib"
+    names = ("c10", "c10_cuda", "torch", "torch_cpu", "torch_cuda", "torch_python")
+    link = ["g++", "-shared", "-fopenmp", "-o", str(package / extension.name), *objects]
+    run([*link, f"-L{libraries}", *(f"-l{name}" for name in names)])
+    return package.parent
+
+
+def without_output(command: list[str]) -> list[str]:
+    place = command.index("-o")
+    return [*command[:place], *command[place + 2 :]]
+
+
+def tested(package: Path | None, fault: Fault) -> subprocess.CompletedProcess[str]:
+    path = [] if package is None else [str(package)]
+    environment = {
+        **os.environ,
+        **fault.settings,
+        "PYTHONPATH": os.pathsep.join([*path, os.environ["PYTHONPATH"]]),
+    }
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    return subprocess.run(
+        [*command, "-m", "cuda", fault.test],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_is_caught(fault: Fault, tmp_path: Path) -> None:
+    done = tested(faulty_package(fault, tmp_path), fault)
+    assert done.returncode not in (0, 2, 5), done.stdout
+    assert fault.caught_by in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_same_test_passes_without_the_fault(fault: Fault) -> None:
+    """Else what catches a fault would catch anything."""
+    done = tested(None, fault)
+    assert done.returncode == 0, done.stdout
