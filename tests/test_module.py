@@ -245,6 +245,8 @@ def test_evaluation_never_touches_the_statistics(device: str) -> None:
     before = {name: (value.clone(), value._version) for name, value in norm.state_dict().items()}
     for x in inputs((4, 6, 7, 5), "contiguous", device, 2):
         norm(x.requires_grad_()).sum().backward()
+        with torch.no_grad():
+            norm(x)
     for name, value in norm.state_dict().items():
         assert torch.equal(value, before[name][0])
         assert value._version == before[name][1]

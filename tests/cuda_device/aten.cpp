@@ -84,6 +84,7 @@ class Call {
 
   void run(Stack* stack) {
     const at::Device device = common_device();
+    refuse();
     const c10::cuda::CUDAGuard guard(device);
     const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
     const bool capturing = cuda_device_is_capturing(stream) != 0;
@@ -96,7 +97,7 @@ class Call {
     Stack results = arguments;
     if (!capturing) cuda_device_run(stream);
     op_.callBoxed(&results);
-    imitate(results);
+    if (!capturing) imitate(results);
     note_arguments(stream);
     grow_outputs(arguments, capturing);
     return_results(results, device, capturing, stack);
@@ -153,15 +154,26 @@ class Call {
     return arguments;
   }
 
-  // On an H200 the running mean of a channels_last channel with an infinite value is NaN, as Welford's
-  // recurrence leaves it; of a contiguous one it is infinite, as on the CPU.
-  void imitate(const Stack& results) const {
-    if (name_ != "aten::native_batch_norm" || !given_[5].toBool() || !given_[3].isTensor()) return;
-    const Tensor running_mean = given_[3].toTensor(), input = given_[0].toTensor();
-    if (!running_mean.defined() || input.suggest_memory_format() == at::MemoryFormat::Contiguous) return;
-    if (cuda_device_is_capturing(c10::cuda::getCurrentCUDAStream().stream()) != 0) return;
-    const Tensor infinite = results.at(1).toTensor().isinf();
-    on_host(running_mean).masked_fill_(infinite, std::numeric_limits<double>::quiet_NaN());
+  // What torch's own CUDA kernels refuse.
+  void refuse() const {
+    if (name_ != "aten::native_batch_norm_backward") return;
+    const bool has_weight = given_[2].isTensor() && given_[2].toTensor().defined();
+    TORCH_CHECK(has_weight || !given_[9].toBoolList().get(2), "tensor does not have a device");
+  }
+
+  // What they compute otherwise, as seen on an H200.
+  void imitate(Stack& results) const {
+    if (name_ == "aten::hardswish" && given_[0].toTensor().scalar_type() == at::kDouble) {
+      const Tensor input = on_host(given_[0].toTensor());
+      results[0] = input * (input + 3).clamp(0, 6) * static_cast<double>(1.0f / 6.0f);
+    }
+    if (name_ == "aten::native_batch_norm" && given_[5].toBool() && given_[3].isTensor()) {
+      // Welford's recurrence leaves NaN of a channels_last channel with an infinite value.
+      const Tensor running_mean = given_[3].toTensor(), input = given_[0].toTensor();
+      if (!running_mean.defined() || input.suggest_memory_format() == at::MemoryFormat::Contiguous) return;
+      const Tensor infinite = results.at(1).toTensor().isinf();
+      on_host(running_mean).masked_fill_(infinite, std::numeric_limits<double>::quiet_NaN());
+    }
   }
 
   void note_arguments(cudaStream_t stream) const {

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <map>
 #include <set>
+#include <stdexcept>
 #include <vector>
 
 #include "launches.h"
@@ -134,7 +135,12 @@ cudaError_t launch(const void* function, dim3 grid, dim3 block, void** arguments
       f->name.text().c_str(), (long)l.grid, l.threads, l.cluster, l.cooperative, kernel->programmatic,
       (long)l.shared_bytes);
   Work work{f->name.text()};
-  prepare_launch(f->name, arguments[0], *kernel, work.accesses);
+  try {
+    prepare_launch(f->name, arguments[0], *kernel, work.accesses);
+  } catch (const std::runtime_error& error) {
+    report(work.name + ": " + error.what());
+    return cudaSuccess;  // as a GPU, which notices later
+  }
   work.kernel = std::move(kernel);
   enqueue(stream, std::move(work));
   return cudaSuccess;

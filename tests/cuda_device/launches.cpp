@@ -98,9 +98,8 @@ class Pointers {
   Each each_;
 };
 
-// Makes a device's pointer the host's. Throws where it is not live memory of the device, or too little.
-template <class T>
-void translate(T*& pointer, const char* name, int64_t bytes, int device) {
+// Throws where a pointer is not live memory of the device, or too little.
+void check(const void* pointer, const char* name, int64_t bytes, int device) {
   const int where = device_of(pointer);
   if (where != device) {
     const char* what = !is_device_address(pointer) ? "memory of the host"
@@ -108,27 +107,25 @@ void translate(T*& pointer, const char* name, int64_t bytes, int device) {
                                                    : "memory of another device";
     throw std::runtime_error(std::string(name) + " is " + what);
   }
-  if (bytes_behind(pointer) < bytes) {
-    char text[100];
-    std::snprintf(text, sizeof text, "%s has %" PRId64 " bytes, the kernel accesses %" PRId64, name,
-                  bytes_behind(pointer), bytes);
-    throw std::runtime_error(text);
-  }
-  pointer = static_cast<T*>(host_address(pointer));
+  if (bytes_behind(pointer) >= bytes) return;
+  char text[100];
+  std::snprintf(text, sizeof text, "%s has %" PRId64 " bytes, the kernel accesses %" PRId64, name,
+                bytes_behind(pointer), bytes);
+  throw std::runtime_error(text);
 }
 
 // The params say again what the launch is.
 void check_params(const KernelName&, const MergeParams&, const simt::Launch&) {}
 void check_params(const KernelName& kernel, const Launch& p, const simt::Launch& l) {
-  const auto check = [](bool fits, const char* what) {
+  const auto demand = [](bool fits, const char* what) {
     if (!fits) throw std::runtime_error(std::string("the params have other ") + what + " than the launch");
   };
   const bool resident = kernel.pass == Pass::resident;
-  check(l.grid == p.grid(), "blocks");
-  check(l.threads == p.tiling.threads, "threads");
-  check(l.shared_bytes == p.layout.bytes, "shared bytes");
-  check((l.cluster > 1) == (resident && p.exchange == Exchange::cluster && p.tiling.group > 1), "clusters");
-  check(l.cooperative == (resident && p.exchange == Exchange::words), "cooperation");
+  demand(l.grid == p.grid(), "blocks");
+  demand(l.threads == p.tiling.threads, "threads");
+  demand(l.shared_bytes == p.layout.bytes, "shared bytes");
+  demand((l.cluster > 1) == (resident && p.exchange == Exchange::cluster && p.tiling.group > 1), "clusters");
+  demand(l.cooperative == (resident && p.exchange == Exchange::words), "cooperation");
 }
 
 simt::Prepared prepared(const KernelName& kernel, const ForwardParams& p) {
@@ -147,14 +144,16 @@ void prepare_with(const KernelName& kernel, const void* given, KernelLaunch& lau
                   std::vector<Access>& accesses) {
   Params params;
   std::memcpy(&params, given, sizeof params);
-  const auto note = [&](const void* pointer, const char*, int64_t bytes, bool writes) {
+  const auto note = [&](const void* pointer, const char* name, int64_t bytes, bool writes) {
+    check(pointer, name, bytes, current_device());
     accesses.push_back({pointer, static_cast<size_t>(bytes), writes});
   };
   Pointers(kernel, note).visit(params);
   launch.prepare = [kernel, params, device = current_device(), launch = launch.launch] {
     const auto own = std::make_shared<Params>(params);
     const auto to_host = [device](auto*& pointer, const char* name, int64_t bytes, bool) {
-      translate(pointer, name, bytes, device);
+      check(pointer, name, bytes, device);  // again: the work may be late
+      pointer = static_cast<std::remove_reference_t<decltype(pointer)>>(host_address(pointer));
     };
     Pointers(kernel, to_host).visit(*own);
     check_params(kernel, *own, launch);

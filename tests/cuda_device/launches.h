@@ -8,7 +8,8 @@
 
 namespace cuda_device {
 
-// Copies the params, fills in launch.prepare, and adds the memory that the kernel may access.
+// Copies the params, fills in launch.prepare, and adds the memory that the kernel may access. Throws
+// std::runtime_error where a pointer is not live memory of the current device.
 void prepare_launch(const KernelName& name, const void* params, KernelLaunch& launch,
                     std::vector<Access>& accesses);
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import fused_bn
 from tests.cuda_device.build import FOLDER
 from tests.cuda_device.faults import FAULTS, Fault
+from tests.launches import compiled
 from tests.simt.build import ROOT, digest, made, run
 
 
@@ -42,14 +42,14 @@ def faulty_package(fault: Fault, directory: Path) -> Path:
     objects = []
     for file, command in commands().items():
         output = Path(command[command.index("-o") + 1])
-        if file == fault.file:
-            place = FOLDER / "faults" / digest(planted.read_text(), *command)
-            source = command.index(str(ROOT / "csrc" / file))
-            again = [*command[:source], str(planted), *command[source + 1 :]]
-            again = [part for i, part in enumerate(again) if part not in ("-MMD",) and again[i - 1] != "-MF"]
-            output = made(place / output.name, [*without_output(again), "-O0"])
+        if file == (fault.compiled or fault.file):
+            compiled_at = str(
+                output.stat().st_mtime_ns
+            )  # also when another file that it includes had changed
+            place = FOLDER / "faults" / digest(planted.read_text(), compiled_at, *command)
+            output = made(place / output.name, again(command, ROOT / "csrc", directory / "csrc", file))
         objects.append(str(output))
-    extension = Path(fused_bn._C.__file__)
+    extension = Path(compiled().__file__)
     package = directory / "package" / "fused_bn"
     shutil.copytree(extension.parent, package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     libraries = Path(torch.__file__).parent / "lib"
@@ -59,12 +59,18 @@ def faulty_package(fault: Fault, directory: Path) -> Path:
     return package.parent
 
 
-def without_output(command: list[str]) -> list[str]:
-    place = command.index("-o")
-    return [*command[:place], *command[place + 2 :]]
+def again(command: list[str], csrc: Path, overlay: Path, file: str) -> list[str]:
+    """The command with the overlay's files, without what it writes: an object and a list of headers."""
+    written = {i for i, part in enumerate(command) if part in ("-o", "-MF", "--dependency-output")}
+    left_out = ("-MMD", "--generate-dependencies-with-compile")
+    kept = [p for i, p in enumerate(command) if not {i, i - 1} & written and p not in left_out]
+    source = kept.index(str(csrc / file))
+    kept[source] = str(overlay / file if (overlay / file).exists() else csrc / file)
+    fast = ["-O0"] * file.endswith(".cpp")
+    return [kept[0], f"-I{overlay}", *kept[1:], *fast]
 
 
-def tested(package: Path | None, fault: Fault) -> subprocess.CompletedProcess[str]:
+def run_test(package: Path | None, fault: Fault) -> subprocess.CompletedProcess[str]:
     path = [] if package is None else [str(package)]
     environment = {
         **os.environ,
@@ -84,7 +90,7 @@ def tested(package: Path | None, fault: Fault) -> subprocess.CompletedProcess[st
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_is_caught(fault: Fault, tmp_path: Path) -> None:
-    done = tested(faulty_package(fault, tmp_path), fault)
+    done = run_test(faulty_package(fault, tmp_path), fault)
     assert done.returncode not in (0, 2, 5), done.stdout
     assert fault.caught_by in done.stdout + done.stderr
 
@@ -92,5 +98,5 @@ def test_a_fault_is_caught(fault: Fault, tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_the_same_test_passes_without_the_fault(fault: Fault) -> None:
     """Else what catches a fault would catch anything."""
-    done = tested(None, fault)
+    done = run_test(None, fault)
     assert done.returncode == 0, done.stdout

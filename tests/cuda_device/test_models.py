@@ -43,7 +43,8 @@ def in_python(settings: dict[str, str], *arguments: str) -> subprocess.Completed
 def test_the_launching_tests_pass(name: str, settings: dict[str, str]) -> None:
     device = "import torch; print(torch.cuda.get_device_name())"
     assert f"NVIDIA {name} (emulated)" in in_python(settings, "-c", device).stdout
-    options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "cuda and not kernels_full")
+    small = ("-m", "cuda and not kernels_full", "-k", "not 256x")
+    options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", *small)
     done = in_python(settings, "-m", "pytest", *options, *LAUNCHING)
     assert done.returncode == 0, done.stdout
 

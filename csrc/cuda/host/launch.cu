@@ -60,8 +60,9 @@ cudaError_t launch(const Launch& launch, const Prepared& prepared, Launch& param
   cudaLaunchAttribute attribute = prepared.attribute;
   const cudaLaunchConfig_t config = config_of(launch.grid(), launch.layout.bytes, attribute, stream);
   void* arguments[] = {&params};
-  ++count;
-  return cudaLaunchKernelExC(&config, prepared.kernel, arguments);
+  const cudaError_t error = cudaLaunchKernelExC(&config, prepared.kernel, arguments);
+  count += error == cudaSuccess;
+  return error;
 }
 
 }  // namespace
