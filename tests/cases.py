@@ -1,6 +1,7 @@
 """The one grid of cases: which shapes, layouts, dtypes and options are tested, and why each is there."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -16,6 +17,8 @@ from fused_bn._extension import devices_with_kernels, extension
 from fused_bn.functional import batch_norm
 
 HAS_EXTENSION = extension is not None
+EMULATED = "CUDA_DEVICE_ATEN" in os.environ
+"""CUDA devices are emulated: tests/cuda_device."""
 
 NEWER_TORCH = "bias" in inspect.signature(torch.nn.BatchNorm2d).parameters
 """Later than 2.11: nn.BatchNorm* takes `bias`, and F.batch_norm an eps of 0 in evaluation, in other words."""

@@ -16,7 +16,7 @@ import torch
 
 import fused_bn
 from tests import browser as browsers
-from tests.cases import DEVICES, HAS_EXTENSION, why_no_cuda
+from tests.cases import DEVICES, EMULATED, HAS_EXTENSION, why_no_cuda
 
 # The same examples on every run; `--hypothesis-profile explore` looks for new ones.
 hypothesis.settings.register_profile("repeatable", deadline=None, max_examples=60, derandomize=True)
@@ -47,7 +47,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    emulated, why = bool(os.environ.get("CUDA_DEVICE_ATEN")), why_no_cuda()
+    why = why_no_cuda()
     for item in items:
         if "cuda" in getattr(getattr(item, "callspec", None), "params", {}).values():
             item.add_marker("cuda")
@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("needs_extension") and not HAS_EXTENSION:
             item.add_marker(pytest.mark.skip(reason="the compiled extension is not loaded"))
         real = item.get_closest_marker("real_gpu")
-        if real is not None and emulated:
+        if real is not None and EMULATED:
             item.add_marker(pytest.mark.skip(reason=f"needs a real GPU: {real.args[0]}"))
 
 
@@ -65,6 +65,15 @@ def device(request: pytest.FixtureRequest) -> str:
     """Each device with kernels here; the report's header says why CUDA is missing where it is."""
     name: str = request.param
     return name
+
+
+@pytest.fixture(autouse=True)
+def _a_device_has_no_work_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What goes wrong on a device is an error of the test that queued it."""
+    yield
+    if request.node.get_closest_marker("cuda") and torch.cuda.is_initialized():
+        for index in range(torch.cuda.device_count() if EMULATED else 1):
+            torch.cuda.synchronize(index)
 
 
 @pytest.fixture

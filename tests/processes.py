@@ -46,8 +46,8 @@ class Team:
     returns come back on the CPU. On "cuda" each process has a GPU of its own.
     """
 
-    def __init__(self, size: int, device: str = "cpu", patience: float = PATIENCE) -> None:
-        if device == "cuda" and torch.cuda.device_count() < size:
+    def __init__(self, size: int, place: str = "cpu", patience: float = PATIENCE) -> None:
+        if place == "cuda" and torch.cuda.device_count() < size:
             pytest.skip(f"{size} processes need as many GPUs, torch sees {torch.cuda.device_count()}")
         context = multiprocessing.get_context("spawn")
         self._folder = tempfile.TemporaryDirectory()
@@ -57,7 +57,7 @@ class Team:
         for rank in range(size):
             mine, theirs = context.Pipe()
             process = context.Process(
-                target=_serve, args=(theirs, rank, size, store, device, patience), daemon=True
+                target=_serve, args=(theirs, rank, size, store, place, patience), daemon=True
             )
             process.start()
             self._pipes.append(mine)
@@ -92,14 +92,14 @@ def _receive(pipe: Connection) -> Any:
         return EOFError(str(error))
 
 
-def _serve(pipe: Connection, rank: int, size: int, store: str, device: str, patience: float) -> None:
+def _serve(pipe: Connection, rank: int, size: int, store: str, place: str, patience: float) -> None:
     global _device
     torch.set_num_threads(1)
-    if device == "cuda":
+    if place == "cuda":
         _device = torch.device("cuda", rank)
         torch.cuda.set_device(_device)
     distributed.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
+        "nccl" if place == "cuda" else "gloo",
         init_method=f"file://{store}",
         rank=rank,
         world_size=size,
@@ -112,6 +112,8 @@ def _serve(pipe: Connection, rank: int, size: int, store: str, device: str, pati
             break
         try:
             result = tree_map_only(Tensor, Tensor.cpu, work(rank, *arguments))
+            if place == "cuda":
+                torch.cuda.synchronize()
         except Exception as error:
             result = RuntimeError(f"rank {rank}: {type(error).__name__}: {error}")
         pipe.send(result)

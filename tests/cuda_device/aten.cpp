@@ -14,13 +14,17 @@
 #include <limits>
 #include <set>
 
+#include "races.h"
+
+using Accesses = std::vector<cuda_device::Access>;
+
 // streams.cpp, graphs.cpp, memory.cpp
 extern "C" {
 void* cuda_device_host_address(const void*);
 int cuda_device_is_capturing(cudaStream_t);
 void cuda_device_run(cudaStream_t);
-void cuda_device_enqueue(cudaStream_t, const char*, const std::function<void()>&);
-void cuda_device_note_access(cudaStream_t, const char*, const void*, size_t, bool);
+cudaError_t cuda_device_enqueue(cudaStream_t, const char*, const std::function<void()>&, const Accesses&);
+void cuda_device_note_accesses(cudaStream_t, const char*, const Accesses&);
 }
 
 namespace {
@@ -61,17 +65,16 @@ const std::set<std::string> kWaiting{
     "aten::unique_dim",        "aten::unique_consecutive", "aten::equal",
     "aten::repeat_interleave", "aten::bincount",           "aten::is_nonzero"};
 
-// Those take indices on the host.
+// These operators accept index tensors on the CPU.
 bool takes_both_devices(const std::string& name) {
   return name.rfind("aten::index", 0) == 0 || name.rfind("aten::_index_put", 0) == 0;
 }
 
-void note_access(cudaStream_t stream, const std::string& name, const Tensor& t, bool writes) {
+void add_access(Accesses& accesses, const Tensor& t, bool writes) {
   if (!t.defined() || !t.is_cuda() || t.numel() == 0) return;
   int64_t last = 0;
   for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
-  const auto bytes = static_cast<size_t>(last + 1) * t.element_size();
-  cuda_device_note_access(stream, name.c_str(), t.const_data_ptr(), bytes, writes);
+  accesses.push_back({t.const_data_ptr(), static_cast<size_t>(last + 1) * t.element_size(), writes});
 }
 
 class Call {
@@ -98,10 +101,13 @@ class Call {
     if (!capturing) cuda_device_run(stream);
     op_.callBoxed(&results);
     if (!capturing) imitate(results);
-    note_arguments(stream);
     grow_outputs(arguments, capturing);
     return_results(results, device, capturing, stack);
-    if (capturing) record(stream);
+    if (capturing) {
+      record(stream);
+    } else {
+      cuda_device_note_accesses(stream, name_.c_str(), accesses());
+    }
   }
 
  private:
@@ -176,15 +182,18 @@ class Call {
     }
   }
 
-  void note_arguments(cudaStream_t stream) const {
+  Accesses accesses() const {
+    Accesses found;
     for (size_t i = 0; i < given_.size(); ++i) {
       const auto* alias = schema_.arguments()[i].alias_info();
       const bool writes = alias != nullptr && alias->isWrite();
       with_tensors(given_[i], [&](const Tensor& t) {
-        note_access(stream, name_, t, writes);
+        add_access(found, t, writes);
         return t;
       });
     }
+    for (const auto& [tensor, place] : made_) add_access(found, tensor, true);
+    return found;
   }
 
   void grow_outputs(const Stack& arguments, bool capturing) {
@@ -230,7 +239,7 @@ class Call {
     for (const auto& [tensor, i] : grown_) arguments[i] = on_host(tensor);
     std::vector<std::pair<Tensor, size_t>> into;
     for (const auto& [tensor, r] : made_) into.emplace_back(on_host(tensor), r);
-    cuda_device_enqueue(stream, name_.c_str(), [op = op_, arguments, into] {
+    const auto work = [op = op_, arguments, into] {
       Stack results = arguments;
       const at::AutoDispatchBelowADInplaceOrView below;
       op.callBoxed(&results);
@@ -242,7 +251,8 @@ class Call {
           return t;
         });
       }
-    });
+    };
+    C10_CUDA_CHECK(cuda_device_enqueue(stream, name_.c_str(), work, accesses()));
   }
 
   const c10::OperatorHandle& op_;
@@ -266,13 +276,15 @@ Tensor& copy_(Tensor& self, const Tensor& from, bool non_blocking) {
   }
   const c10::cuda::CUDAGuard guard(device);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream().stream();
-  note_access(stream, "aten::copy_", source, false);
-  note_access(stream, "aten::copy_", self, true);
+  Accesses accesses;
+  add_access(accesses, source, false);
+  add_access(accesses, self, true);
   // `from` is held: it may be pageable memory of the host.
-  cuda_device_enqueue(stream, "copy_", [to = on_host(self), source = on_host(source), from] {
+  const auto work = [to = on_host(self), source = on_host(source), from] {
     const c10::InferenceMode mode;  // the call may have been made in it, and the work runs later
     Tensor(to).copy_(source);
-  });
+  };
+  C10_CUDA_CHECK(cuda_device_enqueue(stream, "copy_", work, accesses));
   if (self.is_cuda() && source.is_cuda()) return self;
   if (!non_blocking) {
     c10::cuda::warn_or_error_on_sync();
@@ -304,29 +316,29 @@ std::tuple<Tensor, Tensor, Tensor> cudnn_batch_norm_backward(
                                         {true, true, true});
 }
 
-// torch's own code serves the emulated device too: it launches nothing.
-const std::set<std::string> kTorchs{"aten::empty",
-                                    "aten::empty_strided",
-                                    "aten::as_strided",
-                                    "aten::view",
-                                    "aten::alias",
-                                    "aten::_reshape_alias",
-                                    "aten::unfold",
-                                    "aten::resize_",
-                                    "aten::set_",
-                                    "aten::is_set_to",
-                                    "aten::record_stream",
-                                    "aten::is_pinned",
-                                    "aten::_pin_memory",
-                                    "aten::view_as_real",
-                                    "aten::_local_scalar_dense",
-                                    "aten::view_as_complex",
-                                    "aten::copy_",
-                                    "aten::_efficientzerotensor",
-                                    "aten::_copy_from_and_resize"};
+// torch's own code serves the emulated device too, because it launches nothing.
+const std::set<std::string> kKeptKernels{"aten::empty",
+                                         "aten::empty_strided",
+                                         "aten::as_strided",
+                                         "aten::view",
+                                         "aten::alias",
+                                         "aten::_reshape_alias",
+                                         "aten::unfold",
+                                         "aten::resize_",
+                                         "aten::set_",
+                                         "aten::is_set_to",
+                                         "aten::record_stream",
+                                         "aten::is_pinned",
+                                         "aten::_pin_memory",
+                                         "aten::view_as_real",
+                                         "aten::_local_scalar_dense",
+                                         "aten::view_as_complex",
+                                         "aten::copy_",
+                                         "aten::_efficientzerotensor",
+                                         "aten::_copy_from_and_resize"};
 
 bool is_replaced(const c10::OperatorHandle& op, const std::string& name) {
-  if (!op.hasSchema() || name.rfind("aten::", 0) != 0 || kTorchs.count(name) != 0) return false;
+  if (!op.hasSchema() || name.rfind("aten::", 0) != 0 || kKeptKernels.count(name) != 0) return false;
   const bool convolution = name == "aten::convolution" || name == "aten::convolution_backward";
   if (!convolution && !op.hasKernelForDispatchKey(c10::DispatchKey::CUDA)) return false;
   return op.hasComputedKernelForDispatchKey(c10::DispatchKey::CPU);

@@ -11,7 +11,7 @@ from tests.simt import build as simt
 HERE = Path(__file__).resolve().parent
 FOLDER = simt.ROOT / "build" / "cuda_device"
 
-RUNTIME = ("device", "graphs", "kernels", "launches", "memory", "names", "nccl", "races", "streams")
+RUNTIME = ("device", "events", "graphs", "kernels", "launches", "memory", "names", "nccl", "races", "streams")
 
 
 def cuda_headers() -> Path:
@@ -23,7 +23,10 @@ def cuda_headers() -> Path:
 
 def nccl_headers() -> Path:
     """Of the package that torch's CUDA build installs."""
-    file = next(f for f in importlib.metadata.files("nvidia-nccl-cu13") or [] if f.name == "nccl.h")
+    if torch.version.cuda is None:
+        raise RuntimeError(f"torch {torch.__version__} was built without CUDA")
+    package = f"nvidia-nccl-cu{torch.version.cuda.split('.')[0]}"
+    file = next(f for f in importlib.metadata.files(package) or [] if f.name == "nccl.h")
     return Path(str(file.locate())).parent
 
 
@@ -38,24 +41,24 @@ def runtime() -> Path:
     return simt.build("libcuda_device", [*sources, *kernels], module=True)
 
 
+def library(name: str, source: Path, *options: str) -> Path:
+    """One that consists of one source."""
+    common = ("-shared", "-fPIC", "-std=c++17", "-O1", "-Wall", f"-isystem{cuda_headers()}")
+    command = [simt.COMPILER, *common, str(source), *options]
+    texts = [file.read_text() for file in simt.included_files(source, [HERE])]
+    return simt.made(FOLDER / simt.digest(simt.compiler_version(), *command, *texts) / name, command)
+
+
 def driver() -> Path:
     """What stands in the place of libcuda, under its name."""
-    command = [simt.COMPILER, "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", f"-isystem{cuda_headers()}"]
-    source = HERE / "driver.cpp"
-    return simt.made(
-        FOLDER / simt.digest(*command, source.read_text()) / "libcuda.so.1", [*command, str(source)]
-    )
+    return library("libcuda.so.1", HERE / "driver.cpp", "-Wl,-soname,libcuda.so.1")
 
 
 def aten() -> Path:
     """ATen's operators on CUDA tensors, for this interpreter's torch."""
     package = Path(torch.__file__).parent
-    headers = (package / "include", package / "include/torch/csrc/api/include", cuda_headers())
-    source = HERE / "aten.cpp"
-    command = [
-        *(simt.COMPILER, "-shared", "-fPIC", "-std=c++17", "-O1", "-w"),
-        *(f"-isystem{path}" for path in headers),
-        *(str(source), f"-L{package}/lib", "-ltorch_cuda", "-lc10_cuda", "-ltorch_cpu", "-lc10"),
-    ]
-    name = simt.digest(*command, source.read_text(), torch.__version__)
-    return simt.made(FOLDER / name / "libcuda_device_aten.so", command)
+    headers = (package / "include", package / "include/torch/csrc/api/include")
+    torchs = (f"-DTORCH_{torch.__version__.replace('.', '_').replace('+', '_')}", f"-L{package}/lib")
+    libraries = ("-ltorch_cuda", "-lc10_cuda", "-ltorch_cpu", "-lc10")
+    options = (*(f"-isystem{path}" for path in headers), *torchs, *libraries)
+    return library("libcuda_device_aten.so", HERE / "aten.cpp", *options)

@@ -19,14 +19,14 @@ namespace {
 
 constexpr size_t kMemoryBytes = size_t{16} << 30;
 
-// CUDA programming guide, "Compute capabilities".
+// CUDA programming guide, "Compute capabilities"; multiprocessors and L2 by the data sheets.
 constexpr Device kModels[] = {
-    {"T4", 75, 40, 64 << 10, 0, 1024, false, 1, 0},
-    {"A100", 80, 108, 164 << 10, 1024, 2048, true, 1, 0},
-    {"L40", 89, 142, 100 << 10, 1024, 1536, true, 1, 0},
-    {"H200", 90, 132, 228 << 10, 1024, 2048, true, 16, 0},
-    {"B200", 100, 148, 228 << 10, 1024, 2048, true, 16, 0},
-    {"RTX 5090", 120, 170, 100 << 10, 1024, 1536, true, 8, 0},
+    {"T4", 75, 40, 64 << 10, 0, 1024, 16, 4 << 20, false, 1, 0},
+    {"A100", 80, 108, 164 << 10, 1024, 2048, 32, 40 << 20, true, 1, 0},
+    {"L40", 89, 142, 100 << 10, 1024, 1536, 24, 96 << 20, true, 1, 0},
+    {"H200", 90, 132, 228 << 10, 1024, 2048, 32, 60 << 20, true, 16, 0},
+    {"B200", 100, 148, 228 << 10, 1024, 2048, 32, 126 << 20, true, 16, 0},
+    {"RTX 5090", 120, 170, 100 << 10, 1024, 1536, 24, 96 << 20, true, 8, 0},
 };
 
 Device parse(const std::string& text) {
@@ -134,7 +134,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int index) {
   p->minor = d.architecture % 10;
   p->multiProcessorCount = d.multiprocessors;
   p->maxThreadsPerMultiProcessor = d.threads_per_multiprocessor;
-  p->maxBlocksPerMultiProcessor = 32;
+  p->maxBlocksPerMultiProcessor = d.blocks_per_multiprocessor;
   p->sharedMemPerBlock = 48 << 10;
   p->sharedMemPerMultiprocessor = static_cast<size_t>(d.shared_per_multiprocessor);
   p->sharedMemPerBlockOptin = static_cast<size_t>(d.shared_per_multiprocessor - d.reserved_shared);
@@ -149,7 +149,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int index) {
   p->textureAlignment = 512;
   p->totalConstMem = 64 << 10;
   p->totalGlobalMem = kMemoryBytes;
-  p->l2CacheSize = 60 << 20;
+  p->l2CacheSize = d.l2_bytes;
   p->memoryBusWidth = 6144;
   p->asyncEngineCount = 3;
   p->unifiedAddressing = p->canMapHostMemory = p->concurrentKernels = p->managedMemory = 1;

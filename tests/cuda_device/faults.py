@@ -1,5 +1,6 @@
 """Faults to plant in the code around the kernels, one at a time, each of which a test must catch."""
 
+import signal
 from dataclasses import dataclass, field
 
 from tests.simt.mutations import Planted
@@ -17,6 +18,7 @@ class Fault(Planted):
     caught_by: str  # words of its report
     compiled: str = ""  # the source that includes the file, where that is a header
     settings: dict[str, str] = field(default_factory=dict)
+    exit_code: int = 1  # of pytest
 
 
 FAULTS = (
@@ -26,7 +28,7 @@ FAULTS = (
         "const auto stream = c10::cuda::getCurrentCUDAStream();",
         "const auto stream = c10::cuda::getDefaultCUDAStream();",
         "tests/test_cuda.py::test_a_stream_of_its_own",
-        "race: ",
+        "CUDA DEVICE: race: ",
     ),
     Fault(
         "no device guard",
@@ -43,7 +45,7 @@ FAULTS = (
         "    const c10::cuda::CUDAStreamGuard other(c10::cuda::getStreamFromPool());\n"
         "    partials = at::empty(",
         "tests/test_cuda.py::test_scratch_of_queued_launches_is_nobody_elses",
-        "race: ",
+        "CUDA DEVICE: race: ",
     ),
     Fault(
         "scratch without the stream in its key",
@@ -51,7 +53,7 @@ FAULTS = (
         "graph == nullptr ? 0 : capture, stream.id()};",
         "graph == nullptr ? 0 : capture, 0};",
         "tests/test_cuda_graphs.py::test_graphs_and_calls_on_streams_of_their_own_at_once",
-        "race: ",
+        "CUDA DEVICE: race: ",
     ),
     Fault(
         "words of a stream that is not torch's kept by its address",
@@ -62,12 +64,14 @@ FAULTS = (
         "memory_beside_torch() - before < 20e6",
     ),
     Fault(
-        "words that are not zeroed",
+        "words that are not zeroed in a captured graph",
         SCRATCH,
-        "cudaMemsetAsync(memory, 0, sizeof(Memory), stream)",
-        "cudaSuccess",
-        "tests/test_cuda_graphs.py::test_replays_are_the_eager_bits",
-        "",
+        "if (memory == nullptr) memory = allocate();",
+        "if (memory == nullptr && graph == nullptr) memory = allocate();\n"
+        "  const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);\n"
+        "  if (memory == nullptr) C10_CUDA_CHECK(cudaMalloc(&memory, sizeof(Memory)));",
+        "tests/test_cuda_graphs.py::test_replays_calls_and_other_plans_take_turns_on_a_stream",
+        "assert all(map(same_bits",
     ),
     Fault(
         "memory allocated in global capture mode",
@@ -103,6 +107,7 @@ FAULTS = (
         "    if (counts && *p.num_batches_tracked < 0) return {};",
         "tests/test_cuda.py::test_one_plan_a_direction_and_no_synchronisation",
         "Segmentation fault",
+        exit_code=-signal.SIGSEGV,
     ),
     Fault(
         "kernel of another type",
@@ -110,7 +115,7 @@ FAULTS = (
         "kKernelOf[static_cast<int>(problem.dtype)](",
         "kKernelOf[static_cast<int>(problem.dtype) & 2](",
         "tests/test_cuda_plans.py::test_a_forced_plan_runs_is_read_back_and_meets_the_demands",
-        "error",
+        "the launch was of",
     ),
     Fault(
         "statistics written by evaluation",

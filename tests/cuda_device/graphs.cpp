@@ -1,11 +1,10 @@
 // Captures, and the graphs that come of them: lists of work, in the order in which it was captured.
+#include "graphs.h"
+
 #include <algorithm>
-#include <cstring>
 #include <functional>
 #include <set>
 #include <thread>
-
-#include "streams.h"
 
 namespace cuda_device {
 namespace {
@@ -16,7 +15,7 @@ thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 
 uint64_t this_thread() { return std::hash<std::thread::id>{}(std::this_thread::get_id()); }
 
-// What the programming guide calls a potentially unsafe API call.
+// Whether a call that waits, made by this thread, is what the programming guide calls potentially unsafe.
 bool is_unsafe(const Capture& capture) {
   if (thread_mode == cudaStreamCaptureModeRelaxed || capture.mode == cudaStreamCaptureModeRelaxed)
     return false;
@@ -24,21 +23,48 @@ bool is_unsafe(const Capture& capture) {
   return capture.mode == cudaStreamCaptureModeGlobal && thread_mode == cudaStreamCaptureModeGlobal;
 }
 
+// All streams leave it. Whether the origin had waited for each of them.
+bool leave(const Capture& capture) {
+  bool joined = true;
+  const Clock seen = capture.origin->clock;
+  for (CUstream_st* stream : all_streams()) {
+    if (stream->capture != &capture) continue;
+    joined &= Stamp{stream->id, stream->clock[stream->id]}.before(seen);
+    stream->clock = stream->clock_before_capture;
+    stream->capture = nullptr;
+  }
+  return joined;
+}
+
 }  // namespace
 
 bool is_live(const Capture* capture) { return captures.count(const_cast<Capture*>(capture)) != 0; }
 
+cudaError_t invalidate(Capture& capture, cudaError_t error, const char* why) {
+  capture.invalid = true;
+  return fail(error, "a capture ends: %s", why);
+}
+
+cudaError_t join(CUstream_st& stream, Capture* capture) {
+  if (stream.capture == capture) return cudaSuccess;
+  if (stream.capture != nullptr) {
+    invalidate(*capture, cudaErrorStreamCaptureMerge, "it meets another");
+    return invalidate(*stream.capture, cudaErrorStreamCaptureMerge, "it meets another");
+  }
+  stream.capture = capture;
+  stream.clock_before_capture = stream.clock;
+  return cudaSuccess;
+}
+
 cudaError_t may_synchronise(const char* call, CUstream_st* stream) {
   if (stream != nullptr && stream->capture != nullptr) {
-    stream->capture->invalid = true;
-    return fail(cudaErrorStreamCaptureUnsupported, "%s of a stream that is being captured", call);
+    return invalidate(*stream->capture, cudaErrorStreamCaptureUnsupported, call);
   }
-  const auto unsafe = [](const Capture* capture) { return is_unsafe(*capture); };
-  const auto found = std::find_if(captures.begin(), captures.end(), unsafe);
-  if (found == captures.end()) return cudaSuccess;
-  (*found)->invalid = true;
-  const char* who = (*found)->thread == this_thread() ? "this" : "another";
-  return fail(cudaErrorStreamCaptureUnsupported, "%s while %s thread captures", call, who);
+  cudaError_t error = cudaSuccess;
+  for (Capture* capture : captures) {
+    if (is_unsafe(*capture)) error = invalidate(*capture, cudaErrorStreamCaptureUnsupported, call);
+  }
+  return error;
 }
 
 }  // namespace cuda_device
@@ -53,21 +79,29 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
   const Lock lock(runtime_mutex);
   if (stream == nullptr) return fail(cudaErrorStreamCaptureUnsupported, "a capture of the legacy stream");
   if (stream->capture != nullptr) return fail(cudaErrorIllegalState, "the stream is being captured");
-  stream->capture = new Capture{++capture_ids, mode, this_thread(), false, new CUgraph_st, {}};
-  stream->began_capture = true;
-  captures.insert(stream->capture);
-  return cudaSuccess;
+  auto* const capture = new Capture{++capture_ids, mode, this_thread(), stream, new CUgraph_st};
+  captures.insert(capture);
+  return join(*stream, capture);
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const Lock lock(runtime_mutex);
-  if (!stream->began_capture) return fail(cudaErrorIllegalState, "the stream began no capture");
   Capture* const capture = stream->capture;
-  leave_capture(capture);
+  *graph = nullptr;
+  if (capture == nullptr || capture->origin != stream) {
+    return fail(cudaErrorIllegalState, "the stream began no capture");
+  }
+  if (capture->mode != cudaStreamCaptureModeRelaxed && capture->thread != this_thread()) {
+    return invalidate(*capture, cudaErrorStreamCaptureWrongThread, "in another thread than it began");
+  }
+  const bool joined = leave(*capture);
   captures.erase(capture);  // not freed: events may name it
-  *graph = capture->invalid ? nullptr : capture->graph;
-  if (!capture->invalid) return cudaSuccess;
+  if (!capture->invalid && joined) {
+    *graph = capture->graph;
+    return cudaSuccess;
+  }
   delete capture->graph;
-  return fail(cudaErrorStreamCaptureInvalidated, "cudaStreamEndCapture");
+  const auto error = capture->invalid ? cudaErrorStreamCaptureInvalidated : cudaErrorStreamCaptureUnjoined;
+  return fail(error, "cudaStreamEndCapture");
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   const Lock lock(runtime_mutex);
@@ -103,18 +137,19 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* executable, cudaGraph
 cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   const Lock lock(runtime_mutex);
-  for (const Work& node : executable->nodes) enqueue(stream_of(stream), node);
-  return cudaSuccess;
+  for (const Work& node : executable->nodes) {
+    if (const cudaError_t error = enqueue(stream_of(stream), node); error != cudaSuccess) return error;
+  }
+  // What the graph keeps lives until this replay is over.
+  return enqueue(stream_of(stream), {"end of a graph", [kept = executable->objects] {}});
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   const Lock lock(runtime_mutex);
-  run_all();
   delete graph;
   return cudaSuccess;
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
   const Lock lock(runtime_mutex);
-  run_all();
   delete executable;
   return cudaSuccess;
 }

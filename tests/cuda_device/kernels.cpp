@@ -50,7 +50,8 @@ int active_blocks(const Function& f, int threads, int64_t shared_bytes) {
   const int64_t by_shared =
       d.shared_per_multiprocessor / std::max<int64_t>(1, shared_bytes + d.reserved_shared);
   const int64_t by_threads = d.threads_per_multiprocessor / threads;
-  return static_cast<int>(std::min<int64_t>({by_registers, by_shared, by_threads, 32}));
+  return static_cast<int>(
+      std::min<int64_t>({by_registers, by_shared, by_threads, d.blocks_per_multiprocessor}));
 }
 
 int most_blocks_of_cluster(const Function& f) {
@@ -59,7 +60,7 @@ int most_blocks_of_cluster(const Function& f) {
   return f.large_clusters.count(current_device()) != 0 ? d.max_cluster : std::min(d.max_cluster, 8);
 }
 
-// As an H200 answers for one and for two blocks a multiprocessor, whose parts have unequal numbers of them.
+// Scales what an H200 answers for one and for two blocks a multiprocessor: its parts are of unequal sizes.
 int active_clusters(int size, int blocks_per_multiprocessor) {
   constexpr int kMultiprocessors = 132;
   constexpr int kMeasured[2][5] = {{132, 66, 30, 15, 7}, {264, 132, 62, 30, 14}};
@@ -67,7 +68,7 @@ int active_clusters(int size, int blocks_per_multiprocessor) {
   while (1 << log2 < size) ++log2;
   const bool two = blocks_per_multiprocessor % 2 == 0;
   const int measured = kMeasured[two][log2] * blocks_per_multiprocessor / (two ? 2 : 1);
-  return std::max(1, measured * device(current_device()).multiprocessors / kMultiprocessors);
+  return measured * device(current_device()).multiprocessors / kMultiprocessors;
 }
 
 cudaError_t check(const Function& f, const simt::Launch& l) {
@@ -94,7 +95,7 @@ cudaError_t check(const Function& f, const simt::Launch& l) {
   return fail(cudaErrorCooperativeLaunchTooLarge, "%s: grid %ld", name, (long)l.grid);
 }
 
-cudaError_t launch_torchs(const Function& f) {
+cudaError_t launch_of_torch(const Function& f) {
   // torch.cuda._sleep(): work is late without it.
   if (f.name.mangled.find("spin_kernel") != std::string::npos) return cudaSuccess;
   std::fprintf(stderr, "CUDA DEVICE: torch launches %s, which is not emulated\n", f.name.mangled.c_str());
@@ -111,7 +112,7 @@ cudaError_t launch(const void* function, dim3 grid, dim3 block, void** arguments
     return fail(cudaErrorInvalidResourceHandle, "%s on a stream of device %d, the current one is %d",
                 f->name.text().c_str(), stream.device, current_device());
   }
-  if (!f->ours) return launch_torchs(*f);
+  if (!f->ours) return launch_of_torch(*f);
   auto kernel = std::make_shared<KernelLaunch>();
   simt::Launch& l = kernel->launch;
   l.grid = int64_t{grid.x} * grid.y * grid.z;
@@ -142,11 +143,10 @@ cudaError_t launch(const void* function, dim3 grid, dim3 block, void** arguments
     return cudaSuccess;  // as a GPU, which notices later
   }
   work.kernel = std::move(kernel);
-  enqueue(stream, std::move(work));
-  return cudaSuccess;
+  return enqueue(stream, std::move(work));
 }
 
-// Of a launch by <<<>>>, between its two calls.
+// Holds a launch by <<<>>> between its push and its pop.
 struct Configuration {
   dim3 grid, block;
   size_t shared;
@@ -213,16 +213,17 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* functio
 
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
   const Lock lock(runtime_mutex);
-  Function& f = functions[function];
+  Function* const f = find(function);
+  if (f == nullptr) return fail(cudaErrorInvalidDeviceFunction, "cudaFuncSetAttribute");
   const Device& d = device(current_device());
   if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
     if (value > d.shared_per_multiprocessor - d.reserved_shared) {
       return fail(cudaErrorInvalidValue, "cudaFuncSetAttribute: %d bytes of shared memory", value);
     }
-    f.most_shared[current_device()] = value;
+    f->most_shared[current_device()] = value;
   }
   if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed && value != 0) {
-    f.large_clusters.insert(current_device());
+    f->large_clusters.insert(current_device());
   }
   return cudaSuccess;
 }
@@ -263,5 +264,6 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void* function, 
   const int threads = static_cast<int>(c->blockDim.x * c->blockDim.y * c->blockDim.z);
   const int blocks = active_blocks(*f, threads, static_cast<int64_t>(c->dynamicSmemBytes));
   if (blocks > 0) *clusters = active_clusters(size, blocks);
+  log("cudaOccupancyMaxActiveClusters of %d blocks: %d", size, *clusters);
   return cudaSuccess;
 }

@@ -5,9 +5,7 @@
 #include <cstring>
 #include <map>
 
-#include "races.h"
-#include "runtime.h"
-#include "streams.h"
+#include "graphs.h"
 
 namespace cuda_device {
 namespace {
@@ -54,13 +52,13 @@ cudaError_t release(void* p, bool of_device, const char* call) {
   if (found == allocations.end() || is_device_address(p) != of_device) {
     return fail(cudaErrorInvalidValue, "%s(%p)", call, p);
   }
-  run_all();
   const Allocation& gone = found->second;
+  const cudaError_t error = wait_for_device(gone.device);
   if (of_device) used[static_cast<size_t>(gone.device)] -= gone.bytes;
   forget_accesses(found->first, gone.bytes);
   if (gone.pages != nullptr) munmap(gone.pages, gone.mapped);
   allocations.erase(found);
-  return cudaSuccess;
+  return error;
 }
 
 bool inside(const void* p, size_t bytes) {
@@ -80,9 +78,9 @@ cudaError_t copy(void* to, const void* from, size_t bytes, cudaStream_t stream, 
   }
   Work work{"copy", [=] { std::memmove(host_address(to), host_address(from), bytes); }};
   work.accesses = {{from, bytes, false}, {to, bytes, true}};
-  enqueue(s, std::move(work));
-  if ((wait || pageable(from) || pageable(to)) && s.capture == nullptr) run(s);
-  return cudaSuccess;
+  if (const cudaError_t error = enqueue(s, std::move(work)); error != cudaSuccess) return error;
+  const bool waits = wait || pageable(from) || pageable(to);
+  return waits && s.capture == nullptr ? wait_for(s) : cudaSuccess;
 }
 
 }  // namespace
@@ -123,7 +121,7 @@ cudaError_t cudaMalloc(void** p, size_t bytes) {
   *p = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(begin) | kDeviceBit);
   return cudaSuccess;
 }
-// Waits for everything, as the real one does.
+// Waits for the device, as the real one does.
 cudaError_t cudaFree(void* p) { return release(p, true, "cudaFree"); }
 
 cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) {
@@ -174,8 +172,7 @@ cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t strea
   if (!inside(p, bytes)) return fail(cudaErrorInvalidValue, "a memset of %zu bytes at %p", bytes, p);
   Work work{"memset", [=] { std::memset(host_address(p), value, bytes); }};
   work.accesses = {{p, bytes, true}};
-  enqueue(stream_of(stream), std::move(work));
-  return cudaSuccess;
+  return enqueue(stream_of(stream), std::move(work));
 }
 cudaError_t cudaMemset(void* p, int value, size_t bytes) { return cudaMemsetAsync(p, value, bytes, nullptr); }
 

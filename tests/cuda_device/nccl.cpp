@@ -141,8 +141,7 @@ ncclResult_t enqueue_collective(const char* name, ncclComm_t comm, Buffers b, cu
   }
   Work work{name, [=] { run(host_address(b.send), static_cast<char*>(host_address(b.receive))); }};
   work.accesses = {{b.send, b.send_bytes, false}, {b.receive, b.receive_bytes, true}};
-  enqueue(s, std::move(work));
-  return ncclSuccess;
+  return enqueue(s, std::move(work)) == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
 }
 
 }  // namespace

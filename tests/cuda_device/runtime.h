@@ -28,6 +28,8 @@ struct Device {
   int shared_per_multiprocessor;  // bytes
   int reserved_shared;            // bytes of each block
   int threads_per_multiprocessor;
+  int blocks_per_multiprocessor;
+  int l2_bytes;
   bool cooperative;
   int max_cluster;                  // 1 where there are none
   int cooperative_multiprocessors;  // those that a cooperative launch gets, as under MPS; the rest is

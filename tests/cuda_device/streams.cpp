@@ -1,25 +1,26 @@
-// Streams and events.
+// Streams, and when their work runs.
 //
-// CUDA_DEVICE_ORDER says when work runs. late: when somebody waits for it. now: in the call that queues it. A
-// number: as late, and after each call a few steps of any streams, drawn with that seed.
+// CUDA_DEVICE_ORDER says when. late: when somebody waits for it. now: in the call that queues it. A number:
+// as late, and after each call a few steps of any streams, drawn with that seed.
 #include "streams.h"
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <set>
 #include <stdexcept>
 
+#include "graphs.h"
+
 namespace cuda_device {
 namespace {
 
-std::set<CUstream_st*>& streams = *new std::set<CUstream_st*>;
+std::vector<CUstream_st*>& streams = *new std::vector<CUstream_st*>;
 Accesses& accesses = *new Accesses;
 Clock& host_clock = *new Clock;
-uint64_t tickets = 0, stream_ids = 0;
+uint64_t stream_ids = 0;
 bool work_failed = false;
 
 enum class Order { late, now, random };
@@ -43,16 +44,33 @@ uint64_t random_number() {  // splitmix64, S. Vigna
   return z ^ (z >> 31);
 }
 
+bool has_work(const CUstream_st* stream) { return !stream->queue.empty(); }
+
+void random_steps() {
+  std::vector<CUstream_st*> busy;
+  for (uint64_t steps = random_number() % 4; steps > 0; --steps) {
+    busy.clear();
+    std::copy_if(streams.begin(), streams.end(), std::back_inserter(busy), has_work);
+    if (!busy.empty()) step(*busy[random_number() % busy.size()]);
+  }
+}
+
 // A handle comes back when all work of the stream that was destroyed is done, and so does not overtake it.
 CUstream_st* new_stream(int device, int priority) {
-  const auto is_free = [](const CUstream_st* each) { return each->destroyed && each->queue.empty(); };
+  const auto is_free = [](const CUstream_st* each) { return each->destroyed && !has_work(each); };
   const auto found = std::find_if(streams.begin(), streams.end(), is_free);
+  CUstream_st* stream = nullptr;
+  Clock clock;
   if (found == streams.end()) {
-    return *streams.insert(new CUstream_st{device, ++stream_ids, priority}).first;
+    stream = static_cast<CUstream_st*>(operator new(sizeof(CUstream_st)));
+  } else {
+    stream = *found;
+    clock = stream->clock;
+    stream->~CUstream_st();
+    streams.erase(found);
   }
-  const Clock clock = (*found)->clock;
-  (*found)->~CUstream_st();
-  return new (*found) CUstream_st{device, ++stream_ids, priority, {}, clock};
+  streams.push_back(new (stream) CUstream_st{device, ++stream_ids, priority, {}, clock});
+  return stream;
 }
 
 void run_kernels(const KernelLaunch& first, const KernelLaunch* second) {
@@ -61,24 +79,39 @@ void run_kernels(const KernelLaunch& first, const KernelLaunch* second) {
   simt::launch(first.launch, first_kernel, second->launch, second->prepare());
 }
 
-void step(CUstream_st& stream);
-
-void run_until_reached(const EventState& event, uint64_t ticket) {
-  while (event.done < ticket) {
-    if (event.stream->queue.empty()) {
-      std::fprintf(stderr, "CUDA DEVICE: a wait for an event that nobody will record\n");
-      std::abort();
-    }
-    step(*event.stream);
+void check_races(Accesses& all, CUstream_st& stream, const std::string& name,
+                 const std::vector<Access>& made) {
+  static auto& names = *new std::set<std::string>;
+  Clock& clock = clock_of_next_work(stream);
+  const Stamp stamp{stream.id, ++clock[stream.id], names.insert(name).first->c_str()};
+  for (Access access : made) {
+    if (access.bytes == 0 || !is_device_address(access.begin)) continue;
+    access.begin = host_address(access.begin);
+    const Stamp* earlier = all.add(access, stamp, clock);
+    if (earlier == nullptr) continue;
+    return report("race: " + name + " of stream " + std::to_string(stream.id) +
+                  (access.writes ? " writes" : " reads") + " what " + earlier->work + " of stream " +
+                  std::to_string(earlier->stream) + " accesses, and neither waits for the other");
   }
 }
+
+}  // namespace
+
+CUstream_st& stream_of(cudaStream_t stream) {
+  static std::array<CUstream_st*, 64> defaults{};
+  if (stream != nullptr && stream != cudaStreamLegacy && stream != cudaStreamPerThread) return *stream;
+  CUstream_st*& found = defaults.at(static_cast<size_t>(current_device()));
+  if (found == nullptr) found = new_stream(current_device(), 0);
+  return *found;
+}
+const std::vector<CUstream_st*>& all_streams() { return streams; }
 
 void step(CUstream_st& stream) {
   Work work = std::move(stream.queue.front());
   stream.queue.pop_front();
-  if (work.awaited != nullptr) return run_until_reached(*work.awaited, work.ticket);
+  if (work.awaited != nullptr) return run_until_done(*work.awaited);
   Work dependent;
-  const bool takes_dependent = work.kernel != nullptr && !work.kernel->programmatic && !stream.queue.empty();
+  const bool takes_dependent = work.kernel != nullptr && !work.kernel->programmatic && has_work(&stream);
   if (takes_dependent && stream.queue.front().kernel && stream.queue.front().kernel->programmatic) {
     dependent = std::move(stream.queue.front());
     stream.queue.pop_front();
@@ -96,91 +129,67 @@ void step(CUstream_st& stream) {
   }
   set_current_device(before);
 }
-
-cudaError_t error_of_work() {
-  if (!work_failed) return cudaSuccess;
-  work_failed = false;
-  return fail(cudaErrorIllegalAddress, "work failed");
-}
-
-void note(Accesses& all, CUstream_st& stream, const std::string& name, const std::vector<Access>& made) {
-  if (made.empty()) return;
-  static auto& names = *new std::set<std::string>;
-  merge(stream.clock, host_clock);
-  const Stamp stamp{stream.id, ++stream.clock[stream.id], names.insert(name).first->c_str()};
-  for (Access access : made) {
-    if (access.bytes == 0 || !is_device_address(access.begin)) continue;
-    access.begin = host_address(access.begin);
-    const Stamp* earlier = all.add(access, stamp, stream.clock);
-    if (earlier == nullptr) continue;
-    return report("race: " + name + " of stream " + std::to_string(stream.id) +
-                  (access.writes ? " writes" : " reads") + " what " + earlier->work + " of stream " +
-                  std::to_string(earlier->stream) + " accesses, and neither waits for the other");
-  }
-}
-
-double milliseconds_now() {
-  using namespace std::chrono;
-  return duration<double, std::milli>(steady_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
-
-CUstream_st& stream_of(cudaStream_t stream) {
-  static std::array<CUstream_st*, 64> defaults{};
-  if (stream != nullptr && stream != cudaStreamLegacy && stream != cudaStreamPerThread) return *stream;
-  CUstream_st*& found = defaults.at(static_cast<size_t>(current_device()));
-  if (found == nullptr) found = new_stream(current_device(), 0);
-  return *found;
-}
-
 void run(CUstream_st& stream) {
-  while (!stream.queue.empty()) step(stream);
+  while (has_work(&stream)) step(stream);
 }
-void run_all() {
-  for (CUstream_st* stream : std::set<CUstream_st*>(streams)) {
-    run(*stream);
-    host_has_waited_for(stream->clock);
+void run_until_done(const EventRecord& record) {
+  while (!record.done) {
+    if (!has_work(record.stream)) {
+      std::fprintf(stderr, "CUDA DEVICE: a wait for an event that nobody will record\n");
+      std::abort();
+    }
+    step(*record.stream);
   }
 }
 
-void enqueue(CUstream_st& stream, Work work) {
-  if (stream.capture != nullptr) {
-    note(stream.capture->accesses, stream, work.name, work.accesses);
-    if (work.awaited == nullptr) stream.capture->graph->nodes.push_back(std::move(work));
-    return;
+cudaError_t wait_for(CUstream_st& stream) {
+  run(stream);
+  host_has_waited_for(stream.clock);
+  return reported_error();
+}
+cudaError_t wait_for_device(int device) {
+  for (CUstream_st* stream : std::vector<CUstream_st*>(streams)) {
+    if (device >= 0 && stream->device != device) continue;
+    run(*stream);
+    if (stream->capture == nullptr) host_has_waited_for(stream->clock);
   }
-  note(accesses, stream, work.name, work.accesses);
+  return reported_error();
+}
+
+cudaError_t enqueue(CUstream_st& stream, Work work) {
+  if (stream.capture != nullptr) {
+    Capture& capture = *stream.capture;
+    if (capture.invalid) return fail(cudaErrorStreamCaptureInvalidated, "%s", work.name.c_str());
+    check_races(capture.accesses, stream, work.name, work.accesses);
+    capture.graph->nodes.push_back(std::move(work));
+    return cudaSuccess;
+  }
+  check_races(accesses, stream, work.name, work.accesses);
   const bool held_back = work.kernel != nullptr && work.kernel->has_dependent;
   stream.queue.push_back(std::move(work));
   if (order() == Order::now && !held_back) run(stream);
-  if (order() != Order::random) return;
-  std::vector<CUstream_st*> busy;
-  for (uint64_t steps = random_number() % 4; steps > 0; --steps) {
-    busy.clear();
-    const auto has_work = [](const CUstream_st* each) { return !each->queue.empty(); };
-    std::copy_if(streams.begin(), streams.end(), std::back_inserter(busy), has_work);
-    if (!busy.empty()) step(*busy[random_number() % busy.size()]);
-  }
+  if (order() == Order::random) random_steps();
+  return cudaSuccess;
 }
 
 void note_accesses(CUstream_st& stream, const std::string& work, const std::vector<Access>& made) {
-  note(stream.capture == nullptr ? accesses : stream.capture->accesses, stream, work, made);
+  check_races(stream.capture == nullptr ? accesses : stream.capture->accesses, stream, work, made);
 }
-void host_has_waited_for(const Clock& clock) { merge(host_clock, clock); }
 void forget_accesses(uintptr_t host_address, size_t bytes) { accesses.forget(host_address, bytes); }
+void host_has_waited_for(const Clock& clock) { merge(host_clock, clock); }
+Clock& clock_of_next_work(CUstream_st& stream) {
+  merge(stream.clock, host_clock);
+  return stream.clock;
+}
 
 void report(const std::string& what) {
   std::fprintf(stderr, "CUDA DEVICE: %s\n", what.c_str());
   work_failed = true;
 }
-
-void leave_capture(const Capture* capture) {
-  for (CUstream_st* stream : streams) {
-    if (stream->capture != capture) continue;
-    stream->capture = nullptr;
-    stream->began_capture = false;
-  }
+cudaError_t reported_error() {
+  if (!work_failed) return cudaSuccess;
+  work_failed = false;
+  return fail(cudaErrorIllegalAddress, "work failed");
 }
 
 }  // namespace cuda_device
@@ -198,9 +207,8 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
 cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithPriority(stream, 0, 0); }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const Lock lock(runtime_mutex);
-  if (streams.count(stream) == 0 || stream->destroyed) {
-    return fail(cudaErrorInvalidResourceHandle, "cudaStreamDestroy");
-  }
+  const bool known = std::find(streams.begin(), streams.end(), stream) != streams.end();
+  if (!known || stream->destroyed) return fail(cudaErrorInvalidResourceHandle, "cudaStreamDestroy");
   stream->destroyed = true;  // what is queued still runs
   return cudaSuccess;
 }
@@ -211,115 +219,29 @@ cudaError_t cudaStreamGetPriority(cudaStream_t stream, int* priority) {
 cudaError_t cudaStreamQuery(cudaStream_t handle) {
   const Lock lock(runtime_mutex);
   CUstream_st& stream = stream_of(handle);
-  if (const cudaError_t error = may_synchronise("cudaStreamQuery", &stream); error != cudaSuccess)
-    return error;
-  if (!stream.queue.empty()) return cudaErrorNotReady;
-  host_has_waited_for(stream.clock);
-  return cudaSuccess;
+  const cudaError_t error = may_synchronise("cudaStreamQuery", &stream);
+  if (error != cudaSuccess) return error;
+  if (!has_work(&stream)) {
+    host_has_waited_for(stream.clock);
+    return cudaSuccess;
+  }
+  step(stream);  // whoever asks again and again sees an end
+  return cudaErrorNotReady;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
   const Lock lock(runtime_mutex);
   CUstream_st& stream = stream_of(handle);
   const cudaError_t error = may_synchronise("cudaStreamSynchronize", &stream);
-  if (error != cudaSuccess) return error;
-  run(stream);
-  host_has_waited_for(stream.clock);
-  return error_of_work();
+  return error == cudaSuccess ? wait_for(stream) : error;
 }
 cudaError_t cudaDeviceSynchronize() {
   const Lock lock(runtime_mutex);
   const cudaError_t error = may_synchronise("cudaDeviceSynchronize");
-  if (error != cudaSuccess) return error;
-  for (CUstream_st* stream : std::set<CUstream_st*>(streams)) {
-    if (stream->device != current_device()) continue;
-    run(*stream);
-    host_has_waited_for(stream->clock);
-  }
-  return error_of_work();
+  return error == cudaSuccess ? wait_for_device(current_device()) : error;
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
   const Lock lock(runtime_mutex);
-  enqueue(stream_of(stream), {"host function", [=] { function(data); }});
-  return cudaSuccess;
-}
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags) {
-  *event = new CUevent_st{current_device(), std::make_shared<EventState>()};
-  (*event)->state->timed = (flags & cudaEventDisableTiming) == 0;
-  return cudaSuccess;
-}
-cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  const Lock lock(runtime_mutex);
-  delete event;
-  return cudaSuccess;
-}
-cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t handle, unsigned) {
-  const Lock lock(runtime_mutex);
-  CUstream_st& stream = stream_of(handle);
-  if (event->device != stream.device) {
-    return fail(cudaErrorInvalidResourceHandle, "an event of device %d recorded on device %d", event->device,
-                stream.device);
-  }
-  const auto state = event->state;
-  state->capture = stream.capture;
-  state->stream = &stream;
-  merge(stream.clock, host_clock);
-  state->clock = stream.clock;
-  if (stream.capture != nullptr) return cudaSuccess;
-  state->recorded = ++tickets;
-  enqueue(stream, {"event", [state, ticket = tickets] {
-                     state->done = std::max(state->done, ticket);
-                     state->milliseconds = milliseconds_now();
-                   }});
-  return cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  return cudaEventRecordWithFlags(event, stream, 0);
-}
-cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsigned) {
-  const Lock lock(runtime_mutex);
-  CUstream_st& stream = stream_of(handle);
-  const EventState& state = *event->state;
-  if (is_live(state.capture)) {
-    stream.capture = state.capture;  // it joins
-  } else if (stream.capture != nullptr && state.recorded > state.done) {
-    stream.capture->invalid = true;
-    return fail(cudaErrorStreamCaptureIsolation, "a capture waits for work outside of it");
-  } else if (state.recorded != 0) {
-    Work work{"wait"};
-    work.awaited = event->state;
-    work.ticket = state.recorded;
-    enqueue(stream, std::move(work));
-  }
-  merge(stream.clock, state.clock);
-  return cudaSuccess;
-}
-cudaError_t cudaEventQuery(cudaEvent_t event) {
-  const Lock lock(runtime_mutex);
-  if (is_live(event->state->capture)) return fail(cudaErrorCapturedEvent, "cudaEventQuery");
-  if (const cudaError_t error = may_synchronise("cudaEventQuery"); error != cudaSuccess) return error;
-  if (event->state->done < event->state->recorded) return cudaErrorNotReady;
-  host_has_waited_for(event->state->clock);
-  return cudaSuccess;
-}
-cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  const Lock lock(runtime_mutex);
-  if (const cudaError_t error = may_synchronise("cudaEventSynchronize"); error != cudaSuccess) return error;
-  run_until_reached(*event->state, event->state->recorded);
-  host_has_waited_for(event->state->clock);
-  return error_of_work();
-}
-cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
-  const Lock lock(runtime_mutex);
-  for (const cudaEvent_t each : {from, to}) {
-    if (!each->state->timed || each->state->recorded == 0) {
-      return fail(cudaErrorInvalidResourceHandle, "cudaEventElapsedTime");
-    }
-    if (each->state->done < each->state->recorded) return cudaErrorNotReady;
-  }
-  *milliseconds = static_cast<float>(to->state->milliseconds - from->state->milliseconds);
-  return cudaSuccess;
+  return enqueue(stream_of(stream), {"host function", [=] { function(data); }});
 }
 
 // ---- for ATen's operators, which run on the host in the call that makes them
@@ -327,12 +249,14 @@ EXPORTED void cuda_device_run(cudaStream_t stream) {
   const Lock lock(runtime_mutex);
   run(stream_of(stream));
 }
-EXPORTED void cuda_device_enqueue(cudaStream_t stream, const char* name, const std::function<void()>& work) {
+EXPORTED cudaError_t cuda_device_enqueue(cudaStream_t stream, const char* name,
+                                         const std::function<void()>& work,
+                                         const std::vector<Access>& accesses) {
   const Lock lock(runtime_mutex);
-  enqueue(stream_of(stream), {name, work});
+  return enqueue(stream_of(stream), {name, work, nullptr, nullptr, accesses});
 }
-EXPORTED void cuda_device_note_access(cudaStream_t stream, const char* name, const void* begin, size_t bytes,
-                                      bool writes) {
+EXPORTED void cuda_device_note_accesses(cudaStream_t stream, const char* name,
+                                        const std::vector<Access>& accesses) {
   const Lock lock(runtime_mutex);
-  note_accesses(stream_of(stream), name, {{begin, bytes, writes}});
+  note_accesses(stream_of(stream), name, accesses);
 }

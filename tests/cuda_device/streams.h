@@ -1,4 +1,4 @@
-// Streams, the work in them, events, and captures.
+// Streams and the work in them.
 #pragma once
 
 #include <deque>
@@ -13,13 +13,15 @@
 
 namespace cuda_device {
 
-struct EventState {
-  uint64_t recorded = 0, done = 0;  // tickets: of the last record, and of the last one that was reached
+struct Capture;
+
+// One record of an event. Whoever waits for the event waits for its last record at that time.
+struct EventRecord {
+  CUstream_st* stream;
+  Clock clock;       // of the stream
+  Capture* capture;  // null outside of any
+  bool done = false;
   double milliseconds = 0;
-  CUstream_st* stream = nullptr;
-  struct Capture* capture = nullptr;
-  bool timed = true;
-  Clock clock;
 };
 
 // A launch of one of our kernels.
@@ -31,44 +33,34 @@ struct KernelLaunch {
   bool has_dependent = false;  // a programmatic one comes next, in most cases
 };
 
-// One of run, kernel and awaited is there.
+// Exactly one of run, kernel and awaited is set.
 struct Work {
   std::string name;
   std::function<void()> run = nullptr;
   std::shared_ptr<KernelLaunch> kernel = nullptr;
-  std::shared_ptr<EventState> awaited = nullptr;
-  uint64_t ticket = 0;  // of what is awaited
+  std::shared_ptr<EventRecord> awaited = nullptr;
   std::vector<Access> accesses = {};
 };
 
-using UserObject = std::shared_ptr<void>;  // its deleter is the callback
-
-struct Capture {
-  uint64_t id;
-  cudaStreamCaptureMode mode;
-  uint64_t thread;
-  bool invalid = false;
-  CUgraph_st* graph = nullptr;
-  Accesses accesses = {};
-};
-
 CUstream_st& stream_of(cudaStream_t stream);  // the current device's default stream for null
-// Captures the work or queues it, and runs what CUDA_DEVICE_ORDER says.
-void enqueue(CUstream_st& stream, Work work);
-// Notes what work that has no place in the queue accesses, at this point of the stream.
+// Captures the work or queues it, and runs what CUDA_DEVICE_ORDER says. An error where the stream's capture
+// is invalid.
+cudaError_t enqueue(CUstream_st& stream, Work work);
+// Checks the accesses of work that runs now, at this point of the stream.
 void note_accesses(CUstream_st& stream, const std::string& work, const std::vector<Access>& accesses);
-void run(CUstream_st& stream);
-void run_all();
-// The caller has seen that all this has happened.
-void host_has_waited_for(const Clock& clock);
 void forget_accesses(uintptr_t host_address, size_t bytes);
-void report(const std::string& what);        // prints it; the next call that waits returns an error
-void leave_capture(const Capture* capture);  // all streams that are in it
 
-// cudaSuccess, or why this thread may not wait now: it or another one captures.
-cudaError_t may_synchronise(const char* call, CUstream_st* stream = nullptr);
+void step(CUstream_st& stream);                  // runs the first work
+void run(CUstream_st& stream);                   // runs all work
+cudaError_t wait_for(CUstream_st& stream);       // the host does, and learns of errors
+cudaError_t wait_for_device(int device);         // -1: for all
+void run_until_done(const EventRecord& record);  // runs what the record waits for
+void host_has_waited_for(const Clock& clock);    // the host has seen that all this has happened
+Clock& clock_of_next_work(CUstream_st& stream);  // behind all that the host has waited for
 
-bool is_live(const Capture* capture);  // has not ended
+void report(const std::string& what);            // prints it; the next call that waits returns an error
+cudaError_t reported_error();                    // of work that has run; told once
+const std::vector<CUstream_st*>& all_streams();  // in the order in which they were created
 
 }  // namespace cuda_device
 
@@ -79,19 +71,6 @@ struct CUstream_st {
   std::deque<cuda_device::Work> queue = {};
   cuda_device::Clock clock = {};
   cuda_device::Capture* capture = nullptr;
-  bool began_capture = false;
+  cuda_device::Clock clock_before_capture = {};
   bool destroyed = false;
-};
-struct CUevent_st {
-  int device;
-  std::shared_ptr<cuda_device::EventState> state;
-};
-struct CUgraph_st {
-  std::vector<cuda_device::Work> nodes;  // in the order in which they were captured
-  std::vector<cuda_device::UserObject> objects;
-};
-struct CUgraphExec_st : CUgraph_st {};
-struct CUuserObject_st {
-  cuda_device::UserObject object;
-  unsigned references;
 };

@@ -1,33 +1,23 @@
-"""The emulated device does late what a GPU may do late, and refuses what CUDA refuses."""
+"""The emulated device delays work and refuses calls as CUDA may."""
 
 import ctypes
-import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 
-from tests.cases import Case, call_fused, make_tensors
-from tests.launches import forced, last_plan, runtime, succeed
-from tests.simt.build import ROOT
+from tests.cuda_device.environment import in_python
+from tests.launches import runtime, succeed
 
 HOST_ADDRESS = (1 << 60) - 1
+PRELUDE = "import ctypes, torch\n"
 ILLEGAL_ADDRESS, STREAM_CAPTURE_UNSUPPORTED, STREAM_CAPTURE_INVALIDATED = 700, 900, 901
-INVALID_VALUE = 1
+MERGE, UNJOINED, ISOLATION, CAPTURED_EVENT, WRONG_THREAD = 902, 904, 905, 907, 908
+INVALID_VALUE, NOT_READY = 1, 600
 GLOBAL, THREAD_LOCAL, RELAXED = 0, 1, 2
-
-
-def in_python(code: str) -> subprocess.CompletedProcess[str]:
-    """What another process did, which may crash."""
-    command = [sys.executable, "-c", f"import ctypes, torch\n{code}"]
-    path = os.pathsep.join([os.environ["PYTHONPATH"], str(ROOT)])
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 @contextmanager
@@ -41,6 +31,18 @@ def streams(count: int) -> Iterator[list[ctypes.c_void_p]]:
         runtime().cudaGetLastError()
         for handle in handles:
             succeed(runtime().cudaStreamDestroy(handle))
+
+
+@contextmanager
+def events(count: int) -> Iterator[list[ctypes.c_void_p]]:
+    handles = [ctypes.c_void_p() for _ in range(count)]
+    for handle in handles:
+        succeed(runtime().cudaEventCreateWithFlags(ctypes.byref(handle), 2))
+    try:
+        yield handles
+    finally:
+        for handle in handles:
+            succeed(runtime().cudaEventDestroy(handle))
 
 
 @contextmanager
@@ -68,7 +70,7 @@ def bytes_at(memory: ctypes.c_void_p, size: int) -> bytes:
 
 
 def test_host_code_that_follows_a_device_pointer_crashes() -> None:
-    done = in_python("ctypes.string_at(torch.ones(4, device='cuda').data_ptr(), 1)")
+    done = in_python("-c", PRELUDE + "ctypes.string_at(torch.ones(4, device='cuda').data_ptr(), 1)")
     assert done.returncode == -signal.SIGSEGV
 
 
@@ -77,8 +79,8 @@ def test_memory_begins_as_nan_and_ends_at_a_page_that_nobody_may_touch() -> None
         assert bytes_at(memory, 256) == b"\xff" * 256
     allocate = "m = ctypes.c_void_p(); torch.cuda.init(); ctypes.CDLL(None).cudaMalloc(ctypes.byref(m), 256)"
     end = f"(m.value & {HOST_ADDRESS}) + 256"
-    assert in_python(f"{allocate}; ctypes.string_at({end} - 1, 1)").returncode == 0
-    assert in_python(f"{allocate}; ctypes.string_at({end}, 1)").returncode == -signal.SIGSEGV
+    assert in_python("-c", PRELUDE + f"{allocate}; ctypes.string_at({end} - 1, 1)").returncode == 0
+    assert in_python("-c", PRELUDE + f"{allocate}; ctypes.string_at({end}, 1)").returncode == -signal.SIGSEGV
 
 
 def test_calls_beyond_an_allocation_are_refused() -> None:
@@ -103,9 +105,7 @@ def test_work_that_nobody_waited_for_has_not_happened() -> None:
 @pytest.mark.parametrize("waits", [True, False])
 def test_two_streams_at_the_same_memory(waits: bool, capfd: pytest.CaptureFixture[str]) -> None:
     """Without an event between them their order is chance, and the next call that waits raises."""
-    event = ctypes.c_void_p()
-    succeed(runtime().cudaEventCreateWithFlags(ctypes.byref(event), 2))
-    with streams(2) as (first, second), allocated(64) as memory:
+    with streams(2) as (first, second), events(1) as (event,), allocated(64) as memory:
         succeed(fill(memory, 1, 64, first))
         succeed(runtime().cudaEventRecord(event, first))
         if waits:
@@ -113,8 +113,42 @@ def test_two_streams_at_the_same_memory(waits: bool, capfd: pytest.CaptureFixtur
         succeed(fill(ctypes.c_void_p((memory.value or 0) + 60), 2, 4, second))
         assert runtime().cudaDeviceSynchronize() == (0 if waits else ILLEGAL_ADDRESS)
         runtime().cudaGetLastError()
-    succeed(runtime().cudaEventDestroy(event))
     assert ("race: memset" in capfd.readouterr().err) != waits
+
+
+def test_a_wait_keeps_the_record_that_it_found() -> None:
+    """Later records of the event do not change what was waited for."""
+    with streams(3) as (first, second, third), events(1) as (event,), allocated(8) as memory:
+        succeed(fill(memory, 1, 8, first))
+        succeed(runtime().cudaEventRecord(event, first))
+        succeed(runtime().cudaStreamWaitEvent(second, event, 0))
+        succeed(runtime().cudaEventRecord(event, third))
+        succeed(runtime().cudaStreamSynchronize(second))
+        assert bytes_at(memory, 8) == b"\x01" * 8
+
+
+def test_whoever_asks_again_and_again_sees_an_end() -> None:
+    with streams(1) as (stream,), events(1) as (event,), allocated(8) as memory:
+        succeed(fill(memory, 1, 8, stream))
+        succeed(runtime().cudaEventRecord(event, stream))
+        answers = [runtime().cudaEventQuery(event) for _ in range(4)]
+        assert answers[0] == NOT_READY
+        assert answers[-1] == 0
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_results_of_atens_operators_race_too(waits: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    x, stream = torch.ones(1000, device="cuda"), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    y = x + 1
+    if waits:
+        stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        z = y * 2
+    with nullcontext() if waits else pytest.raises(RuntimeError):
+        stream.synchronize()
+    assert ("race: aten::mul" in capfd.readouterr().err) != waits
+    del z
 
 
 # ---- captures
@@ -161,9 +195,98 @@ def test_who_may_wait_while_a_stream_is_captured(mode: int, thread_mode: int, el
             succeed(runtime().cudaGraphDestroy(graph))
 
 
+def begin(stream: ctypes.c_void_p, mode: int = THREAD_LOCAL) -> None:
+    succeed(runtime().cudaStreamBeginCapture(stream, mode))
+
+
+def end(stream: ctypes.c_void_p) -> int:
+    graph = ctypes.c_void_p()
+    error: int = runtime().cudaStreamEndCapture(stream, ctypes.byref(graph))
+    if error == 0:
+        succeed(runtime().cudaGraphDestroy(graph))
+    runtime().cudaGetLastError()
+    return error
+
+
+def test_what_ends_a_capture() -> None:
+    """Each error by CUDA's description of it."""
+    with streams(3) as (origin, side, other), events(2) as (fork, back), allocated(8) as memory:
+
+        def fork_to(stream: ctypes.c_void_p, event: ctypes.c_void_p) -> int:
+            succeed(runtime().cudaEventRecord(event, origin))
+            error: int = runtime().cudaStreamWaitEvent(stream, event, 0)
+            return error
+
+        begin(origin)
+        succeed(fork_to(side, fork))
+        succeed(fill(memory, 1, 8, side))
+        assert runtime().cudaEventSynchronize(fork) == CAPTURED_EVENT
+        succeed(runtime().cudaEventRecord(back, side))
+        succeed(runtime().cudaStreamWaitEvent(origin, back, 0))
+        assert end(origin) == 0
+
+        begin(origin)
+        succeed(fork_to(side, fork))
+        succeed(fill(memory, 1, 8, side))
+        assert end(origin) == UNJOINED
+
+        succeed(runtime().cudaEventRecord(back, other))
+        begin(origin)
+        assert runtime().cudaStreamWaitEvent(origin, back, 0) == ISOLATION
+        assert fill(memory, 1, 8, origin) == STREAM_CAPTURE_INVALIDATED
+        assert end(origin) == STREAM_CAPTURE_INVALIDATED
+
+        begin(origin)
+        begin(other)
+        assert fork_to(other, fork) == MERGE
+        assert end(origin) == end(other) == STREAM_CAPTURE_INVALIDATED
+
+        begin(origin)
+        assert in_thread(lambda: end(origin), another=True) == WRONG_THREAD
+        assert end(origin) == STREAM_CAPTURE_INVALIDATED
+
+
+def test_the_order_within_a_capture_is_none_outside(capfd: pytest.CaptureFixture[str]) -> None:
+    """A stream that joined a capture has not waited for what the other had queued before."""
+    with streams(2) as (origin, side), events(2) as (fork, back), allocated(8) as memory:
+        succeed(fill(memory, 1, 8, origin))
+        begin(origin)
+        succeed(runtime().cudaEventRecord(fork, origin))
+        succeed(runtime().cudaStreamWaitEvent(side, fork, 0))
+        succeed(runtime().cudaEventRecord(back, side))
+        succeed(runtime().cudaStreamWaitEvent(origin, back, 0))
+        assert end(origin) == 0
+        succeed(fill(memory, 2, 8, side))
+        assert runtime().cudaDeviceSynchronize() == ILLEGAL_ADDRESS
+        runtime().cudaGetLastError()
+    assert "race: memset" in capfd.readouterr().err
+
+
+def test_what_a_graph_keeps_lives_until_its_replay_is_over() -> None:
+    """Also where the graph is destroyed meanwhile."""
+    freed: list[int] = []
+    callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: freed.append(1))
+    graph, executable, kept = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+    with streams(1) as (stream,), allocated(8) as memory:
+        begin(stream)
+        succeed(fill(memory, 1, 8, stream))
+        succeed(runtime().cudaStreamEndCapture(stream, ctypes.byref(graph)))
+        succeed(runtime().cudaUserObjectCreate(ctypes.byref(kept), None, callback, 1, 1))
+        succeed(runtime().cudaGraphRetainUserObject(graph, kept, 1, 1))
+        succeed(runtime().cudaGraphInstantiate(ctypes.byref(executable), graph, ctypes.c_ulonglong(0)))
+        succeed(runtime().cudaGraphLaunch(executable, stream))
+        succeed(runtime().cudaGraphDestroy(graph))
+        succeed(runtime().cudaGraphExecDestroy(executable))
+        assert not freed
+        succeed(runtime().cudaStreamSynchronize(stream))
+        assert freed == [1]
+        assert bytes_at(memory, 8) == b"\x01" * 8
+
+
 def test_memory_that_a_graph_reads_must_be_live() -> None:
     """A graph keeps no tensor alive: a replay after their end is reported, not run."""
     code = """
+import torch
 from tests.cases import *
 case = Case((4, 8, 6, 6))
 tensors = make_tensors(case, "cuda")
@@ -178,21 +301,9 @@ torch.cuda.empty_cache()
 graph.replay()
 torch.cuda.synchronize()
 """
-    done = in_python(code)
+    done = in_python("-c", code)
     assert done.returncode == 1
     assert "input is freed, or never allocated" in done.stderr
-
-
-# ---- limits of the device
-
-
-@pytest.mark.parametrize("plan", ["resident exchange=cluster", "resident exchange=words"])
-def test_a_plan_that_runs_here_is_no_plan_of_an_older_device(plan: str) -> None:
-    """Its limits are the model's: this is sm_90, and sm_75 has neither clusters nor cooperative launches."""
-    case = Case((64, 32, 28, 28))
-    with forced(plan):
-        call_fused(case, make_tensors(case, "cuda"))
-        assert plan in last_plan()
 
 
 # ---- torch's own kernels, where those of a GPU differ from the CPU's
