@@ -58,7 +58,7 @@ template <class Params>
 void run(const Problem& problem, bool streamed, const Tensor& x, Params& p, bool results_wanted = true) {
   auto plan = plan_for(problem, streamed);
   cudaError_t error = launch_by(*plan, x, p, results_wanted);
-  if (error == cudaErrorCooperativeLaunchTooLarge) {
+  if (error == cudaErrorCooperativeLaunchTooLarge) {  // of a resident plan, which has no partials and no sums
     cudaGetLastError();
     plan = plan_for(problem, streamed, /*refused=*/true);
     error = launch_by(*plan, x, p, results_wanted);
