@@ -51,7 +51,7 @@ class ForwardElements {
         mask_(p.mask),
         activation_(p.activation, p.activation_param) {}
 
-  const T* written() const { return y_; }
+  const T* output() const { return y_; }
 
   template <bool streaming, class Lanes>
   FUSED_BN_INLINE void write(int64_t at, const Affine<V>& affine, Lanes lanes) const {
@@ -105,12 +105,12 @@ class BackwardElements {
         dx_(static_cast<T*>(p.grad_input)),
         dresidual_(static_cast<T*>(p.grad_residual)),
         kept_lower_(static_cast<LowerHalf*>(p.scratch)),
-        keeps_(path == Path::other && needs_sums(p) && written() != nullptr &&
+        keeps_(path == Path::other && needs_sums(p) && output() != nullptr &&
                (!kHalves || kept_lower_ != nullptr)),
         activation_(p.activation, p.activation_param) {}
 
   // One of the gradients that are written, null where none is; the other is aligned like it, where streamed.
-  T* written() const { return dx_ != nullptr ? dx_ : dresidual_; }
+  T* output() const { return dx_ != nullptr ? dx_ : dresidual_; }
 
   template <class Lanes>
   FUSED_BN_INLINE V centred(int64_t at, const Affine<V>& affine, Lanes lanes) const {
@@ -156,20 +156,20 @@ class BackwardElements {
   template <class Lanes>
   FUSED_BN_INLINE void keep(int64_t at, V g, Lanes lanes) const {
     if constexpr (kHalves) {
-      store(reinterpret_cast<UpperHalf*>(written()) + at, g, lanes);
+      store(reinterpret_cast<UpperHalf*>(output()) + at, g, lanes);
       store(kept_lower_ + at, g, lanes);
     } else {
-      store(written() + at, g, lanes);
+      store(output() + at, g, lanes);
     }
   }
 
   template <class Lanes>
   FUSED_BN_INLINE V kept(int64_t at, Lanes lanes) const {
     if constexpr (kHalves) {
-      const V upper = load(reinterpret_cast<const UpperHalf*>(written()) + at, lanes);
+      const V upper = load(reinterpret_cast<const UpperHalf*>(output()) + at, lanes);
       return (V)((Bits32)upper | (Bits32)load(kept_lower_ + at, lanes));
     } else {
-      return load(written() + at, lanes);
+      return load(output() + at, lanes);
     }
   }
 

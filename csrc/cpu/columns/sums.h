@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "cpu/matrix.h"
+#include "cpu/columns/matrix.h"
 
 namespace fused_bn::cpu {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <memory>
 
-#include "cpu/column_moments.h"
-#include "cpu/columns.h"
+#include "cpu/columns/gradients.h"
+#include "cpu/columns/moments.h"
 
 namespace fused_bn::cpu {
 namespace {
@@ -42,14 +42,14 @@ FUSED_BN_INLINE void write_block(const Block& block, Write write) {
 }
 
 template <class T, Path path, bool streaming>
-struct MatrixKernels {
+struct ColumnKernels {
   using A = Compute<T>;
   using V = Vec<A>;
   using Numbers = std::unique_ptr<ColumnNumbers<T>>;
 
   static Matrix matrix(const View& view) { return {view, kLanes<A>}; }
 
-  static void forward(const ForwardParams& p) {
+  static void run(const ForwardParams& p) {
     const Matrix m = matrix(p.view);
     const T* x = static_cast<const T*>(p.input);
     std::vector<Numbers> numbers(m.tiles());
@@ -72,7 +72,7 @@ struct MatrixKernels {
         },
         [&](int64_t tile, int64_t part) {
           const ForwardElements<T, path> elements(p);
-          if (elements.written() == nullptr) return;
+          if (elements.output() == nullptr) return;
           const typename ColumnNumbers<T>::Reader n(*numbers[tile]);
           with_mask<path>(by_bytes, [&](auto by_bytes) {
             write_block<A, streaming, by_bytes>(m.block(tile, part), [&](int64_t j, int64_t at, auto lanes) {
@@ -82,7 +82,7 @@ struct MatrixKernels {
         });
   }
 
-  static void backward(const BackwardParams& p) {
+  static void run(const BackwardParams& p) {
     const Matrix m = matrix(p.view);
     void* statistics = const_cast<void*>(p.statistics);
     const bool reduces = needs_sums(p);
@@ -106,7 +106,7 @@ struct MatrixKernels {
         },
         [&](int64_t tile, int64_t part) {
           const BackwardElements<T, path> elements(p);
-          if (elements.written() == nullptr) return;
+          if (elements.output() == nullptr) return;
           const typename ColumnNumbers<T>::Reader n(*numbers[tile]);
           const auto write_part = [&](auto training) {
             write_block<A, streaming, false>(m.block(tile, part), [&](int64_t j, int64_t at, auto lanes) {

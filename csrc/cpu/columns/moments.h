@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/channel.h"
-#include "cpu/column_sums.h"
+#include "cpu/columns/sums.h"
 
 namespace fused_bn::cpu {
 namespace {
