@@ -32,17 +32,18 @@ enum class Activation : int8_t {
   softplus,
   mish,
 };
-constexpr Activation kFirstOther = Activation::relu6;  // of those whose curve_of() is other
+constexpr Activation kFirstOther = Activation::relu6;  // of those whose kind_of() is other
 constexpr Activation kLastActivation = Activation::mish;
 
 // What kernels are compiled for. No activation is leaky_relu of slope 1, which changes no bit of z; the rest
 // are told apart at run time, because their arithmetic outweighs a branch.
-enum class Curve : int8_t { relu, leaky_relu, other };
+enum class ActivationKind : int8_t { relu, leaky_relu, other };
 
-FUSED_BN_ANY_DEVICE constexpr Curve curve_of(Activation activation) {
-  if (activation == Activation::relu) return Curve::relu;
-  if (activation == Activation::none || activation == Activation::leaky_relu) return Curve::leaky_relu;
-  return Curve::other;
+FUSED_BN_ANY_DEVICE constexpr ActivationKind kind_of(Activation activation) {
+  if (activation == Activation::relu) return ActivationKind::relu;
+  if (activation == Activation::none || activation == Activation::leaky_relu)
+    return ActivationKind::leaky_relu;
+  return ActivationKind::other;
 }
 
 // The derivative takes one of two values, so that a bit tells which; else it takes z. Not hardsigmoid, of two
@@ -246,11 +247,11 @@ FUSED_BN_ANY_DEVICE V derivative_other(V z, const Activated<typename Math::A>& f
   }
 }
 
-template <Curve curve, class Math, class V>
+template <ActivationKind kind, class Math, class V>
 FUSED_BN_ANY_DEVICE V activate(V z, const Activated<typename Math::A>& f) {
-  if constexpr (curve == Curve::relu) {
+  if constexpr (kind == ActivationKind::relu) {
     return z <= V{} ? V{} : z;
-  } else if constexpr (curve == Curve::leaky_relu) {
+  } else if constexpr (kind == ActivationKind::leaky_relu) {
     return z <= V{} ? z * f.param : z;
   } else {
     return activate_other<Math>(z, f);
@@ -258,11 +259,11 @@ FUSED_BN_ANY_DEVICE V activate(V z, const Activated<typename Math::A>& f) {
 }
 
 // The gradient with respect to z, from the gradient with respect to activate(z).
-template <Curve curve, class Math, class V>
+template <ActivationKind kind, class Math, class V>
 FUSED_BN_ANY_DEVICE V activate_backward(V z, V grad, const Activated<typename Math::A>& f) {
-  if constexpr (curve == Curve::relu) {
+  if constexpr (kind == ActivationKind::relu) {
     return z <= V{} ? V{} : grad;
-  } else if constexpr (curve == Curve::leaky_relu) {
+  } else if constexpr (kind == ActivationKind::leaky_relu) {
     return z <= V{} ? grad * f.param : grad;
   } else {
     const V derivative = derivative_other<Math>(z, f);
@@ -273,9 +274,9 @@ FUSED_BN_ANY_DEVICE V activate_backward(V z, V grad, const Activated<typename Ma
 
 // Whether z lies where the slope is 1: the bit of a mask, where has_two_slopes(). activate_backward() takes 1
 // for such a z, and 0 for another.
-template <Curve curve, class Math, class V>
+template <ActivationKind kind, class Math, class V>
 FUSED_BN_ANY_DEVICE auto passes(V z) {
-  if constexpr (curve == Curve::other) {
+  if constexpr (kind == ActivationKind::other) {
     return !(z <= V{} || z >= V{} + typename Math::A{6});  // relu6
   } else {
     return !(z <= V{});

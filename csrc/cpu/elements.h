@@ -1,8 +1,8 @@
 // What happens once an element, forward and backward, a vector of one row at a time.
 #pragma once
 
+#include "cpu/activation.h"
 #include "cpu/bits.h"
-#include "cpu/curves.h"
 #include "cpu/kernels.h"
 #include "cpu/sums.h"
 
@@ -58,7 +58,7 @@ class ForwardElements {
     V z = affine.transform(affine.centre(load(x_ + at, lanes)));
     if (!is_plain(path) && residual_ != nullptr) z += load(residual_ + at, lanes);
     if (!is_plain(path) && mask_ != nullptr)
-      store_bits<A>(mask_, at, passes<curve_of(path), VectorMath<A>>(z), lanes);
+      store_bits<A>(mask_, at, passes<kind_of(path), VectorMath<A>>(z), lanes);
     put<streaming>(y_ + at, activate<path, A>(z, affine.negative_slope, activation_), lanes);
   }
 

@@ -54,10 +54,11 @@ constexpr int kMergeThreads = 512;
 enum class Kernel : int32_t { resident, reduce, apply };
 
 // Blocks that the launch bounds demand and the planner counts on. Newer architectures take more registers.
-constexpr int blocks_by_registers(int architecture, Kernel kernel, bool backward, bool mixed, Curve curve) {
-  if (kernel != Kernel::resident) return curve == Curve::other ? 1 : mixed ? 2 : 3;
+constexpr int blocks_by_registers(int architecture, Kernel kernel, bool backward, bool mixed,
+                                  ActivationKind kind) {
+  if (kernel != Kernel::resident) return kind == ActivationKind::other ? 1 : mixed ? 2 : 3;
   const int blocks = (backward && (mixed || architecture >= 100)) || architecture >= 120 ? 3 : 4;
-  return curve == Curve::other ? blocks - 1 : blocks;
+  return kind == ActivationKind::other ? blocks - 1 : blocks;
 }
 
 // Where the parts of a block's dynamic shared memory begin, in bytes.

@@ -37,9 +37,9 @@ def most_registers(kernel: Kernel, architecture: int) -> int:
     if is_resident(kernel):
         backward = kernel.name.endswith("backward")
         fewer = (backward and (kernel.mixed or architecture >= 100)) or architecture >= 120
-        blocks = (3 if fewer else 4) - (kernel.curve == "other")
+        blocks = (3 if fewer else 4) - (kernel.kind == "other")
     else:
-        blocks = 1 if kernel.curve == "other" else 2 if kernel.mixed else 3
+        blocks = 1 if kernel.kind == "other" else 2 if kernel.mixed else 3
     return min(REGISTERS // (THREADS * blocks) // 8 * 8, MOST_REGISTERS)
 
 
@@ -68,7 +68,7 @@ def is_resident(kernel: Kernel) -> bool:
 def is_relu(kernel: Kernel, *elements: str) -> bool:
     """Of forward's results, on a way of its own."""
     writes = kernel.name in ("resident_forward", "apply_forward")
-    return writes and kernel.curve == "relu" and kernel.element in elements
+    return writes and kernel.kind == "relu" and kernel.element in elements
 
 
 class Instruction(NamedTuple):
@@ -163,7 +163,7 @@ def kind_of(kernel: Kernel) -> str:
 
 def faults_of_counts(kernel: Kernel, code: Code) -> list[str]:
     """Instructions an element on the plain way of ReLU, and of an evaluation. A vector moves at once."""
-    if kernel.vector == 1 or kernel.curve not in ("relu", ""):
+    if kernel.vector == 1 or kernel.kind not in ("relu", ""):
         return []
     found, kind, faults = phases(kernel, code), kind_of(kernel), []
     names = ("load", "sum", "apply") if is_resident(kernel) else (kernel.name.split("_")[0],)

@@ -46,7 +46,7 @@ def device(multiprocessors: int, shared: int, max_cluster: int) -> tuple[tuple[s
 SMALL_DEVICE = device(16, 98304, 16)
 """So little shared memory and so few multiprocessors that small tensors fill them."""
 
-CURVES = {"none": "leaky_relu", "relu": "relu", "leaky_relu": "leaky_relu"}
+KINDS = {"none": "leaky_relu", "relu": "relu", "leaky_relu": "leaky_relu"}
 """By activation, what kernels are compiled for; "other" for all others."""
 
 TILING = (
@@ -185,7 +185,7 @@ class Configuration:
         vectors = "elements" if tiling.vector == 1 else "mixed vectors" if tiling.mixed else "vectors"
         words = [kernel, self.direction, ELEMENTS[self.case.dtype], vectors]
         if (kernel, self.direction) != ("reduce", "forward"):
-            words.append("other" if tiling.vector == 1 else CURVES.get(self.case.activation, "other"))
+            words.append("other" if tiling.vector == 1 else KINDS.get(self.case.activation, "other"))
         return " ".join(words)
 
 

@@ -254,8 +254,8 @@ MUTATIONS = (
     Mutation(
         "a mask that NaN does not pass",
         "cuda/kernels/activate.cuh",
-        "passes<curve, Math<A>>(z[k])",
-        "(passes<curve, Math<A>>(z[k]) && z[k] > 0)",
+        "passes<kind, Math<A>>(z[k])",
+        "(passes<kind, Math<A>>(z[k]) && z[k] > 0)",
         "bits are not what the output tells",
         (4,),
         quick=False,

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/execution.h"
+#include "cpu/simd.h"
 
 namespace fused_bn::cpu {
 namespace {

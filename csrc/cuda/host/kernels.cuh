@@ -10,7 +10,8 @@ namespace {
 template <class Pass>
 __global__ void __launch_bounds__(kThreads,
                                   blocks_by_registers(kArchitecture, Pass::kernel, Pass::Direction::backward,
-                                                      Pass::Direction::mixed, Pass::Direction::own_curve))
+                                                      Pass::Direction::mixed,
+                                                      Pass::Direction::activation_kind))
     batch_norm(const __grid_constant__ typename Pass::Params params) {
   Pass(params).run();
 }

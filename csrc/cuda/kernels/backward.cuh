@@ -8,7 +8,7 @@
 namespace fused_bn::cuda {
 
 // resident: in training.
-template <class T, int vector_, bool mixed_, Curve curve, bool resident = false>
+template <class T, int vector_, bool mixed_, ActivationKind kind, bool resident = false>
 class Backward {
  public:
   using Params = BackwardParams;
@@ -16,7 +16,7 @@ class Backward {
   using A = Compute<T>;
   static constexpr int vector = vector_;
   static constexpr bool mixed = mixed_;
-  static constexpr Curve own_curve = curve;
+  static constexpr ActivationKind activation_kind = kind;
   static constexpr bool backward = true;
   using Vector = Raw<T, vector>;
   using Sums = ThreadSums<A, vector, mixed>;
@@ -175,10 +175,10 @@ class Backward {
       own.centred[k] = affine.centre(own.centred[k], k);
       z[k] = affine.transform(own.centred[k], k);
       if (by_mask) z[k] = (bits >> k & 1u) != 0 ? A{1} : A{0};  // has the same slope
-      own.keeps[k] = curve != Curve::relu || !(z[k] <= 0);
+      own.keeps[k] = kind != ActivationKind::relu || !(z[k] <= 0);
     }
-    if constexpr (curve != Curve::relu) {
-      if (curve == Curve::other && p_.residual != nullptr) {
+    if constexpr (kind != ActivationKind::relu) {
+      if (kind == ActivationKind::other && p_.residual != nullptr) {
         A residual[vector];
         unpack<T, vector>(load_global<Vector>(vectors_of<T, vector>(p_.residual, at.position())), residual);
         FUSED_BN_UNROLL
@@ -199,7 +199,7 @@ class Backward {
     const uint64_t weight = load_value(p_.weight, channel), bias = load_value(p_.bias, channel);
     const ChannelStatistics<A> saved(p_.statistics, t_.C, channel);
     numbers_.set_affine(c, saved, read(p_.weight, weight, 1), read(p_.bias, bias, 0));
-    if constexpr (curve == Curve::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
+    if constexpr (kind == ActivationKind::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
     return saved;
   }
   FUSED_BN_DEVICE ChannelStatistics<A>& statistics(int c) const {
@@ -209,7 +209,7 @@ class Backward {
   const BackwardParams& p_;
   const Tiling& t_;
   const Numbers<A> numbers_;
-  const VectorActivation<T, vector, curve> activation_;
+  const VectorActivation<T, vector, kind> activation_;
 };
 
 }  // namespace fused_bn::cuda

@@ -19,13 +19,12 @@ struct KernelType {
 };
 
 // body(KernelType) for these types. The resident kernel has none for single elements: then no call.
-template <bool forward, class T, int vector, bool mixed, Curve curve, class Body>
+template <bool forward, class T, int vector, bool mixed, ActivationKind kind, class Body>
 auto with_types(Kernel kernel, Body body) {
-  using Any =
-      std::conditional_t<forward, Forward<T, vector, mixed, curve>, Backward<T, vector, mixed, curve>>;
+  using Any = std::conditional_t<forward, Forward<T, vector, mixed, kind>, Backward<T, vector, mixed, kind>>;
   // Sums of forward are the same whatever the activation.
-  using Summed = std::conditional_t<forward, Forward<T, vector, mixed, Curve::relu>, Any>;
-  using Trained = std::conditional_t<forward, Any, Backward<T, vector, mixed, curve, true>>;
+  using Summed = std::conditional_t<forward, Forward<T, vector, mixed, ActivationKind::relu>, Any>;
+  using Trained = std::conditional_t<forward, Any, Backward<T, vector, mixed, kind, true>>;
   if (kernel == Kernel::apply) return body(KernelType<Apply<Any>>{});
   if (kernel == Kernel::reduce) return body(KernelType<Reduce<Summed>>{});
   if constexpr (vector > 1) {
@@ -38,17 +37,19 @@ auto with_types(Kernel kernel, Body body) {
 // Of one element type. Kernels of single elements tell activations apart at run time.
 template <bool forward, class T, class Body>
 auto with_kernel(Kernel kernel, const Tiling& t, Activation activation, Body body) {
-  const auto with_curve = [&](auto mixed) {
+  const auto with_kind = [&](auto mixed) {
     constexpr int wide = kWide<T>;
-    const Curve curve = curve_of(activation);
-    if (curve == Curve::relu) return with_types<forward, T, wide, mixed.value, Curve::relu>(kernel, body);
-    if (curve == Curve::other) return with_types<forward, T, wide, mixed.value, Curve::other>(kernel, body);
-    return with_types<forward, T, wide, mixed.value, Curve::leaky_relu>(kernel, body);
+    const ActivationKind kind = kind_of(activation);
+    if (kind == ActivationKind::relu)
+      return with_types<forward, T, wide, mixed.value, ActivationKind::relu>(kernel, body);
+    if (kind == ActivationKind::other)
+      return with_types<forward, T, wide, mixed.value, ActivationKind::other>(kernel, body);
+    return with_types<forward, T, wide, mixed.value, ActivationKind::leaky_relu>(kernel, body);
   };
   if constexpr (kWide<T> > 1) {
-    if (t.vector > 1) return t.mixed ? with_curve(std::true_type{}) : with_curve(std::false_type{});
+    if (t.vector > 1) return t.mixed ? with_kind(std::true_type{}) : with_kind(std::false_type{});
   }
-  return with_types<forward, T, 1, false, Curve::other>(kernel, body);
+  return with_types<forward, T, 1, false, ActivationKind::other>(kernel, body);
 }
 
 }  // namespace fused_bn::cuda

@@ -7,7 +7,7 @@
 
 namespace fused_bn::cuda {
 
-template <class T, int vector_, bool mixed_, Curve curve>
+template <class T, int vector_, bool mixed_, ActivationKind kind>
 class Forward {
  public:
   using Params = ForwardParams;
@@ -15,7 +15,7 @@ class Forward {
   using A = Compute<T>;
   static constexpr int vector = vector_;
   static constexpr bool mixed = mixed_;
-  static constexpr Curve own_curve = curve;
+  static constexpr ActivationKind activation_kind = kind;
   static constexpr bool backward = false;
   using Vector = Raw<T, vector>;
   using Sums = ThreadSums<A, vector, mixed>;
@@ -43,7 +43,7 @@ class Forward {
   // running statistics does not read them: another block may have written them already.
   FUSED_BN_DEVICE void prepare(int c, int channel, bool writes) const {
     parameters(c) = ForwardParameters(p_, channel, writes);
-    if constexpr (curve == Curve::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
+    if constexpr (kind == ActivationKind::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
   }
 
   // The median of three values is no outlier, which would cost the digits of all others.
@@ -130,7 +130,7 @@ class Forward {
       fused_bn::cuda::write(p_.bias_copy, channel, own.bias);
     }
     numbers_.set_affine(c, statistics, own.weight, own.bias);
-    if constexpr (curve == Curve::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
+    if constexpr (kind == ActivationKind::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
   }
 
   // ---- results. All lanes of a warp take part in writing a mask, whether their vector exists or not.
@@ -174,7 +174,7 @@ class Forward {
    private:
     const Forward& f_;
     const OwnNumbers<A, vector, mixed, 3> affine_;
-    const VectorActivation<T, vector, curve> activation_;
+    const VectorActivation<T, vector, kind> activation_;
     Vector* output_;
   };
 

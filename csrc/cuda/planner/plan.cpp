@@ -145,7 +145,7 @@ class Planner {
     const int64_t by_shared = d_.shared_per_multiprocessor / (shared_bytes + kReservedShared);
     const bool backward = p_.direction == Direction::backward;
     const int64_t by_registers =
-        blocks_by_registers(d_.architecture, kernel, backward, t.mixed, curve_of(p_.activation));
+        blocks_by_registers(d_.architecture, kernel, backward, t.mixed, kind_of(p_.activation));
     const int64_t by_threads = d_.threads_per_multiprocessor / kThreads;
     return static_cast<int>(std::max<int64_t>(1, std::min({by_shared, by_registers, by_threads})));
   }

@@ -18,29 +18,31 @@ constexpr bool is_plain(Path path) { return path <= Path::plain_relu; }
 FUSED_BN_INLINE Path path_of(Activation activation, bool plain) {
   if (plain && activation == Activation::none) return Path::plain_none;
   if (activation == Activation::prelu) return Path::prelu;
-  switch (curve_of(activation)) {
-    case Curve::relu:
+  switch (kind_of(activation)) {
+    case ActivationKind::relu:
       return plain ? Path::plain_relu : Path::relu;
-    case Curve::leaky_relu:
+    case ActivationKind::leaky_relu:
       return Path::leaky_relu;
     default:
       return Path::other;
   }
 }
 
-constexpr Curve curve_of(Path path) {
-  return path >= Path::prelu ? Curve::other : path == Path::leaky_relu ? Curve::leaky_relu : Curve::relu;
+constexpr ActivationKind kind_of(Path path) {
+  return path >= Path::prelu        ? ActivationKind::other
+         : path == Path::leaky_relu ? ActivationKind::leaky_relu
+                                    : ActivationKind::relu;
 }
 
-// Calls, not copies: all curves but the common two are long, and their arithmetic outweighs a call.
+// Calls, not copies: all kinds but the common two are long, and their arithmetic outweighs a call.
 template <class A>
 __attribute__((noinline)) Vec<A> activate_by_call(Vec<A> z, const Activated<A>& f) {
-  return fused_bn::activate<Curve::other, VectorMath<A>>(z, f);
+  return fused_bn::activate<ActivationKind::other, VectorMath<A>>(z, f);
 }
 
 template <class A>
 __attribute__((noinline)) Vec<A> activate_backward_by_call(Vec<A> z, Vec<A> grad, const Activated<A>& f) {
-  return fused_bn::activate_backward<Curve::other, VectorMath<A>>(z, grad, f);
+  return fused_bn::activate_backward<ActivationKind::other, VectorMath<A>>(z, grad, f);
 }
 
 // negative_slope: prelu's.
@@ -53,7 +55,7 @@ FUSED_BN_INLINE Vec<A> activate(Vec<A> z, Vec<A> negative_slope, const Activated
   } else if constexpr (path == Path::other) {
     return activate_by_call<A>(z, f);
   } else {
-    return fused_bn::activate<curve_of(path), VectorMath<A>>(z, f);
+    return fused_bn::activate<kind_of(path), VectorMath<A>>(z, f);
   }
 }
 
@@ -67,7 +69,7 @@ FUSED_BN_INLINE Vec<A> activate_backward(Vec<A> z, Vec<A> grad, Vec<A> negative_
   } else if constexpr (path == Path::other) {
     return activate_backward_by_call<A>(z, grad, f);
   } else {
-    return fused_bn::activate_backward<curve_of(path), VectorMath<A>>(z, grad, f);
+    return fused_bn::activate_backward<kind_of(path), VectorMath<A>>(z, grad, f);
   }
 }
 
