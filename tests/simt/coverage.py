@@ -53,7 +53,7 @@ def columns(name: str, t: Any) -> Iterator[str]:
     yield f"{name}, sums by {where}"
 
 
-def teams(name: str, t: Any) -> Iterator[str]:
+def lane_groups(name: str, t: Any) -> Iterator[str]:
     """How many lanes merge a channel, and whether they take several batches of partial results."""
     size = min(32, 1 << (t.threads // t.tile_channels).bit_length() - 1)
     yield f"{name}, {'a warp' if size == 32 else 'a lane' if size == 1 else 'some lanes'} a channel"
@@ -70,7 +70,7 @@ def exercised(configuration: Configuration) -> set[str]:
             found.add(f"{name}, a last pass that is not full")
         summing = name.rpartition(" ")[2] != "apply"
         if summing:
-            found |= {*teams(name, tiling), *columns(name, tiling)}
+            found |= {*lane_groups(name, tiling), *columns(name, tiling)}
         if name.endswith("words"):
             owners = c.module.words_have_owners(tiling.group, tiling.tile_channels)
             found.add(f"{name}, {'channels have owners' if owners else 'all blocks read all'}")

@@ -76,8 +76,8 @@ class Backward {
   }
 
   template <class Fetch>
-  FUSED_BN_DEVICE MergedSums merge(const Team& team, int c, Fetch fetch) const {
-    return MergedSums::of<A>(t_, team, statistics(c), fetch);
+  FUSED_BN_DEVICE MergedSums merge(const LaneGroup& lanes, int c, Fetch fetch) const {
+    return MergedSums::of<A>(t_, lanes, statistics(c), fetch);
   }
 
   // ---- what follows for a channel

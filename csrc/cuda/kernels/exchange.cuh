@@ -33,33 +33,34 @@ class GroupExchange {
     if (kind_ == Exchange::words && thread_index() == 0) shared_epoch() = load_epoch(scratch_.epoch);
   }
 
-  // This block's partial result of channel c, by all threads; each lane of the channel's team has it.
-  FUSED_BN_DEVICE void publish(int iteration, const Team& team, int c, const Partial<float>& partial) {
+  // Publishes this block's partial result of channel c, which every lane of the channel's group has. All
+  // threads call it.
+  FUSED_BN_DEVICE void publish(int iteration, const LaneGroup& lanes, int c, const Partial<float>& partial) {
     own_ = partial;
     if (kind_ == Exchange::none) return;
-    const bool on = team.has_channel();
+    const bool on = lanes.has_channel();
     if (kind_ == Exchange::words) {
-      if (!on || team.sub != 0) return;
+      if (!on || lanes.rank != 0) return;
       store_word(words(iteration) + c * t_.group + rank_,
                  {{partial.pivot, partial.mean, partial.rms}, epoch(iteration)});
     } else {
       wait_cluster();
-      for (int r = team.sub; on && r < t_.group; r += team.size)
+      for (int r = lanes.rank; on && r < t_.group; r += lanes.size)
         push(partial, &pushed(c)[rank_], barrier(), r);
     }
   }
 
-  // body(team, c, leads, fetch) by all threads, for each channel c that this block merges; one lane of its
-  // team leads. fetch(first, batch) loads the partial results of blocks first, first + team.size, ...
+  // All threads call body(lanes, c, leads, fetch) for each channel c that this block merges; one lane of the
+  // group leads. fetch(first, batch) loads the partial results of blocks first, first + lanes.size, ...
   template <class Body>
   FUSED_BN_DEVICE void merge(int iteration, int channels, Body body) const {
     if (kind_ == Exchange::cluster) wait_barrier(barrier());
     const int own = has_owners() ? (channels - rank_ + t_.group - 1) / t_.group : channels;
-    const Team team(own);
-    const bool on = team.has_channel();
-    const int c = !on ? 0 : has_owners() ? rank_ + team.index * t_.group : team.index;
-    body(team, c, on && team.sub == 0,
-         [&](int first, Partial<float>(&batch)[kBatch]) { fetch(iteration, team, c, on, first, batch); });
+    const LaneGroup lanes(own);
+    const bool on = lanes.has_channel();
+    const int c = !on ? 0 : has_owners() ? rank_ + lanes.index * t_.group : lanes.index;
+    body(lanes, c, on && lanes.rank == 0,
+         [&](int first, Partial<float>(&batch)[kBatch]) { fetch(iteration, lanes, c, on, first, batch); });
   }
 
   // By all threads, behind merge(), for which thread 0 of the first block takes a word of every block of its
@@ -96,13 +97,13 @@ class GroupExchange {
     return kind_ == Exchange::words && words_have_owners(t_.group, t_.tile_channels);
   }
 
-  FUSED_BN_DEVICE void fetch(int iteration, const Team& team, int c, bool on, int first,
+  FUSED_BN_DEVICE void fetch(int iteration, const LaneGroup& lanes, int c, bool on, int first,
                              Partial<float> (&batch)[kBatch]) const {
     if (kind_ == Exchange::none && first == 0) batch[0] = own_;
     if (kind_ == Exchange::cluster) {
       FUSED_BN_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        const int block = first + i * team.size;
+        const int block = first + i * lanes.size;
         if (on && block < t_.group) batch[i] = pushed(c)[block];
       }
     }
@@ -114,7 +115,7 @@ class GroupExchange {
       all = true;
       FUSED_BN_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        const int block = first + i * team.size;
+        const int block = first + i * lanes.size;
         if (block >= t_.group) continue;
         const Word word = load_word(from + block);
         batch[i] = {word.values[0], word.values[1], word.values[2], 0};

@@ -9,36 +9,36 @@ namespace fused_bn::cuda {
 constexpr int kBatch = 4;
 
 // body(block, partial) for this lane's share of the partial results of a tile's blocks. fetch(first, batch)
-// loads those of blocks first, first + team.size, ...
+// loads those of blocks first, first + lanes.size, ...
 template <class A, class Fetch, class Body>
-FUSED_BN_DEVICE void for_partials(const Tiling& t, const Team& team, Fetch fetch, Body body) {
+FUSED_BN_DEVICE void for_partials(const Tiling& t, const LaneGroup& lanes, Fetch fetch, Body body) {
   FUSED_BN_ROLLED
-  for (int first = team.sub; first < t.group + team.sub; first += kBatch * team.size) {
+  for (int first = lanes.rank; first < t.group + lanes.rank; first += kBatch * lanes.size) {
     Partial<A> batch[kBatch] = {};
     fetch(first, batch);
     FUSED_BN_UNROLL
-    for (int i = 0; i < kBatch; ++i) body(first + i * team.size, batch[i]);
+    for (int i = 0; i < kBatch; ++i) body(first + i * lanes.size, batch[i]);
   }
 }
 
-// Merged by a team: Chan, Golub, LeVeque 1979, about the first block's mean.
+// Merged by a lane group about the first block's mean: Chan, Golub, LeVeque 1979.
 struct MergedMoments {
   double mean, variance;
 
   template <class A, class Fetch>
-  FUSED_BN_DEVICE static MergedMoments of(const Tiling& t, const Team& team, double inverse_count,
+  FUSED_BN_DEVICE static MergedMoments of(const Tiling& t, const LaneGroup& lanes, double inverse_count,
                                           Fetch fetch) {
     double origin = 0, sum = 0, squares = 0;
-    for_partials<A>(t, team, fetch, [&](int block, const Partial<A>& partial) {
+    for_partials<A>(t, lanes, fetch, [&](int block, const Partial<A>& partial) {
       const double pivot = static_cast<double>(partial.pivot), mean = static_cast<double>(partial.mean);
-      if (block == team.sub) origin = shuffle_from(pivot + mean, thread_index() % 32 - team.sub);
+      if (block == lanes.rank) origin = shuffle_from(pivot + mean, thread_index() % 32 - lanes.rank);
       if (block >= t.group) return;
       const double count = static_cast<double>(t.block_values(block));
       const double delta = (pivot - origin) + mean, rms = static_cast<double>(partial.rms);
       sum += count * delta;
       squares += count * (rms * rms + delta * delta);
     });
-    team.add_up(sum, squares);
+    lanes.add_up(sum, squares);
     const double shift = sum * inverse_count;
     MergedMoments merged{origin + shift, squares * inverse_count - shift * shift};
     if (merged.variance < 0) merged.variance = 0;
@@ -53,14 +53,14 @@ struct MergedSums {
   double grad, grad_xhat;
 
   template <class A, class Fetch>
-  FUSED_BN_DEVICE static MergedSums of(const Tiling& t, const Team& team, const ChannelStatistics<A>& s,
+  FUSED_BN_DEVICE static MergedSums of(const Tiling& t, const LaneGroup& lanes, const ChannelStatistics<A>& s,
                                        Fetch fetch) {
     MergedSums merged{};
-    for_partials<A>(t, team, fetch, [&](int, const Partial<A>& partial) {
+    for_partials<A>(t, lanes, fetch, [&](int, const Partial<A>& partial) {
       merged.grad += static_cast<double>(partial.pivot);
       merged.grad_xhat += static_cast<double>(partial.mean);
     });
-    team.add_up(merged.grad, merged.grad_xhat);
+    lanes.add_up(merged.grad, merged.grad_xhat);
     const double rest = static_cast<double>(s.mean_lo) * static_cast<double>(s.invstd) * merged.grad;
     merged.grad_xhat -= is_finite(rest) ? rest : 0;  // an infinite sum has its sign without
     return merged;

@@ -87,8 +87,8 @@ class Forward {
   }
 
   template <class Fetch>
-  FUSED_BN_DEVICE MergedMoments merge(const Team& team, int, Fetch fetch) const {
-    return MergedMoments::of<A>(t_, team, p_.inverse_count, fetch);
+  FUSED_BN_DEVICE MergedMoments merge(const LaneGroup& lanes, int, Fetch fetch) const {
+    return MergedMoments::of<A>(t_, lanes, p_.inverse_count, fetch);
   }
 
   // ---- what follows for a channel, by one thread of a block; of the launch, where it writes

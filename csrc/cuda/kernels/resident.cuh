@@ -103,21 +103,21 @@ class Resident {
   }
 
   FUSED_BN_DEVICE void tell(int iteration, int tile, int channels) {
-    const Team team(channels);
-    const int c = team.has_channel() ? team.index : 0;
+    const LaneGroup lanes(channels);
+    const int c = lanes.has_channel() ? lanes.index : 0;
     const auto sum = [&](auto scaled) {
       const Vectors<mixed> at = vectors(tile);
       return direction_.has_special_sums() ? sum_slots<scaled.value, true>(at)
                                            : sum_slots<scaled.value, false>(at);
     };
-    const auto sums = BlockSums::of<A, vector, mixed>(t_, shared_part<A>(at_.sums), team, c, sum);
+    const auto sums = BlockSums::of<A, vector, mixed>(t_, shared_part<A>(at_.sums), lanes, c, sum);
     const A inverse_count = A{1} / static_cast<A>(static_cast<int>(t_.block_values(exchange_.rank())));
-    exchange_.publish(iteration, team, c, direction_.partial(sums, c, inverse_count));
+    exchange_.publish(iteration, lanes, c, direction_.partial(sums, c, inverse_count));
   }
 
   FUSED_BN_DEVICE void finish(int iteration, int tile, int channels) const {
-    exchange_.merge(iteration, channels, [&](const Team& team, int c, bool leads, auto fetch) {
-      const auto merged = direction_.merge(team, c, fetch);
+    exchange_.merge(iteration, channels, [&](const LaneGroup& lanes, int c, bool leads, auto fetch) {
+      const auto merged = direction_.merge(lanes, c, fetch);
       if (!leads) return;
       const Word finished = direction_.finish(c, merged, exchange_.is_writer(), t_.first_channel(tile) + c);
       exchange_.publish_result(iteration, c, finished);

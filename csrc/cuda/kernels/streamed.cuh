@@ -101,33 +101,33 @@ class Reduce {
 
   // The block of a tile that comes here last merges the partial results of all: none waits for another.
   FUSED_BN_DEVICE void finish(int channels) const {
-    const Team team(channels);
-    const int c = team.has_channel() ? team.index : 0, channel = t_.first_channel(place_.tile) + c;
+    const LaneGroup lanes(channels);
+    const int c = lanes.has_channel() ? lanes.index : 0, channel = t_.first_channel(place_.tile) + c;
     const auto sums =
-        BlockSums::of<A, vector, mixed>(t_, shared_part<A>(p_.layout.sums), team, c, [&](auto scaled) {
+        BlockSums::of<A, vector, mixed>(t_, shared_part<A>(p_.layout.sums), lanes, c, [&](auto scaled) {
           return direction_.has_special_sums() ? sum<scaled.value, true>() : sum<scaled.value, false>();
         });
     launch_dependents();
-    const bool on = team.has_channel();
+    const bool on = lanes.has_channel();
     const A inverse_count = A{1} / static_cast<A>(t_.block_values(place_.rank));
     const Partial<A> own = direction_.partial(sums, c, inverse_count);
     Partial<A>* const partials =
         static_cast<Partial<A>*>(p_.partials) + static_cast<int64_t>(channel) * t_.group;
     if (t_.group > 1) {
-      if (on && team.sub == 0) partials[place_.rank] = own;
+      if (on && lanes.rank == 0) partials[place_.rank] = own;
       sync_block();
       const uint32_t last = static_cast<uint32_t>(t_.group - 1);
       const bool counts = thread_index() == 0;
       if (!any_in_block(counts && count_around(p_.scratch.arrivals + place_.tile, last) == last)) return;
     }
-    const auto merged = direction_.merge(team, c, [&](int first, Partial<A>(&batch)[kBatch]) {
+    const auto merged = direction_.merge(lanes, c, [&](int first, Partial<A>(&batch)[kBatch]) {
       FUSED_BN_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        const int block = first + i * team.size;
+        const int block = first + i * lanes.size;
         if (on && block < t_.group) batch[i] = t_.group == 1 ? own : load_result(partials + block);
       }
     });
-    if (on && team.sub == 0) direction_.write(c, merged, channel);
+    if (on && lanes.rank == 0) direction_.write(c, merged, channel);
   }
 
   const Params& p_;

@@ -114,11 +114,11 @@ class Price {
   double finishing(const Tiling& t) const {
     return kSums + (forward_ ? kStatistics : 0) + (t.mixed ? kMixed * t.vector : 0);
   }
-  // Of the group's partial results, by the threads of a block that share a channel.
+  // Of the group's partial results, by the lanes of a block that share a channel.
   static double merging(const Tiling& t, int64_t channels) {
-    int64_t team = 32;
-    while (team > 1 && team * channels > t.threads) team /= 2;
-    return kMerge * static_cast<double>(divide_up(t.group, 4 * team));
+    int64_t lanes = 32;
+    while (lanes > 1 && lanes * channels > t.threads) lanes /= 2;
+    return kMerge * static_cast<double>(divide_up(t.group, 4 * lanes));
   }
   double exchanging(const Tiling& t) const {
     if (plan_.first.exchange == Exchange::none) return 0;
