@@ -230,10 +230,10 @@ struct GradTotals {
   double grad, grad_xhat;
 };
 
-// For channels in which float sums overflowed or met inf or NaN. The finite one of the sums `known` is right,
-// and one that is NaN here stays so: the channel is not read further than it takes to know both.
+// For channels whose `float_sums` overflowed or met inf or NaN. A finite one of them is right, and a sum that
+// becomes NaN here stays NaN: the channel is read only until both are settled.
 template <class T, Path path>
-GradTotals exact_totals(const BackwardParams& p, int64_t c, const GradSums& known) {
+GradTotals exact_totals(const BackwardParams& p, int64_t c, const GradSums& float_sums) {
   const Statistics<T> statistics(const_cast<void*>(p.statistics), p.view.C);
   const Affine<Compute<T>> affine = statistics.affine(c, p);
   const double mean = affine.origin + statistics.rest(c, affine.scale);
@@ -241,7 +241,7 @@ GradTotals exact_totals(const BackwardParams& p, int64_t c, const GradSums& know
   const auto a = spread(affine);
   GradSums sums;
   const auto settled = [&] {
-    return std::isnan(sums.grad_centred) && (std::isnan(sums.grad) || std::isfinite(known.grad));
+    return std::isnan(sums.grad_centred) && (std::isnan(sums.grad) || std::isfinite(float_sums.grad));
   };
   for (int64_t n = 0; n < p.view.N && !settled(); ++n) {
     for (int64_t s = 0; s < p.view.S; ++s) {
@@ -250,7 +250,8 @@ GradTotals exact_totals(const BackwardParams& p, int64_t c, const GradSums& know
       sums.add({g, g * (read_element<T>(p.input, at) - mean)});
     }
   }
-  return {std::isfinite(known.grad) ? known.grad : sums.grad, sums.grad_centred * statistics.invstd[c]};
+  return {std::isfinite(float_sums.grad) ? float_sums.grad : sums.grad,
+          sums.grad_centred * statistics.invstd[c]};
 }
 
 // Of a channel.

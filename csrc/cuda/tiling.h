@@ -47,7 +47,7 @@ struct Tiling {
   int32_t threads;         // of a block
   int32_t group;           // blocks that share a tile
   int32_t groups;          // that run side by side; group i takes tiles i, i + groups, ...
-  int32_t interleaved;     // the blocks of a group take passes in turn, instead of a stretch each
+  int32_t interleaved;     // the blocks of a group take passes in turn, instead of a range each
 
   // What derive() makes of the fields above, because a division of 64 bits takes a hundred instructions.
   int64_t units;        // of a tile: rows where threads go down columns, else vectors

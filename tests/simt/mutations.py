@@ -218,8 +218,8 @@ MUTATIONS = (
     Mutation(
         "a copy of sums left out",
         SUMS,
-        "copy < copies; copy += copy_step",
-        "copy < copies - 1; copy += copy_step",
+        "copy < copies; copy += copy_stride",
+        "copy < copies - 1; copy += copy_stride",
         "output: error",
         (4,),
         quick=False,

@@ -25,9 +25,9 @@ TileGradSums grad_sums(const BackwardElements<T, path>& elements, const Matrix& 
   using A = Compute<T>;
   TileGradSums result(m.channels(tile));
   ColumnSums<T> sums(block.columns);
-  for_each_stretch<T>(block, [&](const Block& stretch) {
-    sums.gather(
-        stretch, [n = typename ColumnNumbers<T>::Reader(numbers)](int64_t j, auto) { return n.affine(j); },
+  for_each_chunk<T>(block, [&](const Block& chunk) {
+    sums.reduce(
+        chunk, [n = typename ColumnNumbers<T>::Reader(numbers)](int64_t j, auto) { return n.affine(j); },
         [&](const Affine<Vec<A>>& a, int64_t at, auto lanes, Wide<T>& sum, Wide<T>& sum_centred) {
           elements.add(at, a, lanes, sum, sum_centred);
         });

@@ -34,14 +34,14 @@ struct Block {
 
   FUSED_BN_INLINE int64_t row(int64_t r) const { return first + r * stride; }
   Block rows_between(int64_t begin, int64_t end) const { return {row(begin), end - begin, columns, stride}; }
-  Block every(int64_t step, int64_t count) const { return {first, count, columns, step * stride}; }
+  Block every(int64_t n, int64_t count) const { return {first, count, columns, n * stride}; }
 };
 
 // The columns of one channel within a block.
 struct ChannelColumns {
-  int64_t first, step, count;
+  int64_t first, stride, count;
 
-  FUSED_BN_INLINE int64_t at(int64_t i) const { return first + i * step; }
+  FUSED_BN_INLINE int64_t at(int64_t i) const { return first + i * stride; }
 };
 
 class Matrix {

@@ -21,7 +21,7 @@ struct TileMoments {
 // Of x less its column's pivot, and of the squares.
 template <class T>
 void add_deviations(ColumnSums<T>& sums, const Compute<T>* pivot, const T* x, const Block& block) {
-  sums.gather(
+  sums.reduce(
       block, [=](int64_t j, auto lanes) { return load(pivot + j, lanes); },
       [=](Vec<Compute<T>> k, int64_t at, auto lanes, Wide<T>& sum, Wide<T>& squares) {
         fetch_next_rows(x, at, block);
@@ -31,7 +31,7 @@ void add_deviations(ColumnSums<T>& sums, const Compute<T>* pivot, const T* x, co
       });
 }
 
-// Mean and m2 of every column, gathered over a few rows, then kept in double.
+// Mean and m2 of every column, summed over a few rows, then kept in double.
 template <class T>
 class ColumnMoments {
   using A = Compute<T>;
@@ -50,12 +50,12 @@ class ColumnMoments {
     for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) {
       store(pivot_.data() + j, load(x + block.first + j, lanes), lanes);
     });
-    gather(x, sample);
+    reduce(x, sample);
     const double each = 1.0 / static_cast<double>(sample.rows);
     for (int64_t j = 0; j < block.columns; ++j) pivot_[j] += static_cast<A>(sums_.first()[j] * each);
-    for_each_stretch<T>(block, [&](const Block& stretch) {
-      gather(x, stretch);
-      flush(static_cast<double>(stretch.rows));
+    for_each_chunk<T>(block, [&](const Block& chunk) {
+      reduce(x, chunk);
+      flush(static_cast<double>(chunk.rows));
     });
   }
 
@@ -83,7 +83,7 @@ class ColumnMoments {
   }
 
  private:
-  void gather(const T* x, const Block& block) { add_deviations(sums_, pivot_.data(), x, block); }
+  void reduce(const T* x, const Block& block) { add_deviations(sums_, pivot_.data(), x, block); }
 
   // Chan's merge, see moments.h, for all columns at once.
   void flush(double rows) {
@@ -122,7 +122,7 @@ class PlainColumns {
   TileMoments moments(const T* x) && {
     TileMoments result(matrix_.channels(tile_));
     if (block_.rows == 0) return result;  // all values are in the short row
-    sums_.gather(
+    sums_.reduce(
         block_, [](int64_t, auto) { return 0; },
         [&](int, int64_t at, auto lanes, Wide<T>& sum, Wide<T>& squares) {
           fetch_next_rows(x, at, block_);

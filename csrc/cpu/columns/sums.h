@@ -64,7 +64,7 @@ class ColumnSums {
   explicit ColumnSums(int64_t columns) : first_(whole(columns)), second_(whole(columns)) {}
 
   template <class Prepare, class Add>
-  FUSED_BN_INLINE void gather(const Block& block, Prepare prepare, Add add) {
+  FUSED_BN_INLINE void reduce(const Block& block, Prepare prepare, Add add) {
     SumType<T>* const sums = first_.data();
     SumType<T>* const others = second_.data();
     for (int64_t r = 0; r < block.rows; r += kRowsAtOnce) {
@@ -104,12 +104,12 @@ class ColumnSums {
   AlignedRow<SumType<T>> first_, second_;
 };
 
-// Calls body(block) for stretches of the block's rows.
+// Calls body(chunk) for chunks of the block's rows, whose sums keep full accuracy.
 template <class T, class Body>
-void for_each_stretch(const Block& block, Body body) {
-  const int64_t stretches = divide_up(block.rows, kFlushRows<T>);
-  for (int64_t i = 0; i < stretches; ++i) {
-    const int64_t first = block.rows * i / stretches, end = block.rows * (i + 1) / stretches;
+void for_each_chunk(const Block& block, Body body) {
+  const int64_t chunks = divide_up(block.rows, kFlushRows<T>);
+  for (int64_t i = 0; i < chunks; ++i) {
+    const int64_t first = block.rows * i / chunks, end = block.rows * (i + 1) / chunks;
     body(block.rows_between(first, end));
   }
 }

@@ -7,17 +7,17 @@
 namespace fused_bn::cpu {
 namespace {
 
-constexpr int64_t kGuessValues = 96;  // of each of the three stretches whose median mean is the first pivot
+constexpr int64_t kPivotValues = 96;  // at most, of each of the three ranges that give the first pivot
 
 // Vectors of elements whose sums are kept apart: four vectors of sums each.
 template <class T>
 constexpr int kSlots = 4 / kSumVectors<T>;
 
-// Calls body with pieces of rows that take at most so many steps, of up to so many values of a row each.
+// Calls body with pieces of rows that take at most `iterations` iterations of up to `values` values of a row.
 template <class Body>
-FUSED_BN_INLINE void for_each_piece(const Rows& rows, int64_t steps, int64_t values, Body body) {
-  const int64_t at_once = std::max<int64_t>(steps / divide_up(rows.length, values), 1);
-  const int64_t length = std::min(steps * values, rows.length);
+FUSED_BN_INLINE void for_each_piece(const Rows& rows, int64_t iterations, int64_t values, Body body) {
+  const int64_t at_once = std::max<int64_t>(iterations / divide_up(rows.length, values), 1);
+  const int64_t length = std::min(iterations * values, rows.length);
   for (int64_t r = 0; r < rows.count; r += at_once) {
     for (int64_t begin = 0; begin < rows.length; begin += length) {
       body(Rows{rows.row(r) + begin, std::min(at_once, rows.count - r), std::min(length, rows.length - begin),
@@ -67,16 +67,16 @@ Moments plain_moments(const T* x, const Rows& rows) {
   return cancels(moments) ? shifted_moments(x, rows, moments.mean) : moments;
 }
 
-// The median of the means of three stretches, in the first, the middle and the last row, so that neither an
-// outlier, wherever it is, nor a trend makes a bad pivot.
+// Returns the median of the means of three ranges, in the first, middle and last row: neither an outlier nor
+// a trend makes a bad pivot.
 template <class T>
 double first_pivot(const T* x, const Rows& rows) {
-  const int64_t values = std::min(divide_up(rows.length, 3), kGuessValues);
+  const int64_t values = std::min(divide_up(rows.length, 3), kPivotValues);
   double means[3];
   for (int64_t i = 0; i < 3; ++i) {
     const int64_t row = rows.row((rows.count - 1) * i / 2);
-    const Rows stretch{row + (rows.length - values) * i / 2, 1, values, 0};
-    means[i] = shifted_moments(x, stretch, read_element<T>(x, stretch.first)).mean;
+    const Rows range{row + (rows.length - values) * i / 2, 1, values, 0};
+    means[i] = shifted_moments(x, range, read_element<T>(x, range.first)).mean;
   }
   return median(means);
 }

@@ -129,8 +129,9 @@ class Backward {
       }
       if ((!resident || has_residual) && b_.p_.grad_input == nullptr) return;
       // Computed again: kept, it would not fit into registers.
-      const Gradients own = b_.differentiate<has_residual>(has_residual ? anew(x) : x,
-                                                           has_residual ? anew(dy) : dy, at, numbers_);
+      const Gradients own =
+          b_.differentiate<has_residual>(has_residual ? optimisation_barrier(x) : x,
+                                         has_residual ? optimisation_barrier(dy) : dy, at, numbers_);
       A gradient[vector];
       FUSED_BN_UNROLL
       for (int k = 0; k < vector; ++k) {
@@ -144,7 +145,7 @@ class Backward {
       store_global(grad_input_ + at.offset(), pack<T, vector>(gradient));
     }
     FUSED_BN_DEVICE void rebase(const Vectors<mixed>& at) {
-      grad_input_ = hidden(vectors_of<T, vector>(b_.p_.grad_input, at.start()));
+      grad_input_ = optimisation_barrier(vectors_of<T, vector>(b_.p_.grad_input, at.start()));
     }
 
    private:

@@ -144,7 +144,7 @@ class Forward {
         : f_(f),
           affine_(f.t_, f.numbers_, at.column()),
           activation_(f.p_.activation, f.p_.activation_param),
-          output_(hidden(vectors_of<T, vector>(f.p_.output, at.start()))) {}
+          output_(optimisation_barrier(vectors_of<T, vector>(f.p_.output, at.start()))) {}
 
     FUSED_BN_DEVICE void apply(const Vector& x, const Vector& residual, const Vectors<mixed>& at,
                                bool exists) const {
@@ -168,7 +168,7 @@ class Forward {
       store_global(output_ + at.offset(), pack<T, vector>(z));
     }
     FUSED_BN_DEVICE void rebase(const Vectors<mixed>& at) {
-      output_ = hidden(vectors_of<T, vector>(f_.p_.output, at.start()));
+      output_ = optimisation_barrier(vectors_of<T, vector>(f_.p_.output, at.start()));
     }
 
    private:

@@ -30,8 +30,8 @@ constexpr int kArchitecture = 0;
 #endif
 
 FUSED_BN_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
-// The same, but the compiler does not know: what is made of it is made again, rather than kept in registers.
-FUSED_BN_DEVICE int thread_index_anew() {
+// Reads the index again: the compiler keeps nothing that depends on it in registers.
+FUSED_BN_DEVICE int reread_thread_index() {
   int index;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
   return index;
@@ -65,16 +65,15 @@ FUSED_BN_DEVICE A shuffle_from(A value, int lane) {
 }
 FUSED_BN_DEVICE uint32_t ballot(bool condition) { return __ballot_sync(0xffffffffu, condition); }
 
-// Hides where a pointer comes from: else all parts of an address are added up in 64 bits at each access.
+// Optimisation barriers: the compiler does not know that the result is the argument. Without one for a
+// pointer, each access adds up all parts of its address in 64 bits; a value is computed again, not kept.
 template <class P>
-FUSED_BN_DEVICE P* hidden(P* pointer) {
+FUSED_BN_DEVICE P* optimisation_barrier(P* pointer) {
   asm volatile("" : "+l"(pointer));
   return pointer;
 }
-
-// The same value, but the compiler does not know: what is made of it is made again.
 template <class Raw>
-FUSED_BN_DEVICE Raw anew(Raw raw) {
+FUSED_BN_DEVICE Raw optimisation_barrier(Raw raw) {
   if constexpr (std::is_same_v<Raw, int>) asm volatile("" : "+r"(raw));
   if constexpr (sizeof(Raw) == 16) {
     asm volatile("" : "+r"(raw.words[0]), "+r"(raw.words[1]), "+r"(raw.words[2]), "+r"(raw.words[3]));

@@ -27,7 +27,7 @@ class Resident {
     exchange_.begin();
     direction_.count_batch();
     for (int iteration = 0, tile = exchange_.index();; ++iteration) {
-      const int channels = t_.channels(tile), own = thread_index_anew();
+      const int channels = t_.channels(tile), own = reread_thread_index();
       if (own < channels) {
         direction_.prepare(own, t_.first_channel(tile) + own, exchange_.is_writer(own));
       }
@@ -55,7 +55,8 @@ class Resident {
 
  private:
   FUSED_BN_DEVICE Vectors<mixed> vectors(int tile) const {
-    return Vectors<mixed>(t_, anew(tile), anew(exchange_.rank()), thread_index_anew());
+    return Vectors<mixed>(t_, optimisation_barrier(tile), optimisation_barrier(exchange_.rank()),
+                          reread_thread_index());
   }
 
   // Slots of the block: [tensors, slots, threads]; the calling thread's first.
@@ -75,8 +76,8 @@ class Resident {
 
   template <bool two>
   FUSED_BN_DEVICE void load(Vectors<mixed> at) const {
-    const auto* a = hidden(vectors_of<T, vector>(direction_.data(0), at.start()));
-    const auto* b = hidden(vectors_of<T, vector>(direction_.data(1), at.start()));
+    const auto* a = optimisation_barrier(vectors_of<T, vector>(direction_.data(0), at.start()));
+    const auto* b = optimisation_barrier(vectors_of<T, vector>(direction_.data(1), at.start()));
     Pack* slot = own_slots();
     const int count = static_cast<int>(at.count());
     FUSED_BN_UNROLL_BY(8)

@@ -97,7 +97,7 @@ struct LaneGroup {
   }
 
   // Compares each time: a kept answer would take a register.
-  FUSED_BN_DEVICE bool has_channel() const { return anew(index) < channels; }
+  FUSED_BN_DEVICE bool has_channel() const { return optimisation_barrier(index) < channels; }
 
   // Sums both values over the lanes; every lane gets the sums.
   FUSED_BN_DEVICE void add_up(double& a, double& b) const {
@@ -121,31 +121,31 @@ struct BlockSums {
     const bool large = sums.large();
     sums.leave(t, shared);
     const bool again = any_in_block(large);
-    const BlockSums all = gather<A, vector, mixed>(t, shared, lanes, c);
+    const BlockSums all = reduce<A, vector, mixed>(t, shared, lanes, c);
     if (!again) return all;
     sync_block();
     sum(std::true_type{}).leave(t, shared);
     sync_block();
-    BlockSums smaller = gather<A, vector, mixed>(t, shared, lanes, c);
+    BlockSums smaller = reduce<A, vector, mixed>(t, shared, lanes, c);
     smaller.scaled = true;
     return is_finite(all.first) && is_finite(all.second) ? all : smaller;
   }
 
  private:
   template <class A, int vector, bool mixed>
-  FUSED_BN_DEVICE static BlockSums gather(const Tiling& t, const A* sums, const LaneGroup& lanes, int c) {
+  FUSED_BN_DEVICE static BlockSums reduce(const Tiling& t, const A* sums, const LaneGroup& lanes, int c) {
     BlockSums all;
     const int copies = sum_copies(t), columns = sum_columns(t);
     const bool along = !mixed && t.walk == Walk::along_rows;
     const int length = along ? 1 : mixed ? t.channel_length : t.channel_length / vector;
     const int own = length * t.fold;  // columns of the channel
-    const int column_step = own == 1 ? 1 : lanes.size, copy_step = own == 1 ? lanes.size : 1;
+    const int column_stride = own == 1 ? 1 : lanes.size, copy_stride = own == 1 ? lanes.size : 1;
     if (lanes.has_channel()) {
       FUSED_BN_ROLLED
-      for (int copy = own == 1 ? lanes.rank : 0; copy < copies; copy += copy_step) {
+      for (int copy = own == 1 ? lanes.rank : 0; copy < copies; copy += copy_stride) {
         const A* from = sums + 2 * copy * columns;
         FUSED_BN_ROLLED
-        for (int j = own == 1 ? 0 : lanes.rank; j < own; j += column_step) {
+        for (int j = own == 1 ? 0 : lanes.rank; j < own; j += column_stride) {
           const int image = t.fold == 1 ? 0 : j / length;  // or pixel
           const int column = c * length + j + image * (t.tile_channels - 1) * length;
           all.first += static_cast<double>(from[column]);

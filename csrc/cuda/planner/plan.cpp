@@ -4,7 +4,7 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "cuda/planner/steps.h"
+#include "cuda/planner/internal.h"
 
 namespace fused_bn::cuda {
 namespace {
@@ -12,8 +12,8 @@ namespace {
 constexpr int64_t kReservedShared = 1024;  // bytes of a multiprocessor, for each block
 constexpr int kFirstWordsArchitecture = 80;
 constexpr int64_t kMostChannels = int64_t{1} << 29;
-constexpr int64_t kMostBlocks = int64_t{1} << 30;   // of a grid
-constexpr int64_t kMostStretch = int64_t{1} << 31;  // vectors of a block, which the resident kernel counts
+constexpr int64_t kMostBlocks = int64_t{1} << 30;  // of a grid
+constexpr int64_t kMostRange = int64_t{1} << 31;   // vectors that a block of the resident kernel spans
 
 // Blocks a multiprocessor of the reduce pass; vectors a thread; blocks a multiprocessor that the apply pass
 // has before threads get more vectors. Backward with up to 16 took 516 us for 411 MB, with 4 575 us.
@@ -122,7 +122,7 @@ class Planner {
     if (slots < needed) return refused("a thread needs ", needed, " slots, not ", slots);
     const int64_t units = divide_up(t.units, t.group);
     const int64_t rows = t.walk == Walk::down_columns ? units : units / t.tile_vectors + 2;
-    if (rows * t.row_vectors >= kMostStretch) return refused("a block would span ", rows, " rows");
+    if (rows * t.row_vectors >= kMostRange) return refused("a block would span ", rows, " rows");
     const int64_t rest = layout_of(t, Kernel::resident, 0, exchange).bytes;
     const int64_t bytes = slots * slot_bytes() + rest;
     if (bytes > d_.shared_per_block) {

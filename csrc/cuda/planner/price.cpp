@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/planner/steps.h"
+#include "cuda/planner/internal.h"
 
 namespace fused_bn::cuda {
 namespace {
@@ -170,9 +170,9 @@ class Price {
   }
   double reduce() const {
     const Tiling& t = plan_.first.tiling;
-    const double gathering = t.group > 1 ? kWords + merging(t, t.tile_channels) : 0;
+    const double merged = t.group > 1 ? kWords + merging(t, t.tile_channels) : 0;
     const double in_flight = forward_ ? kInForwardReduce : kInFlight;
-    return passing(sums_, each_.reduce, plan_.first, in_flight) + finishing(t) + gathering;
+    return passing(sums_, each_.reduce, plan_.first, in_flight) + finishing(t) + merged;
   }
 
   const Problem& p_;

@@ -2,7 +2,7 @@
 #include <limits>
 #include <numeric>
 
-#include "cuda/planner/steps.h"
+#include "cuda/planner/internal.h"
 
 namespace fused_bn::cuda {
 namespace {
@@ -113,11 +113,11 @@ std::vector<Tiling> tilings_for(const Problem& p, Kernel kernel, std::optional<i
 }
 
 bool is_countable(const Tiling& t) {
-  constexpr int64_t kCounted = int64_t{1} << 32, kSteps = 8;
+  constexpr int64_t kCounted = int64_t{1} << 32, kPasses = 8;
   if (t.units > kMostProduct / t.turn) return false;
   if (t.rows == 1 || t.rows <= kCounted / t.row_vectors) return true;
   if (!t.mixed && t.tile_vectors == 1) return false;  // row_of() cannot divide by 1
-  const int64_t units = kSteps * t.turn;
+  const int64_t units = kPasses * t.turn;
   const int64_t rows = t.walk == Walk::down_columns ? units : units / t.tile_vectors + 1;
   return rows <= (kCounted - t.tile_vectors) / t.row_vectors;
 }

@@ -23,7 +23,7 @@ struct alignas(16) Pack {
 };
 
 FUSED_BN_DEVICE int thread_index() { return simt::here.thread; }
-FUSED_BN_DEVICE int thread_index_anew() { return thread_index(); }
+FUSED_BN_DEVICE int reread_thread_index() { return thread_index(); }
 FUSED_BN_DEVICE int block_index() { return static_cast<int>(simt::here.block); }
 FUSED_BN_DEVICE int grid_blocks() { return static_cast<int>(simt::here.grid); }
 
@@ -60,12 +60,12 @@ FUSED_BN_DEVICE A shuffle_from(A value, int lane) {
 FUSED_BN_DEVICE uint32_t ballot(bool condition) { return simt::ballot(condition); }
 
 template <class P>
-FUSED_BN_DEVICE P* hidden(P* pointer) {
+FUSED_BN_DEVICE P* optimisation_barrier(P* pointer) {
   return pointer;
 }
 
 template <class Raw>
-FUSED_BN_DEVICE Raw anew(const Raw& raw) {
+FUSED_BN_DEVICE Raw optimisation_barrier(Raw raw) {
   return raw;
 }
 
