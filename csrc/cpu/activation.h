@@ -7,9 +7,8 @@
 namespace fused_bn::cpu {
 namespace {
 
-// What kernels are compiled for. The plain ones are those without residual and mask: in cache, asking for
-// these at every vector took up to 20% longer, and multiplying by a slope of 1 as much again (Xeon, AVX-512).
-// The others ask.
+// What kernels are compiled for. Plain ones have no residual and no mask: for data in cache, a test for these
+// at each vector took up to 20% longer, and a multiplication by a slope of 1 as much again (Xeon, AVX-512).
 enum class Path : int8_t { plain_none, plain_relu, relu, leaky_relu, prelu, other };
 constexpr int8_t kPaths = 6;
 
@@ -34,7 +33,7 @@ constexpr ActivationKind kind_of(Path path) {
                                     : ActivationKind::relu;
 }
 
-// Calls, not copies: all kinds but the common two are long, and their arithmetic outweighs a call.
+// Not inlined: the code is long, and its arithmetic outweighs a call.
 template <class A>
 __attribute__((noinline)) Vec<A> activate_by_call(Vec<A> z, const Activated<A>& f) {
   return fused_bn::activate<ActivationKind::other, VectorMath<A>>(z, f);

@@ -8,12 +8,13 @@
 namespace fused_bn::cpu {
 namespace {
 
-// Together with what is read, an output this large leaves the caches before anything reads it again: of 12 MB
-// streaming took 0.55 to 0.9 of the time with one thread, even where the last cache holds 32 MB (Zen 5).
+// An output this large leaves the caches before it is read again. With 12 MB and one thread, streaming took
+// 0.55 to 0.9 of the time, even with a last-level cache of 32 MB (Zen 5).
 constexpr int64_t kStreamedBytes = int64_t{8} << 20;
 
-// A row's first and last cache lines are rarely whole, which costs a store past the caches a read of memory:
-// rows of 392 bytes took 1.7 times as long so, rows of 784 bytes 0.8 times (Zen 5, evaluation of 1024x14x14).
+// A streaming store to a part of a cache line costs a read of memory, and a row's first and last lines are
+// rarely whole: with it rows of 392 bytes took 1.7 times as long, rows of 784 bytes 0.8 (Zen 5, evaluation,
+// 1024x14x14).
 constexpr int64_t kStreamedRowBytes = 768;
 
 inline bool has_long_rows(const View& view) {
@@ -34,7 +35,7 @@ struct Outputs {
     if (first == nullptr) std::swap(first, second);
   }
 
-  // Both alike, so that where one is aligned the other is.
+  // Whether both outputs have the same offset from an aligned address.
   bool aligned_alike(uintptr_t bytes) const {
     return second == nullptr || offset(first, bytes) == offset(second, bytes);
   }
@@ -44,8 +45,8 @@ struct Outputs {
   static uintptr_t offset(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes; }
 };
 
-// Stores past the caches take whole aligned vectors: long rows align themselves, the tensor must be aligned
-// where bits of a mask are to be so too; a matrix must be aligned.
+// Whether stores bypass the caches. They need whole aligned vectors. Kernels for rows align each row
+// themselves, unless there is a mask; otherwise the tensor, and a matrix' rows, must be aligned.
 template <class T>
 bool streams(const View& view, const Outputs& outputs) {
   constexpr int64_t bytes = kLanes<Compute<T>> * sizeof(T);
@@ -59,8 +60,8 @@ bool streams(const View& view, const Outputs& outputs) {
   return outputs.aligned(bytes) && m.stride() * size % bytes == 0 && m.columns(0) * size % bytes == 0;
 }
 
-// In backward a matrix of so few rows costs more to set up, five or six numbers a column, than its full
-// vectors save: by rows 8x512x7x7 takes 0.89 of the time, but 1.10 in forward.
+// Backward over columns needs five or six coefficients per column, which costs more than full vectors save if
+// there are few rows: by rows 8x512x7x7 takes 0.89 of the time, but 1.10 in forward.
 inline bool has_few_rows(const View& view, const Outputs& outputs) {
   return outputs.gradients && view.layout == Layout::channels_first && view.N <= 16 && view.S >= 32;
 }
@@ -96,7 +97,7 @@ void run_kernel(const Params& p) {
   kTable<T, Params>.kernels[static_cast<int>(path)][rows][streaming](p);
 }
 
-// The running statistics are written last: nothing fails then.
+// Updates the running statistics last, when nothing can fail.
 template <class T>
 void run(const ForwardParams& given) {
   ForwardParams p = given;

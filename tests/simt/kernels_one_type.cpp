@@ -25,7 +25,7 @@ std::string name() {
   text += dtypes[static_cast<int>(fused_bn::kDType<SIMT_ELEMENT>)];
   text += Direction::vector == 1 ? " elements" : Direction::mixed ? " mixed vectors" : " vectors";
   if (Pass::kernel == Which::reduce && forward) return text;
-  return text + kinds[static_cast<int>(Direction::activation_kind)];
+  return text + kinds[static_cast<int>(Direction::kind)];
 }
 
 template <class Params>

@@ -6,7 +6,6 @@
 namespace fused_bn::cpu {
 namespace {
 
-// The two sums of backward of a tile's channels.
 struct TileGradSums {
   std::vector<double> grad, grad_centred;
 
@@ -18,7 +17,7 @@ struct TileGradSums {
   }
 };
 
-// The two sums of backward of the channels of a tile over a block of its rows.
+// Returns backward's sums of a tile's channels over a block of its rows.
 template <class T, Path path>
 TileGradSums grad_sums(const BackwardElements<T, path>& elements, const Matrix& m, int64_t tile,
                        const Block& block, const ColumnNumbers<T>& numbers) {

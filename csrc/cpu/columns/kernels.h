@@ -1,4 +1,4 @@
-// Forward and backward over a matrix, see matrix.h: channels last, and channels first with short rows.
+// Forward and backward over a matrix (matrix.h): channels last, and channels first with short rows.
 #pragma once
 
 #include <memory>
@@ -9,7 +9,7 @@
 namespace fused_bn::cpu {
 namespace {
 
-// Chan's merge, see moments.h, for all channels of a tile at once.
+// Chan's merge (common/moments.h) for all channels of a tile.
 inline TileMoments merge_parts(const TileMoments* parts, int64_t count) {
   TileMoments total = parts[0];
   for (int64_t part = 1; part < count; ++part) {
@@ -25,9 +25,9 @@ inline TileMoments merge_parts(const TileMoments* parts, int64_t count) {
   return total;
 }
 
-// Runs write(j, at, lanes) for every element of a block, a row after the other: where rows are a multiple of
-// 4 KiB apart, a load from the next row would wait for the store to this one, which looks like its address.
-// by_bytes: whole vectors begin a byte of the mask.
+// Calls write(j, at, lanes) for all elements of a block. Goes row by row: if rows are a multiple of 4 KiB
+// apart, a load from the next row waits for a store to this one, whose lower address bits are the same.
+// by_bytes: whole vectors start at a byte of the mask.
 template <class A, bool streaming, bool by_bytes, class Write>
 FUSED_BN_INLINE void write_block(const Block& block, Write write) {
   for (int64_t r = 0; r < block.rows; ++r) {

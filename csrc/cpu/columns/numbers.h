@@ -1,4 +1,4 @@
-// The numbers of each column's channel.
+// The coefficients of each column's channel.
 #pragma once
 
 #include "cpu/channels.h"
@@ -7,7 +7,7 @@
 namespace fused_bn::cpu {
 namespace {
 
-// What the columns of a tile need of their channels, a row of numbers each.
+// The coefficients of a tile's columns, one row for each kind.
 template <class T>
 class ColumnNumbers {
   using A = Compute<T>;
@@ -30,14 +30,14 @@ class ColumnNumbers {
     m.spread(tile, row(kNegativeSlope));
   }
 
-  // Of the tile's channels, to be written before spread_factors.
+  // The channels' factors, which the caller writes before spread_factors().
   A* slopes() { return row(kSlope); }
   A* constants() { return row(kConstant); }
   void spread_factors() {
     for (const Field field : {kSlope, kConstant}) matrix_.spread(tile_, row(field));
   }
 
-  // Of the vector of columns that begins at j. A value, whose address loops do not read again and again.
+  // Reads the coefficients of a vector of columns. A copy, so that loops need not reload its members.
   class Reader {
    public:
     explicit Reader(const ColumnNumbers& n) : numbers_(n.numbers_.data()), row_(n.row_) {}

@@ -1,7 +1,7 @@
-// Channels first: a channel is N rows of S neighbouring values, and vectors run along a row.
+// Channels first: a channel is N rows of S contiguous values, and vectors run along a row.
 //
-// A channel is read in chunks of about 4096 values. Chunks and parts depend on the shape alone and are merged
-// in one order, so the bits do not depend on the number of threads.
+// A channel is read in chunks of about 4096 values. Chunks and parts depend on the shape only and are merged
+// in one order, so that the bits do not depend on the number of threads.
 #pragma once
 
 #include "cpu/execution.h"
@@ -10,11 +10,11 @@
 namespace fused_bn::cpu {
 namespace {
 
-constexpr int64_t kChunkValues =
-    4096;  // half types' float sums this short keep full accuracy; two tensors of them fit L1
+// Half types' float sums this short keep full accuracy, and chunks of two tensors fit L1.
+constexpr int64_t kChunkValues = 4096;
 constexpr int64_t kAlignedValues = 16;  // of the longest vector
 
-// Rows of one channel's memory, strides apart.
+// Some rows of one channel.
 struct Rows {
   int64_t first, count, length, stride;
 

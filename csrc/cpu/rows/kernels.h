@@ -6,9 +6,8 @@
 namespace fused_bn::cpu {
 namespace {
 
-// Runs write(at, lanes) for every element of the rows. Stores past the caches take whole vectors of `y`'s
-// that are aligned, so that the values before the first one go the ordinary way. by_bytes: so do the values
-// around whole bytes of the mask.
+// Calls write(at, lanes) for all elements of the rows. Streaming starts at the first aligned vector of `y`;
+// the values before it are stored the ordinary way. by_bytes: so are values around whole bytes of the mask.
 template <class T, bool streaming, bool by_bytes, class Write>
 FUSED_BN_INLINE void write_rows(const T* y, const Rows& rows, Write write) {
   for (int64_t r = 0; r < rows.count; ++r) {

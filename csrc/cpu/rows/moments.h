@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kPivotValues = 96;  // at most, of each of the three ranges that give the first pivot
 
-// Vectors of elements whose sums are kept apart: four vectors of sums each.
+// Independent accumulators: four vectors of sums.
 template <class T>
 constexpr int kSlots = 4 / kSumVectors<T>;
 
@@ -26,7 +26,7 @@ FUSED_BN_INLINE void for_each_piece(const Rows& rows, int64_t iterations, int64_
   }
 }
 
-// deviation(at, lanes) gives the values there less the pivot, 0 in lanes that take no part.
+// deviation(at, lanes) returns values - pivot, 0 in inactive lanes.
 template <class T, class Deviation>
 FUSED_BN_INLINE Moments rows_moments(const Rows& rows, double pivot, Deviation deviation) {
   LaneTotals<T> totals, totals_of_squares;
@@ -47,7 +47,7 @@ FUSED_BN_INLINE Moments rows_moments(const Rows& rows, double pivot, Deviation d
   return moments_of(count, pivot, totals.sum(), totals_of_squares.sum());
 }
 
-// The mean is told from the origin.
+// The returned mean is relative to the origin.
 template <class T>
 Moments shifted_moments(const T* x, const Rows& rows, double pivot, double origin = 0) {
   using A = Compute<T>;
@@ -59,7 +59,7 @@ Moments shifted_moments(const T* x, const Rows& rows, double pivot, double origi
   return moments;
 }
 
-// For sums wider than their terms, which need a pivot only where the mean is large.
+// For sums wider than their terms, which need a pivot only if the mean is large.
 template <class T>
 Moments plain_moments(const T* x, const Rows& rows) {
   const Moments moments =
@@ -81,7 +81,7 @@ double first_pivot(const T* x, const Rows& rows) {
   return median(means);
 }
 
-// Where shifted, by the mean so far, which bounds the error by that of the deviations themselves.
+// Half types subtract the mean so far, so that only the deviations are rounded.
 template <class T>
 Moments part_moments(const T* x, const Chunks& chunks, int64_t c, int64_t part, double origin) {
   const int64_t first = chunks.first_chunk(part);

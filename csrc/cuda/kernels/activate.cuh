@@ -6,8 +6,8 @@
 
 namespace fused_bn::cuda {
 
-// Calls body with the activation as a constant, so that one branch serves a whole vector, whose elements do
-// not wait for each other. `any`: also the activations that have a kind of their own.
+// Calls body with the activation as a constant: one branch serves a whole vector. any: includes the
+// activations that have their own kind.
 template <ActivationKind kind, bool any, Activation candidate = any ? Activation::none : kFirstOther, class A,
           class Body>
 FUSED_BN_DEVICE void with_constant(Activated<A> f, Body body) {
@@ -26,7 +26,7 @@ FUSED_BN_DEVICE void with_constant(Activated<A> f, Body body) {
   }
 }
 
-// All but prelu, see with_negative_slopes(). Kernels of single elements tell all of them apart at run time.
+// All activations but prelu, see with_negative_slopes(). Kernels of single elements branch among all of them.
 template <class T, int vector, ActivationKind kind>
 class VectorActivation {
   using A = Compute<T>;
@@ -39,7 +39,6 @@ class VectorActivation {
     return kind == ActivationKind::other && f_.activation == Activation::prelu;
   }
 
-  // From z to the output as it lies in memory.
   FUSED_BN_DEVICE Raw<T, vector> forward(A (&z)[vector]) const {
     if constexpr (kind == ActivationKind::relu) {
       return pack<T, vector, true>(z);
@@ -51,7 +50,7 @@ class VectorActivation {
     }
   }
 
-  // grad: with respect to what forward() gives, and then to z, which is used up.
+  // Turns the gradient with respect to the output into that with respect to z. Overwrites z.
   FUSED_BN_DEVICE void backward(A (&z)[vector], A (&grad)[vector]) const {
     with_constant<kind, kAny>(f_, [&](auto own, const Activated<A>& f) {
       in_turns<kBackward>([&](int k) { grad[k] = activate_backward<own.value, Math<A>>(z[k], grad[k], f); },
@@ -59,7 +58,7 @@ class VectorActivation {
     });
   }
 
-  // The bits of a mask, the first element's lowest.
+  // Returns the mask's bits, the first element's lowest.
   FUSED_BN_DEVICE uint32_t bits(const A (&z)[vector]) const {
     uint32_t bits = 0;
     const bool plain = kAny && f_.activation < kFirstOther;
@@ -72,12 +71,12 @@ class VectorActivation {
   }
 
  private:
-  // Elements at once: of a kind with much arithmetic, more would not fit into registers.
+  // Elements that are computed at once: with much arithmetic, more would not fit into registers.
   static constexpr bool kLong = kind == ActivationKind::other;
   static constexpr int kForward = !kLong ? vector : vector < 4 ? 1 : 4;
   static constexpr int kBackward = !kLong ? vector : vector < 4 ? 1 : 2;
 
-  // body(k) for all elements, `count` at once, which take turns at the first places.
+  // Calls body(k) for k < count, and rotates the arrays, until all elements had their turn.
   template <int count, class Body>
   FUSED_BN_DEVICE static void in_turns(Body body, A (&first)[vector], A (&second)[vector]) {
     FUSED_BN_ROLLED
@@ -91,7 +90,7 @@ class VectorActivation {
     }
   }
 
-  // The first `count` go behind the last.
+  // Moves the first `count` values to the end.
   template <int count>
   FUSED_BN_DEVICE static void rotate(A (&values)[vector]) {
     A first[count];

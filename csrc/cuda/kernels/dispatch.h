@@ -1,4 +1,4 @@
-// From the values in a plan to a kernel: the one list of what is instantiated.
+// Selects the kernel of a plan. This is the only list of instances.
 #pragma once
 
 #include <type_traits>
@@ -8,21 +8,21 @@
 
 namespace fused_bn::cuda {
 
-// Elements of a vector of 16 bytes. float64 goes element by element: its arithmetic outweighs its accesses.
+// Elements of a 16-byte vector. float64 uses single elements: its arithmetic outweighs its accesses.
 template <class T>
 constexpr int kWide = sizeof(T) == 8 ? 1 : 16 / static_cast<int>(sizeof(T));
 
-// A kernel: each thread makes a Pass of the params and runs it.
+// A kernel, each thread of which constructs a Pass from the params and runs it.
 template <class Pass_>
 struct KernelType {
   using Pass = Pass_;
 };
 
-// body(KernelType) for these types. The resident kernel has none for single elements: then no call.
+// Calls body(KernelType). The resident kernel has no instance for single elements; body is not called then.
 template <bool forward, class T, int vector, bool mixed, ActivationKind kind, class Body>
 auto with_types(Kernel kernel, Body body) {
   using Any = std::conditional_t<forward, Forward<T, vector, mixed, kind>, Backward<T, vector, mixed, kind>>;
-  // Sums of forward are the same whatever the activation.
+  // Forward's sums do not depend on the activation.
   using Summed = std::conditional_t<forward, Forward<T, vector, mixed, ActivationKind::relu>, Any>;
   using Trained = std::conditional_t<forward, Any, Backward<T, vector, mixed, kind, true>>;
   if (kernel == Kernel::apply) return body(KernelType<Apply<Any>>{});
@@ -34,7 +34,7 @@ auto with_types(Kernel kernel, Body body) {
   }
 }
 
-// Of one element type. Kernels of single elements tell activations apart at run time.
+// Kernels of single elements branch among activations at run time.
 template <bool forward, class T, class Body>
 auto with_kernel(Kernel kernel, const Tiling& t, Activation activation, Body body) {
   const auto with_kind = [&](auto mixed) {

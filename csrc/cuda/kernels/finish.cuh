@@ -1,4 +1,4 @@
-// From what the blocks of a tile have summed up to a channel's statistics, running statistics and gradients.
+// Merges the partial results of a tile's blocks into a channel's statistics and gradients.
 #pragma once
 
 #include "cuda/kernels/sums.cuh"
@@ -8,8 +8,8 @@ namespace fused_bn::cuda {
 // Partial results that a lane loads before it uses the first.
 constexpr int kBatch = 4;
 
-// body(block, partial) for this lane's share of the partial results of a tile's blocks. fetch(first, batch)
-// loads those of blocks first, first + lanes.size, ...
+// Calls body(block, partial) for this lane's share of the blocks' partial results. fetch(first, batch) loads
+// those of blocks first, first + lanes.size, ...
 template <class A, class Fetch, class Body>
 FUSED_BN_DEVICE void for_partials(const Tiling& t, const LaneGroup& lanes, Fetch fetch, Body body) {
   FUSED_BN_ROLLED
@@ -42,13 +42,13 @@ struct MergedMoments {
     const double shift = sum * inverse_count;
     MergedMoments merged{origin + shift, squares * inverse_count - shift * shift};
     if (merged.variance < 0) merged.variance = 0;
-    // As in PyTorch on the device, an infinite value leaves no mean.
+    // An infinite value makes the mean NaN, as in PyTorch on CUDA.
     if (!is_finite(merged.variance)) merged.mean = merged.variance - merged.variance;
     return merged;
   }
 };
 
-// The sums of g and of g * xhat. Blocks hand on g * (x - mean_hi) * invstd.
+// The sums of g and of g * xhat. Partial results hold g * (x - mean_hi) * invstd.
 struct MergedSums {
   double grad, grad_xhat;
 
@@ -62,7 +62,7 @@ struct MergedSums {
     });
     lanes.add_up(merged.grad, merged.grad_xhat);
     const double rest = static_cast<double>(s.mean_lo) * static_cast<double>(s.invstd) * merged.grad;
-    merged.grad_xhat -= is_finite(rest) ? rest : 0;  // an infinite sum has its sign without
+    merged.grad_xhat -= is_finite(rest) ? rest : 0;  // an infinite sum keeps its sign
     return merged;
   }
 };
@@ -72,12 +72,12 @@ FUSED_BN_DEVICE void blend(const ChannelVector& running, int64_t c, double befor
   if (running.data != nullptr) write(running, c, (1 - momentum) * before + momentum * value);
 }
 
-// Of a cumulative average, whose counter is read by all blocks and goes on behind the launch.
+// All blocks read the counter, which is incremented after the launch.
 FUSED_BN_DEVICE double cumulative_momentum(const int64_t* num_batches_tracked) {
   return num_batches_tracked == nullptr ? 0.0 : 1.0 / static_cast<double>(*num_batches_tracked + 1);
 }
 
-// Loaded early, because a cold miss behind an exchange costs most of a microsecond.
+// Loaded early, because a cache miss after an exchange costs most of a microsecond.
 struct ForwardParameters {
   double weight, bias, running_mean, running_var, momentum;
 

@@ -1,4 +1,4 @@
-// The resident kernel: every element is read once, and stays in shared memory until its result is written.
+// The resident kernel reads each element once and keeps it in shared memory until its result is written.
 #pragma once
 
 #include "cuda/kernels/backward.cuh"
@@ -59,11 +59,11 @@ class Resident {
                           reread_thread_index());
   }
 
-  // Slots of the block: [tensors, slots, threads]; the calling thread's first.
+  // The thread's first slot. The block's slots are [tensors, slots, threads].
   FUSED_BN_DEVICE Pack* own_slots() const { return shared_part<Pack>(at_.slots) + thread_index(); }
   FUSED_BN_DEVICE int second() const { return slots_ * kThreads; }
 
-  // The value of channel c in a unit of the block's part, whoever has copied it: that of its first column.
+  // Returns channel c's first value in a unit of the block's part, which any thread may have copied.
   FUSED_BN_DEVICE A element(int unit, int c) const {
     const int pass = unit / t_.pass_units, within = unit - pass * t_.pass_units;
     const bool along = t_.walk == Walk::along_rows;
@@ -126,7 +126,7 @@ class Resident {
     exchange_.for_results(iteration, channels, [&](int c, const Word& word) { direction_.take(c, word); });
   }
 
-  // Writes the results of the tile a turn before `next`. has_next: loads that one's vectors in their place.
+  // Writes the results of the tile before `next`. has_next: loads the vectors of `next` into the same slots.
   template <bool special, bool has_next>
   FUSED_BN_DEVICE void apply(int next) const {
     Vectors<mixed> at = vectors(next - t_.groups);

@@ -1,4 +1,5 @@
-// The streamed kernel: a reduce pass, and an apply pass that goes backwards, so that L2 serves its beginning.
+// The streamed kernels: a reduce pass, and an apply pass that goes backwards, so that L2 serves its
+// beginning.
 #pragma once
 
 #include "cuda/kernels/backward.cuh"
@@ -6,15 +7,14 @@
 
 namespace fused_bn::cuda {
 
-// Some of a thread's vectors, of one or two tensors: all of them are loaded before the first is used.
+// Some of a thread's vectors, of one or two tensors. All are loaded before the first is used.
 template <class Direction, int tensors, int count>
 struct Chunk {
   using Vector = typename Direction::Vector;
   Vector raw[count][tensors];
 
-  // From a place on. left: how many the thread has; those beyond are not loaded.
   FUSED_BN_DEVICE Chunk(const Direction& direction, Vectors<Direction::mixed> at, int64_t left) {
-    // Under one branch: loads under predicates of their own are not all issued before the first use.
+    // One branch for all: not all loads with their own predicates are issued before the first use.
     left >= count ? load<true>(direction, at, left) : load<false>(direction, at, left);
   }
   FUSED_BN_DEVICE const Vector& second(int i) const { return raw[i][tensors - 1]; }
@@ -36,7 +36,7 @@ struct Chunk {
   }
 };
 
-// A block's tile, and its place in the tile's group. Blocks side by side have tiles side by side.
+// A block's tile and its rank in the tile's group. Consecutive blocks have consecutive tiles.
 struct Place {
   int tile, rank;
 
@@ -69,7 +69,7 @@ class Reduce {
   }
 
  private:
-  // The value of channel c in a unit of the tile: that of its first column.
+  // Returns channel c's first value in a unit of the tile.
   FUSED_BN_DEVICE A element(int64_t unit, int c) const {
     const bool along = t_.walk == Walk::along_rows;
     const int64_t row =
@@ -99,7 +99,7 @@ class Reduce {
     return sums;
   }
 
-  // The block of a tile that comes here last merges the partial results of all: none waits for another.
+  // The last block of a tile to get here merges all partial results, so that no block waits for another.
   FUSED_BN_DEVICE void finish(int channels) const {
     const LaneGroup lanes(channels);
     const int c = lanes.has_channel() ? lanes.index : 0, channel = t_.first_channel(place_.tile) + c;

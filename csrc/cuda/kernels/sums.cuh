@@ -1,4 +1,4 @@
-// A channel's two sums. The order of the additions depends on the tiling alone.
+// A channel's two sums. The order of additions depends on the tiling only.
 #pragma once
 
 #include <type_traits>
@@ -7,10 +7,10 @@
 
 namespace fused_bn::cuda {
 
-// Sums of elements that are this much smaller stay finite: by a power of two, which rounds nothing.
+// Sums of elements times this stay finite. A power of two rounds nothing.
 template <class A>
 constexpr A kSmaller = sizeof(A) == 8 ? static_cast<A>(0x1p-600) : static_cast<A>(0x1p-80);
-// A thread's sums up to here stay finite when a block's are added.
+// If a thread's sums are below this, the block's are finite.
 template <class A>
 constexpr A kLarge = sizeof(A) == 8 ? static_cast<A>(0x1p990) : static_cast<A>(0x1p110);
 
@@ -24,7 +24,7 @@ class ThreadSums {
     first_[k % kCount] += a;
     second_[k % kCount] = fma(b, c, second_[k % kCount]);
   }
-  // Sums of a few elements first: shorter chains of additions round less than one long one.
+  // Adding sums of a few elements rounds less than one long chain of additions.
   FUSED_BN_DEVICE void add(const ThreadSums& other) {
     FUSED_BN_UNROLL
     for (int k = 0; k < kCount; ++k) {
@@ -39,7 +39,7 @@ class ThreadSums {
     return !small;
   }
 
-  // Leaves the sums over the block's threads in shared memory: [sum_copies, 2, sum_columns].
+  // Stores the threads' sums in shared memory, [sum_copies, 2, sum_columns]; warps add theirs up first.
   FUSED_BN_DEVICE void leave(const Tiling& t, A* sums) {
     if constexpr (kCount > kOwn<vector, mixed>) {
       first_[0] += first_[1];
@@ -111,10 +111,10 @@ struct LaneGroup {
 // A channel's sums over a block. Every lane of the channel's group has them.
 struct BlockSums {
   double first = 0, second = 0;
-  bool scaled = false;  // of values that are kSmaller times as large
+  bool scaled = false;  // whether these are sums of values times kSmaller
 
-  // By all threads. sum(scaled) gives a thread's sums. Sums that overflow are made again of smaller values,
-  // but only for their own channels, since those of ordinary values would vanish.
+  // All threads call this. sum(scaled) returns a thread's sums. Sums that overflow are computed again from
+  // scaled values; other channels keep theirs, because small values would vanish.
   template <class A, int vector, bool mixed, class Sum>
   FUSED_BN_DEVICE static BlockSums of(const Tiling& t, A* shared, const LaneGroup& lanes, int c, Sum sum) {
     auto sums = sum(std::false_type{});

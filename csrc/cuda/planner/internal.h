@@ -18,7 +18,6 @@ bool is_countable(const Tiling& tiling);
 // Contiguous bytes in a row of the narrowest tile.
 int64_t run_bytes(const Tiling& tiling, DType dtype);
 
-// How many clusters of `cluster` blocks run at once.
 int64_t active_clusters(const Device& device, int cluster, int blocks_per_multiprocessor);
 
 // Fills in traffic, floor_time and predicted_time.
