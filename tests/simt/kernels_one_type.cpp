@@ -1,4 +1,4 @@
-// The kernels of SIMT_ELEMENT; in files of their own, so that they compile side by side.
+// The kernels of SIMT_ELEMENT. Each element type has its own object, so that they compile in parallel.
 #include "kernels.h"
 
 #include <stdexcept>
