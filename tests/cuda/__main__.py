@@ -10,7 +10,7 @@ from tests.cuda.reports import Code
 
 
 def counts_of(kernel: Kernel, code: Code) -> str:
-    """Instructions an element of each loop, where the loops of its kind have no inner ones."""
+    """Instructions per element of each hot loop. Empty if the loops have inner loops."""
     if kernel.vector == 1 or kernel.kind == "other":
         return ""
     found = {name: phase.per_element() for name, phase in phases(kernel, code).items()}

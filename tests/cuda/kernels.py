@@ -1,11 +1,11 @@
-"""The kernels that csrc/cuda/kernels/dispatch.h instantiates, and their names as the compiler writes them."""
+"""The kernels that csrc/cuda/kernels/dispatch.h instantiates, and their mangled names."""
 
 import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Elements of a vector of 16 bytes. Double precision, and what is not aligned, goes element by element.
+# Elements of a 16-byte vector. Double precision and unaligned tensors use single elements.
 WIDE = {"f32": 4, "bf16": 8, "f16": 8}
 KINDS = ("relu", "leaky_relu", "other")  # as they are numbered; no activation runs as the second
 

@@ -1,4 +1,4 @@
-"""That each build gate lets the right kernels through and finds the fault that it is there for."""
+"""Each build gate accepts right kernels and finds its fault."""
 
 import pytest
 
@@ -41,14 +41,14 @@ class TestNames:
         "entry", ["_Z6kernelv", ENTRY.replace("ActivationKindE0", "ActivationKindE3"), ENTRY[:-30]]
     )
     def test_of_anything_else_are_refused(self, entry: str) -> None:
-        """A kernel that the gates would not look at."""
+        """The gates would skip such a kernel."""
         with pytest.raises(ValueError, match="is no kernel"):
             kernel_of(entry)
 
 
 class TestPresence:
     def test_expects_every_combination_once(self) -> None:
-        """Of three types 2 x (1 + 5 x 3) of vectors and 4 of single elements; 4 of f64; 2 of the merge."""
+        """Each of three types has 2 x (1 + 5 x 3) with vectors and 4 with single elements; f64 4; merge 2."""
         assert len(EXPECTED) == 3 * (2 * (1 + 5 * 3) + 4) + 4 + 2
         assert faults_of_presence(EXPECTED) == []
 
@@ -205,7 +205,7 @@ class TestInstructions:
 
 
 def apply_pass(before: str = "NOP", loads: str = "NOP", results: str = "NOP") -> Code:
-    """A loop over chunks of four vectors, of which the last is no full one."""
+    """A loop over chunks of four vectors, the last of which is not full."""
     return code_of(f"""\
 {before}
 .L_x_1:

@@ -1,4 +1,4 @@
-"""What a launch exercises, in words: so that a test can say what the grid must hold and miss nothing."""
+"""Names the properties that a launch exercises, so that a test can check that the grid covers them all."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -38,7 +38,7 @@ def groups(name: str, t: Any) -> Iterator[str]:
 
 
 def columns(name: str, t: Any) -> Iterator[str]:
-    """What is particular to tiles whose threads go down columns."""
+    """Properties of tiles whose threads go down columns."""
     if t.walk.name == "along_rows":
         return
     last = t.row_vectors % t.tile_vectors
@@ -94,7 +94,7 @@ def each(*parts: Sequence[str]) -> Iterator[str]:
 
 
 def demanded() -> Iterator[str]:
-    """Everything that the properties of a launch can be combined to."""
+    """All possible combinations of properties."""
     yield from each(DIRECTIONS, RESIDENT, VECTORS)
     yield from each(DIRECTIONS, ("reduce", "apply"), EVERY_KIND)
     yield from each(["evaluation"], DIRECTIONS, ["apply"], EVERY_KIND)
