@@ -86,8 +86,7 @@ struct Activated {
 };
 
 // Below, V is a scalar or a vector of A whose comparisons give a lane mask for ?:. Math provides the type A
-// and exp, expm1, normal_cdf and log1p (for arguments from 0 to 1). Comparisons let NaN pass, as PyTorch
-// does:
+// and exp, expm1, normal_cdf and log1p (for arguments from 0 to 1). Comparisons let NaN pass, as in PyTorch:
 // !(z <= 0) rather than z > 0.
 
 // 1 / (1 + exp(-z)) and 1 / (1 + exp(z)), without cancellation or overflow.

@@ -10,8 +10,7 @@ enum class Layout : int8_t {
   channels_last,   // element (n, c, s) at (n * S + s) * C + c
 };
 
-// channels_first: shorter rows would leave too much of their last vector empty. All channels then form one
-// row.
+// channels_first: shorter rows leave too much of their last vector empty. All channels then form one row.
 constexpr int kShortRow = 64;
 
 struct View {

@@ -114,9 +114,9 @@ struct Statistics {
   Statistics from(int64_t c) const { return {mean_hi + c, mean_lo + c, invstd + c}; }
 
   // Whether the mean is subtracted before scaling. A float32 mean of up to two standard deviations goes into
-  // the shift instead. The largest errors of z, in ulps, with and without subtraction, for N(r, 1) inputs: r
-  // = 0: 2.0, 1.9; r = 1: 2.4, 2.1; r = 2: 2.2, 2.4; r = 4: 1.8, 2.8. Sums of other types are no wider than
-  // their terms and would lose digits. With an infinite scale the sign of x - mean matters.
+  // the shift instead. The largest errors of z, in ulps, with and without subtraction, of N(r, 1) inputs:
+  // 2.0 and 1.9 for r = 0; 2.4 and 2.1 for 1; 2.2 and 2.4 for 2; 1.8 and 2.8 for 4. Sums of other types are
+  // no wider than their terms and would lose digits. With an infinite scale the sign of x - mean matters.
   bool centres(int64_t c, A scale) const {
     return !std::is_same_v<T, float> || !(std::abs(mean_hi[c] * invstd[c]) <= 2) || !std::isfinite(scale);
   }

@@ -1,8 +1,9 @@
 // The input as a matrix, each column of which belongs to one channel. Vectors span neighbouring columns.
 //
 // channels_last: a row is a pixel's C channels. If C is small, several pixels form one row, so that every
-// vector is full: LeNet's 6 channels become rows of 48 columns. channels_first with short rows: a row is one
-// n with C * S columns.
+// vector is full: LeNet's 6 channels become rows of 48 columns.
+//
+// channels_first with short rows: a row is one n with C * S columns.
 //
 // channels_first is cut into tiles of whole channels, whose second read comes from cache. channels_last is
 // one tile unless it has few rows, because prefetchers cannot follow many short pieces. The rows of a tile

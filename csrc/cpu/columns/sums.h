@@ -26,8 +26,8 @@ class AlignedRow {
   A* data_;
 };
 
-// Rows that are summed together. With 8, backward of 8x256x56x56 took 1.08 times as long (Zen 5); with 32 as
-// long.
+// Rows that are summed together. With 8, backward of 8x256x56x56 took 1.08 times as long (Zen 5); with 32 the
+// same time.
 constexpr int kRowsAtOnce = 16;
 
 // Prefetches the rows after these, because hardware prefetchers do not follow pieces of rows. On uncached
