@@ -1,5 +1,5 @@
-// The activations behind a batch norm, shared by forward and backward, on every device, so that the masks of
-// both directions agree bit for bit. A new one is a name in Activation and a case in activate_other() and
+// The activations that follow a batch norm. Forward and backward share them on every device, so that the
+// masks of both agree bit for bit. A new one needs a name in Activation and a case in activate_other() and
 // derivative_other().
 #pragma once
 
@@ -11,15 +11,15 @@
 
 namespace fused_bn {
 
-// In order: those with two slopes, of which relu6 is the last, the other straight or quadratic ones, and
-// those that take an exponential.
+// Ordered: activations with two slopes (up to relu6), other piecewise polynomials, then those that take an
+// exponential.
 enum class Activation : int8_t {
   none,
   relu,
   leaky_relu,
   relu6,
   prelu,
-  prelu_by_slope,  // in backward alone: its derivative is prelu's with respect to the slope
+  prelu_by_slope,  // backward only: its derivative is prelu's with respect to the slope
   hardswish,
   hardsigmoid,
   elu,
@@ -32,38 +32,39 @@ enum class Activation : int8_t {
   softplus,
   mish,
 };
-constexpr Activation kFirstOther = Activation::relu6;  // of those whose curve_of() is other
+constexpr Activation kFirstOther = Activation::relu6;  // the first whose kind_of() is other
 constexpr Activation kLastActivation = Activation::mish;
 
-// What kernels are compiled for. No activation is leaky_relu of slope 1, which changes no bit of z; the rest
-// are told apart at run time, because their arithmetic outweighs a branch.
-enum class Curve : int8_t { relu, leaky_relu, other };
+// What kernels are compiled for. No activation is leaky_relu with slope 1, which changes no bit of z. `other`
+// ones branch at run time, because their arithmetic outweighs a branch.
+enum class ActivationKind : int8_t { relu, leaky_relu, other };
 
-FUSED_BN_ANY_DEVICE constexpr Curve curve_of(Activation activation) {
-  if (activation == Activation::relu) return Curve::relu;
-  if (activation == Activation::none || activation == Activation::leaky_relu) return Curve::leaky_relu;
-  return Curve::other;
+FUSED_BN_ANY_DEVICE constexpr ActivationKind kind_of(Activation activation) {
+  if (activation == Activation::relu) return ActivationKind::relu;
+  if (activation == Activation::none || activation == Activation::leaky_relu)
+    return ActivationKind::leaky_relu;
+  return ActivationKind::other;
 }
 
-// The derivative takes one of two values, so that a bit tells which; else it takes z. Not hardsigmoid, of two
-// slopes as well: backward by a mask takes 0 for a cleared bit, and there hardsigmoid rises.
+// Whether one bit per element determines the derivative. hardsigmoid has two slopes too, but backward reads a
+// cleared bit as z = 0, where hardsigmoid rises.
 FUSED_BN_ANY_DEVICE constexpr bool has_two_slopes(Activation activation) {
   return activation <= Activation::relu6;
 }
 
-// Whether forward with a residual saves a mask for backward; else backward reads the residual, or without
-// activation neither of them.
+// Whether forward with a residual saves a mask for backward. Otherwise backward reads the residual; without
+// an activation it needs neither.
 FUSED_BN_ANY_DEVICE constexpr bool needs_mask(Activation activation) {
   return activation != Activation::none && has_two_slopes(activation);
 }
 
-// Costs so much that it pays to keep the gradient behind it rather than compute it twice.
+// Whether it is cheaper to keep the gradient with respect to z than to compute it twice.
 FUSED_BN_ANY_DEVICE constexpr bool takes_an_exponential(Activation activation) {
   return activation >= Activation::elu;
 }
 
-// prelu's slope differs between channels: He et al. 2015, "Delving deep into rectifiers", section 2.1.
-// Kernels pass the slope of the element's channel. A z of NaN takes the slope, as in PyTorch.
+// prelu's slope depends on the channel: He et al. 2015, "Delving deep into rectifiers", section 2.1. NaN
+// takes the slope, as in PyTorch.
 template <class V>
 FUSED_BN_ANY_DEVICE V prelu(V z, V slope) {
   return z > V{} ? z : z * slope;
@@ -73,8 +74,8 @@ FUSED_BN_ANY_DEVICE V prelu_backward(V z, V grad, V slope) {
   return z > V{} ? grad : grad * slope;
 }
 
-// An activation and its number: leaky_relu's negative slope, elu's alpha, softplus' beta. A is the type
-// computed in.
+// An activation and its parameter: leaky_relu's negative slope, elu's alpha, softplus' beta. A is the compute
+// type.
 template <class A>
 struct Activated {
   Activation activation;
@@ -84,11 +85,11 @@ struct Activated {
       : activation(activation_), param(activation_ == Activation::none ? A{1} : static_cast<A>(param_)) {}
 };
 
-// In all that follows V is a scalar or a vector of A whose comparisons give a lane mask for ?:, and Math has
-// for it the type A and the functions exp, expm1, normal_cdf and, of 0 to 1, log1p. Comparisons are written
-// so that NaN passes, as it does in PyTorch: !(z <= 0) rather than z > 0.
+// Below, V is a scalar or a vector of A whose comparisons give a lane mask for ?:. Math provides the type A
+// and exp, expm1, normal_cdf and log1p (for arguments from 0 to 1). Comparisons let NaN pass, as in PyTorch:
+// !(z <= 0) rather than z > 0.
 
-// 1 / (1 + exp(-z)) and 1 / (1 + exp(z)), neither of which cancels or overflows.
+// 1 / (1 + exp(-z)) and 1 / (1 + exp(z)), without cancellation or overflow.
 template <class Math, class V>
 struct Logistic {
   V value, complement;
@@ -116,7 +117,7 @@ FUSED_BN_ANY_DEVICE V log_one_plus_exp(V z) {
   return (z <= V{} ? V{} : z) + Math::log1p(Math::exp(z <= V{} ? z : -z));
 }
 
-// softplus is z where beta * z is larger, as in PyTorch.
+// softplus is z where beta * z exceeds this, as in PyTorch.
 constexpr double kSoftplusThreshold = 20;
 
 // PyTorch's digits of Klambauer et al. 2017, "Self-normalizing neural networks".
@@ -126,8 +127,8 @@ struct Selu {
 };
 
 // mish is z * tanh(log(1 + exp(z))): Misra 2019, "Mish: a self regularized non-monotonic activation
-// function". With e = exp(z) the hyperbolic tangent is e * (e + 2) / (e * (e + 2) + 2), and its derivative
-// 4 * e * (e + 1) / (e * (e + 2) + 2)^2: here divided by e^2 where z is positive, so that nothing overflows.
+// function". With e = exp(z) the hyperbolic tangent is e * (e + 2) / (e * (e + 2) + 2), and its derivative is
+// 4 * e * (e + 1) / (e * (e + 2) + 2)^2. For positive z both are divided by e^2, so that nothing overflows.
 template <class Math, class V>
 struct Mish {
   V small, scale, numerator, denominator;
@@ -157,7 +158,7 @@ struct GeluTanh {
   static constexpr double scale = 1.5957691216057308;  // 2 * sqrt(2 / pi)
   static constexpr A first = static_cast<A>(scale);
   static constexpr A second = static_cast<A>(scale * 0.044715);
-  static constexpr A last = 64;  // beyond it the derivative is 0 or 1 in every type; its terms may overflow
+  static constexpr A last = 64;  // beyond it the derivative is 0 or 1 in every type, but its terms overflow
 };
 
 template <class Math, class V>
@@ -246,23 +247,23 @@ FUSED_BN_ANY_DEVICE V derivative_other(V z, const Activated<typename Math::A>& f
   }
 }
 
-template <Curve curve, class Math, class V>
+template <ActivationKind kind, class Math, class V>
 FUSED_BN_ANY_DEVICE V activate(V z, const Activated<typename Math::A>& f) {
-  if constexpr (curve == Curve::relu) {
+  if constexpr (kind == ActivationKind::relu) {
     return z <= V{} ? V{} : z;
-  } else if constexpr (curve == Curve::leaky_relu) {
+  } else if constexpr (kind == ActivationKind::leaky_relu) {
     return z <= V{} ? z * f.param : z;
   } else {
     return activate_other<Math>(z, f);
   }
 }
 
-// The gradient with respect to z, from the gradient with respect to activate(z).
-template <Curve curve, class Math, class V>
+// Returns the gradient with respect to z, given the gradient with respect to activate(z).
+template <ActivationKind kind, class Math, class V>
 FUSED_BN_ANY_DEVICE V activate_backward(V z, V grad, const Activated<typename Math::A>& f) {
-  if constexpr (curve == Curve::relu) {
+  if constexpr (kind == ActivationKind::relu) {
     return z <= V{} ? V{} : grad;
-  } else if constexpr (curve == Curve::leaky_relu) {
+  } else if constexpr (kind == ActivationKind::leaky_relu) {
     return z <= V{} ? grad * f.param : grad;
   } else {
     const V derivative = derivative_other<Math>(z, f);
@@ -271,11 +272,11 @@ FUSED_BN_ANY_DEVICE V activate_backward(V z, V grad, const Activated<typename Ma
   }
 }
 
-// Whether z lies where the slope is 1: the bit of a mask, where has_two_slopes(). activate_backward() takes 1
-// for such a z, and 0 for another.
-template <Curve curve, class Math, class V>
+// Whether the slope at z is 1: the bit of the mask where has_two_slopes(). activate_backward() gets z = 1 for
+// a set bit and z = 0 for a cleared one.
+template <ActivationKind kind, class Math, class V>
 FUSED_BN_ANY_DEVICE auto passes(V z) {
-  if constexpr (curve == Curve::other) {
+  if constexpr (kind == ActivationKind::other) {
     return !(z <= V{} || z >= V{} + typename Math::A{6});  // relu6
   } else {
     return !(z <= V{});

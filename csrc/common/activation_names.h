@@ -1,4 +1,4 @@
-// The activations by the names that callers know them by.
+// The activations' names in the API.
 #pragma once
 
 #include <string_view>

@@ -14,7 +14,7 @@ struct Float16 {
   uint16_t bits;
 };
 
-// The type that T is computed in.
+// The type that elements of type T are computed in.
 template <class T>
 struct ComputeType {
   using type = float;
@@ -35,7 +35,7 @@ inline constexpr DType kDType<BFloat16> = DType::bf16;
 template <>
 inline constexpr DType kDType<Float16> = DType::f16;
 
-// data is null where the vector is absent.
+// A vector with one value per channel; data is null if it is absent.
 struct ChannelVector {
   void* data = nullptr;
   DType dtype = DType::f32;

@@ -24,7 +24,7 @@ FUSED_BN_HOST_DEVICE inline Moments merge(const Moments& a, const Moments& b) {
   return {count, mean, a.m2 + b.m2 + delta * delta * (a.count * share)};
 }
 
-// Of a channel in all processes, in their order: the same bits in each of them.
+// Merges a channel's moments in the order of the processes, so that each gets the same bits.
 FUSED_BN_HOST_DEVICE inline Moments merge(const CommonMergeParams& p, int64_t c) {
   const int64_t length = 2 * p.C + 1;
   Moments all;

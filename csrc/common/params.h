@@ -1,4 +1,4 @@
-// What the kernels of every device take. Base has what one device adds for all of its own.
+// The parameters of the kernels of every device. Base adds those of one device.
 #pragma once
 
 #include <cstdint>
@@ -7,22 +7,22 @@
 
 namespace fused_bn {
 
-enum class Activation : int8_t;  // its header holds functions, which each instruction set compiles for itself
+enum class Activation : int8_t;  // not its header, whose functions each instruction set compiles itself
 
 template <class Base>
 struct CommonForwardParams : Base {
   const void* input;
-  const void* residual;  // null where there is none
-  void* output;          // null where only the moments are wanted
-  uint8_t* mask;         // a bit an element, in the order of memory; null where none is wanted
+  const void* residual;  // null if there is none
+  void* output;          // null if only the moments are wanted
+  uint8_t* mask;         // one bit per element, in memory order; null if not wanted
   ChannelVector weight;
   ChannelVector bias;
   ChannelVector negative_slope;  // prelu's; null for the others
   ChannelVector running_mean;    // read in evaluation, updated in training
   ChannelVector running_var;
-  void* statistics;  // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float. Read where they are
-                     // neither the batch's nor the running ones
-  double* moments;   // [2, C], written in training: mean and sum of squared deviations; null where not wanted
+  void* statistics;  // [3, C]: mean_hi, mean_lo, invstd; double for f64, else float. Written, unless
+                     // evaluation has no running statistics: then read
+  double* moments;   // [2, C], output of training: mean, sum of squared deviations; null if not wanted
   double momentum;
   double eps;
   Activation activation;
@@ -33,23 +33,23 @@ template <class Base>
 struct CommonBackwardParams : Base {
   const void* grad_output;
   const void* input;
-  const void* residual;  // null where there was none, or where the mask tells all that it would
-  const uint8_t* mask;   // null where the input and the residual tell
+  const void* residual;  // null if there was none, or if the mask replaces it
+  const uint8_t* mask;   // null if backward computes z from the input and the residual
   ChannelVector weight;
   ChannelVector bias;
   ChannelVector negative_slope;  // prelu's; null for the others
   const void* statistics;
-  void* grad_input;     // null where it is not wanted
-  void* grad_residual;  // null where it is not wanted
+  void* grad_input;     // null if not wanted
+  void* grad_residual;  // null if not wanted
   ChannelVector grad_weight;
   ChannelVector grad_bias;
-  const double* total_count;  // of values of a channel in all processes; null where its own
-  int32_t training;           // of 32 bits, an operand of a GPU's instruction
+  const double* total_count;  // values per channel in all processes; null if this is the only one
+  int32_t training;           // 32 bits, because a GPU's instructions take such operands
   Activation activation;
   double activation_param;
 };
 
-// From the moments of several processes to the statistics of them all.
+// Merges the moments of several processes into the statistics of all their values.
 struct CommonMergeParams {
   int64_t C;
   int64_t processes;
@@ -58,7 +58,7 @@ struct CommonMergeParams {
   ChannelVector running_var;
   DType dtype;  // of the input
   void* statistics;
-  double* count;  // of values of a channel in all of them
+  double* count;  // values per channel in all processes
   double momentum;
   double eps;
 };

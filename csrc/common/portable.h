@@ -1,4 +1,4 @@
-// For functions that g++ and nvcc both compile.
+// Marks functions that both g++ and nvcc compile.
 #pragma once
 
 #if defined(__CUDACC__)

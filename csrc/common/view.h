@@ -10,8 +10,7 @@ enum class Layout : int8_t {
   channels_last,   // element (n, c, s) at (n * S + s) * C + c
 };
 
-// channels_first: rows of fewer values leave too much of their last vector empty, and one row of all channels
-// takes their place.
+// channels_first: shorter rows leave too much of their last vector empty. All channels then form one row.
 constexpr int kShortRow = 64;
 
 struct View {
@@ -27,7 +26,7 @@ struct View {
   int64_t elements() const { return N * C * S; }
 };
 
-// Bytes of a mask: one bit an element, in the order of the tensor's memory. Of a symbolic number too.
+// Bytes of a mask, which has one bit per element. Int may be symbolic.
 template <class Int>
 Int mask_bytes(const Int& elements) {
   return (elements + 7) / 8;

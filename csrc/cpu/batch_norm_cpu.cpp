@@ -1,4 +1,4 @@
-// The CPU kernels as torch operators: tensors in, params out.
+// The torch operators of the CPU kernels.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -19,8 +19,8 @@ namespace fused_bn::cpu {
 namespace {
 
 #if defined(__SSE__)
-// While it lives, this thread rounds as another one does, and takes subnormal numbers for 0 where that one
-// does (torch.set_flush_denormal).
+// Gives this thread another one's rounding mode and treatment of subnormals (torch.set_flush_denormal) while
+// it lives.
 class FloatingPoint {
  public:
   explicit FloatingPoint(unsigned mode) : before_(_mm_getcsr()) {
@@ -28,7 +28,7 @@ class FloatingPoint {
   }
   ~FloatingPoint() { _mm_setcsr(before_); }
 
-  static unsigned current() { return _mm_getcsr() & ~0x3fu; }  // without the flags of what has happened
+  static unsigned current() { return _mm_getcsr() & ~0x3fu; }  // without the exception flags
 
  private:
   const unsigned before_;
@@ -40,7 +40,7 @@ struct FloatingPoint {
 };
 #endif
 
-// On x86 other threads compute as this one, so that no bit depends on their number.
+// On x86 all threads use this one's mode, so that no bit depends on their number.
 void parallel_for(int64_t tasks, const std::function<void(int64_t, int64_t)>& body) {
   at::parallel_for(0, tasks, 1, [&, mode = FloatingPoint::current()](int64_t begin, int64_t end) {
     const FloatingPoint same(mode);
@@ -50,10 +50,9 @@ void parallel_for(int64_t tasks, const std::function<void(int64_t, int64_t)>& bo
 
 Execution execution() { return {at::in_parallel_region() ? 1 : at::get_num_threads(), parallel_for}; }
 
-// Memory of this size comes fresh from the kernel every time (32 MiB is the largest that glibc's malloc keeps
-// for the next call), and faulting in 4 KiB pages costs more than writing them; huge pages fault 512 times
-// less often. Of smaller tensors the pages are there already, and the hint would cost: backward of a
-// ResNet-50 took twice as long. A hint: where it is refused nothing changes.
+// glibc's malloc returns larger blocks to the system, and page faults of 4 KiB cost more than writing the
+// pages. Huge pages fault 512 times less often. Pages of smaller tensors are mapped already, and the hint
+// made backward of a ResNet-50 take twice as long.
 constexpr size_t kFreshBytes = size_t{32} << 20;
 
 void hint_huge_pages(const Tensor& tensor) {
@@ -69,7 +68,7 @@ void hint_huge_pages(const Tensor& tensor) {
 #endif
 }
 
-// With the strides of a dense tensor, whatever those of a dimension of one element are in `like`.
+// Returns a dense tensor, whatever the strides of like's dimensions of size 1.
 Tensor empty_output(const Tensor& like, at::MemoryFormat format) {
   Tensor output = at::empty_like(like, like.options(), format);
   hint_huge_pages(output);
@@ -80,14 +79,13 @@ int64_t* counter_of(const ForwardArguments& a) {
   return a.training && present(a.num_batches_tracked) ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;
 }
 
-// The share of this batch in the running statistics.
 double momentum_of(const ForwardArguments& a) {
   if (a.momentum.has_value()) return *a.momentum;
   const int64_t* counter = counter_of(a);
   return counter == nullptr ? 0.0 : 1.0 / static_cast<double>(*counter + 1);
 }
 
-// By hand where that is possible: a call of an operator would take a tenth of a small forward.
+// A call of an operator would take a tenth of a small forward.
 void copy_bias(const Tensor& from, const Tensor& to) {
   if (!from.is_contiguous()) {
     to.copy_(from);
@@ -96,14 +94,13 @@ void copy_bias(const Tensor& from, const Tensor& to) {
   }
 }
 
-// Last: what was refused, or failed, is not counted.
+// Called last, so that a batch that was refused or failed is not counted.
 void count_batch(const ForwardArguments& a) {
   if (int64_t* counter = counter_of(a)) ++*counter;
 }
 
-// Room for the half of a float that does not fit a gradient of a half type: where the activation takes an
-// exponential, the kernels keep the gradient behind it from the sums to the output, for which PyTorch too has
-// a tensor.
+// If the activation takes an exponential, the reduce pass keeps g for the apply pass: half types have one
+// half of each float in the output and the other one here.
 Tensor empty_scratch(const BackwardArguments& a, const Tensor& x, const Totals& totals) {
   const bool half = x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf;
   const bool costly = takes_an_exponential(activation_from_name(a.activation));
@@ -133,7 +130,7 @@ struct Cpu {
     const Tensor residual = present(a.residual) ? a.residual->contiguous(format) : Tensor();
     Tensor output = empty_output(x, format);
     Tensor mask = empty_mask(a);
-    const Kernels& kernels = active_kernels();  // first: it may refuse, and what is refused is not counted
+    const Kernels& kernels = active_kernels();  // throws before anything is written
     if (x.numel() > 0) {
       auto p = params_of(a, x, residual, output, statistics, mask);
       p.divisor = static_cast<double>(p.view.values_per_channel() - 1);
@@ -184,7 +181,7 @@ struct Cpu {
     return {grad_input, grad_residual};
   }
 
-  // They are the parameters' gradients, in float64.
+  // The sums are the parameters' gradients in float64.
   static void backward_sums(const BackwardArguments& a, const Gradients& gradients, const Tensor& sums) {
     const int64_t C = a.input.size(1);
     const Tensor of_g = sums.narrow(0, 0, C), of_g_xhat = sums.narrow(0, C, C);

@@ -1,4 +1,4 @@
-// A mask: one bit an element, in the order of the tensor's memory, a byte's first element lowest.
+// The mask: one bit per element, in memory order, the first element in the lowest bit of a byte.
 #pragma once
 
 #include <algorithm>
@@ -8,11 +8,11 @@
 namespace fused_bn::cpu {
 namespace {
 
-// What a comparison of Vec<A> gives: all bits or none in each lane.
+// The result of a comparison of Vec<A>: all bits or none in each lane.
 template <class A>
 using LaneMask = decltype(Vec<A>{} < Vec<A>{});
 
-// Lanes that write to bytes of the mask in which other threads have bits, and which began as 0.
+// Lanes whose bytes of the mask hold bits of other threads too. The bytes start as 0.
 struct Edge : First {};
 
 template <class A>
@@ -33,14 +33,13 @@ FUSED_BN_INLINE uint32_t pack(LaneMask<A> mask) {
 #endif
 }
 
-// Of the lowest bits.
 template <class A>
 FUSED_BN_INLINE LaneMask<A> unpack(uint32_t bits) {
 #if FUSED_BN_VECTOR_BYTES == 64
   if constexpr (sizeof(A) == 8) return (LaneMask<A>)_mm512_movm_epi64(static_cast<__mmask8>(bits));
   if constexpr (sizeof(A) == 4) return (LaneMask<A>)_mm512_movm_epi32(static_cast<__mmask16>(bits));
 #else
-  // In words: SSE2 compares no longer integers.
+  // In 32-bit words, because SSE2 cannot compare 64-bit integers.
   constexpr int words = sizeof(A) / sizeof(int32_t);
   using Words = typename VectorOf<int32_t, words * kLanes<A> >::type;
   Words own;
@@ -55,8 +54,8 @@ FUSED_BN_INLINE int used(int, First first) { return first.count; }
 FUSED_BN_INLINE uint64_t byte_of(int64_t at) { return static_cast<uint64_t>(at) / 8; }
 FUSED_BN_INLINE int bit_of(int64_t at) { return static_cast<int>(at % 8); }
 
-// Whole vectors of eight lanes and more begin a byte. Where a vector fills part of a byte, the first one in
-// it also clears the rest.
+// Whole vectors of at least eight lanes start at a byte. Shorter ones share a byte, which the first one
+// clears.
 template <class A, class Lanes>
 FUSED_BN_INLINE void store_bits(uint8_t* mask, int64_t at, LaneMask<A> passes, Lanes lanes) {
   const int count = used(kLanes<A>, lanes);
@@ -75,7 +74,7 @@ FUSED_BN_INLINE void store_bits(uint8_t* mask, int64_t at, LaneMask<A> passes, L
   }
 }
 
-// Lanes that take no part have any bit.
+// Inactive lanes get arbitrary bits.
 template <class A, class Lanes>
 FUSED_BN_INLINE LaneMask<A> load_bits(const uint8_t* mask, int64_t at, Lanes lanes) {
   const uint8_t* byte = mask + byte_of(at);
@@ -86,13 +85,13 @@ FUSED_BN_INLINE LaneMask<A> load_bits(const uint8_t* mask, int64_t at, Lanes lan
   return unpack<A>(bits >> first);
 }
 
-// Runs body(offset, lanes) over [0, length) of elements that begin `at` in memory. Whole vectors begin a byte
-// of the mask; in a tensor whose memory is aligned for vectors they are aligned too.
+// Calls body(offset, lanes) over [0, length) of the elements from `at` on. Whole vectors start at a byte of
+// the mask, and are aligned if the tensor is.
 template <class A, class Body>
 FUSED_BN_INLINE void for_each_byte(int64_t at, int64_t length, Body body) {
   constexpr int64_t unit = kLanes<A> < 8 ? 8 : kLanes<A>;
   const int64_t head = std::min((unit - at % unit) % unit, length), tail = (length - head) % 8;
-  // Out of line: inline it makes GCC 12 end with an internal error.
+  // noinline avoids an internal error of GCC 12.
   const auto edge = [&](int64_t begin, int64_t end) __attribute__((noinline)) {
     for (int64_t i = begin; i < end; i += kLanes<A>) {
       body(i, Edge{{static_cast<int>(std::min<int64_t>(end - i, kLanes<A>))}});

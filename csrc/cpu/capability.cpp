@@ -1,4 +1,4 @@
-// Picks the kernels of the widest instruction set that this processor runs.
+// Selects the kernels of the widest instruction set that this processor supports.
 #include <cstdlib>
 #include <stdexcept>
 

@@ -1,5 +1,5 @@
-// What happens once a channel: parameters in, statistics and running statistics out. Both layouts use it; for
-// many channels at once see channels.h.
+// The work per channel, from parameters to statistics and running statistics. channels.h does it for many
+// channels at once.
 #pragma once
 
 #include <cmath>
@@ -52,7 +52,7 @@ auto with_type(DType dtype, Body body) {
   }
 }
 
-// float first, without a call: there may be thousands of channels, and one thread reads them.
+// float comes first and needs no call, because one thread may read thousands of channels.
 inline double read(const ChannelVector& v, int64_t c, double absent) {
   if (v.data == nullptr) return absent;
   if (v.dtype == DType::f32) return static_cast<const float*>(v.data)[c * v.stride];
@@ -72,9 +72,9 @@ inline void write(const ChannelVector& v, int64_t c, double value) {
   });
 }
 
-// Subtracted from the means of a channel's parts until they are merged: the median of its first, middle and
-// last value. Means in float64 would lose the digits of a deviation much smaller than the mean; those of
-// other types have digits to spare.
+// Returns what is subtracted from the means of a channel's parts until they are merged: the median of its
+// first, middle and last value. Without it float64 would lose the digits of a deviation much smaller than the
+// mean. Other types are summed with digits to spare.
 template <class T>
 double origin_of(const T* x, const View& view, int64_t c) {
   if constexpr (!std::is_same_v<T, double>) return 0;
@@ -86,14 +86,14 @@ double origin_of(const T* x, const View& view, int64_t c) {
   return median(values);
 }
 
-// Of the sums of values - pivot and of their squares; m2 may be below 0.
+// From the sums of values - pivot and of their squares. m2 may be negative.
 inline Moments moments_of(double count, double pivot, double sum, double squares) {
   const double shift = sum / count;
   return {count, pivot + shift, squares - sum * shift};
 }
 
-// Whether sums without a pivot lost too much to a mean much larger than the deviation: before that their
-// 2^-53 has become 2^-37 of m2.
+// Whether sums without a pivot lost too many digits because the mean is much larger than the deviation. Up to
+// here their relative error of 2^-53 becomes at most 2^-37 of m2.
 inline bool cancels(const Moments& m) { return m.m2 < 0x1p-16 * m.count * m.mean * m.mean; }
 
 // The saved statistics, [3, C], of an input of type T.
@@ -110,20 +110,19 @@ struct Statistics {
 
   Statistics(A* mean_hi_, A* mean_lo_, A* invstd_) : mean_hi(mean_hi_), mean_lo(mean_lo_), invstd(invstd_) {}
 
-  // Of channels from c on.
+  // The statistics from channel c on.
   Statistics from(int64_t c) const { return {mean_hi + c, mean_lo + c, invstd + c}; }
 
-  // Whether the mean is taken off first. Of float32 one of up to two standard deviations is left to the
-  // shift: either rounds once, x - mean or the shift; largest errors of z in ulps, taken off and left, of
-  // N(r, 1) inputs: r = 0: 2.0, 1.9; 1: 2.4, 2.1; 2: 2.2, 2.4; 4: 1.8, 2.8. The sums of the other types are
-  // no wider than their terms, and would lose digits to a mean left in.
-  // An infinite scale takes the sign of what it multiplies, so that the mean is subtracted first.
+  // Whether the mean is subtracted before scaling. A float32 mean of up to two standard deviations goes into
+  // the shift instead. The largest errors of z, in ulps, with and without subtraction, of N(r, 1) inputs:
+  // 2.0 and 1.9 for r = 0; 2.4 and 2.1 for 1; 2.2 and 2.4 for 2; 1.8 and 2.8 for 4. Sums of other types are
+  // no wider than their terms and would lose digits. With an infinite scale the sign of x - mean matters.
   bool centres(int64_t c, A scale) const {
     return !std::is_same_v<T, float> || !(std::abs(mean_hi[c] * invstd[c]) <= 2) || !std::isfinite(scale);
   }
 
   A scale(int64_t c, double weight) const { return static_cast<A>(weight) * invstd[c]; }
-  // What of the mean is not in the origin.
+  // The part of the mean that is not in the origin.
   double rest(int64_t c, A scale) const {
     const double left = mean_lo[c];
     return centres(c, scale) ? left : left + static_cast<double>(mean_hi[c]);
@@ -141,11 +140,11 @@ struct Statistics {
     return a;
   }
 
-  // The sum of g * xhat, from those of g, the gradient behind the activation, and of g * (x - origin).
+  // Returns the sum of g * xhat. g is the gradient with respect to z.
   double grad_xhat(int64_t c, double weight, double grad, double grad_centred) const {
     return (grad_centred - rest(c, scale(c, weight)) * grad) * invstd[c];
   }
-  // From the sums of g and of g * xhat over so many values.
+  // From the sums of g and of g * xhat over `count` values.
   GradFactors<A> grad_factors(int64_t c, double weight, double grad, double grad_xhat, double count) const {
     const double slope = -grad_xhat / count * static_cast<double>(invstd[c]);
     return {static_cast<A>(slope), static_cast<A>(-rest(c, scale(c, weight)) * slope - grad / count)};
@@ -162,12 +161,11 @@ void save(const Statistics<T>& statistics, int64_t c, double mean, double varian
   statistics.invstd[c] = static_cast<A>(1.0 / std::sqrt(variance + eps));
 }
 
-// In evaluation; without them the statistics are those that are there.
+// Evaluation without running statistics reads saved ones.
 inline bool reads_running_statistics(const ForwardParams& p) {
   return !p.training && p.running_mean.data != nullptr;
 }
 
-// Evaluation: the running statistics are the statistics.
 template <class T>
 void save_running_statistics(const ForwardParams& p) {
   const Statistics<T> statistics(p.statistics, p.view.C);
@@ -176,9 +174,8 @@ void save_running_statistics(const ForwardParams& p) {
   }
 }
 
-// Exact to double rounding whatever the values: for channels in which float sums overflowed or met inf or
-// NaN. An infinite value makes the mean infinite and the variance NaN, as in PyTorch. A sum that is NaN stays
-// so, and is not read to its end: one element after the other this is slow, in channels_last most of all.
+// Computes in double, for channels whose float sums overflowed or met inf or NaN. An infinite value makes the
+// mean infinite and the variance NaN, as in PyTorch. Stops at NaN, because reading single elements is slow.
 template <class T>
 Moments exact_moments(const ForwardParams& p, int64_t c) {
   const View& v = p.view;
@@ -214,7 +211,7 @@ void finish_channel(const ForwardParams& p, int64_t c, Moments moments) {
   p.moments[p.view.C + c] = moments.m2;
 }
 
-// The two sums of backward: of g, the gradient behind the activation, and of g * (x - origin).
+// The two sums of backward: of g, the gradient with respect to z, and of g * (x - origin).
 struct GradSums {
   double grad = 0;
   double grad_centred = 0;
@@ -230,10 +227,10 @@ struct GradTotals {
   double grad, grad_xhat;
 };
 
-// For channels in which float sums overflowed or met inf or NaN. The finite one of the sums `known` is right,
-// and one that is NaN here stays so: the channel is not read further than it takes to know both.
+// For channels whose `float_sums` overflowed or met inf or NaN. A finite one of them is right, and a sum that
+// becomes NaN here stays NaN: the channel is read only until both are settled.
 template <class T, Path path>
-GradTotals exact_totals(const BackwardParams& p, int64_t c, const GradSums& known) {
+GradTotals exact_totals(const BackwardParams& p, int64_t c, const GradSums& float_sums) {
   const Statistics<T> statistics(const_cast<void*>(p.statistics), p.view.C);
   const Affine<Compute<T>> affine = statistics.affine(c, p);
   const double mean = affine.origin + statistics.rest(c, affine.scale);
@@ -241,7 +238,7 @@ GradTotals exact_totals(const BackwardParams& p, int64_t c, const GradSums& know
   const auto a = spread(affine);
   GradSums sums;
   const auto settled = [&] {
-    return std::isnan(sums.grad_centred) && (std::isnan(sums.grad) || std::isfinite(known.grad));
+    return std::isnan(sums.grad_centred) && (std::isnan(sums.grad) || std::isfinite(float_sums.grad));
   };
   for (int64_t n = 0; n < p.view.N && !settled(); ++n) {
     for (int64_t s = 0; s < p.view.S; ++s) {
@@ -250,10 +247,11 @@ GradTotals exact_totals(const BackwardParams& p, int64_t c, const GradSums& know
       sums.add({g, g * (read_element<T>(p.input, at) - mean)});
     }
   }
-  return {std::isfinite(known.grad) ? known.grad : sums.grad, sums.grad_centred * statistics.invstd[c]};
+  return {std::isfinite(float_sums.grad) ? float_sums.grad : sums.grad,
+          sums.grad_centred * statistics.invstd[c]};
 }
 
-// Of a channel.
+// The number of values per channel, in all processes.
 inline double values_summed(const BackwardParams& p) {
   return p.total == nullptr ? static_cast<double>(p.view.values_per_channel()) : *p.total_count;
 }

@@ -1,5 +1,5 @@
-// What happens once a channel, see channel.h, for neighbouring channels: in loops that become vectors. One
-// after the other, channels of (32, 2048) took longer than elements.
+// The work per channel of channel.h for many channels, in loops that the compiler vectorises. One by one, the
+// channels of a (32, 2048) input took longer than its elements.
 #pragma once
 
 #include "cpu/channel.h"
@@ -7,7 +7,7 @@
 namespace fused_bn::cpu {
 namespace {
 
-// Their numbers, in double, stay in the first-level cache.
+// Small enough for a few buffers to stay in L1.
 constexpr int64_t kChannelsAtOnce = 64;
 using ChannelBuffer = double[kChannelsAtOnce];
 
@@ -38,13 +38,13 @@ inline void write(const ChannelVector& v, int64_t first, int64_t count, const do
 }
 
 inline bool all_finite(const double* values, int64_t count) {
-  int64_t others = 0;  // as wide as the values, or the loop becomes no vectors
+  int64_t others = 0;  // as wide as the values, or the loop is not vectorised
   for (int64_t i = 0; i < count; ++i) others |= !std::isfinite(values[i]);
   return others == 0;
 }
 
-// The statistics' first channels, of which so many fit a buffer. That no two of so many pointers overlap the
-// compiler does not find out itself.
+// Processes at most kChannelsAtOnce channels. __restrict, because the compiler cannot prove that the pointers
+// do not alias.
 template <class T, class A = Compute<T>>
 void affine_buffer(Statistics<T> statistics, const ChannelBuffer& weight, const ChannelBuffer& bias,
                    int64_t count, A* __restrict origin, A* __restrict scale, A* __restrict shift) {
@@ -56,7 +56,6 @@ void affine_buffer(Statistics<T> statistics, const ChannelBuffer& weight, const 
   }
 }
 
-// The numbers of each channel.
 template <class T, class A = Compute<T>>
 void affine_channels(const Statistics<T>& statistics, const ChannelVector& weight, const ChannelVector& bias,
                      int64_t first, int64_t channels, A* origin, A* scale, A* shift) {
@@ -69,7 +68,7 @@ void affine_channels(const Statistics<T>& statistics, const ChannelVector& weigh
   });
 }
 
-// finish_channel of each, from their means and sums of squared deviations over `values` values.
+// finish_channel() for each channel, from means and sums of squared deviations over `values` values.
 template <class T>
 void finish_channels(const ForwardParams& p, int64_t first, int64_t channels, double values, double* mean,
                      double* m2) {
@@ -105,7 +104,7 @@ inline void blend_moments(const ForwardParams& p) {
   });
 }
 
-// finish_grad_channel of each, from their sums of g and of g * (x - origin).
+// finish_grad_channel() for each channel, from the sums of g and of g * (x - origin).
 template <class T, Path path>
 void finish_grad_channels(const BackwardParams& p, int64_t first, int64_t channels, double* grad,
                           double* grad_centred, Compute<T>* slope, Compute<T>* constant) {

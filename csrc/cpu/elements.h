@@ -1,17 +1,17 @@
-// What happens once an element, forward and backward, a vector of one row at a time.
+// The work per element, forward and backward, for vectors of elements.
 #pragma once
 
+#include "cpu/activation.h"
 #include "cpu/bits.h"
-#include "cpu/curves.h"
 #include "cpu/kernels.h"
 #include "cpu/sums.h"
 
 namespace fused_bn::cpu {
 namespace {
 
-// z = fma(x - origin, scale, shift). A large mean is the origin, subtracted first, because bias - mean *
-// scale would lose all digits where the mean is much larger than the deviation; what the mean's rounding left
-// over, mean_lo, is small enough to be folded into the shift. So is a small mean, whose origin is 0.
+// z = fma(x - origin, scale, shift). A large mean is the origin: bias - mean * scale would lose all digits if
+// the mean is much larger than the deviation. The mean's rounding error, mean_lo, is a part of the shift. A
+// small mean is a part of the shift too, and the origin is 0.
 template <class V>
 struct Affine {
   V origin, scale, shift;
@@ -26,8 +26,8 @@ FUSED_BN_INLINE Affine<Vec<A>> spread(const Affine<A>& a) {
   return {broadcast(a.origin), broadcast(a.scale), broadcast(a.shift), broadcast(a.negative_slope)};
 }
 
-// In training dx = scale * (g - mean(g) - xhat * mean(g * xhat)): Ioffe and Szegedy 2015, section 3. What
-// follows g is fma(x - origin, slope, constant), with the means over the batch folded into two numbers.
+// In training dx = scale * (g - mean(g) - xhat * mean(g * xhat)): Ioffe and Szegedy 2015, section 3. The
+// terms after g are fma(x - origin, slope, constant).
 template <class V>
 struct GradFactors {
   V slope, constant;
@@ -51,14 +51,14 @@ class ForwardElements {
         mask_(p.mask),
         activation_(p.activation, p.activation_param) {}
 
-  const T* written() const { return y_; }
+  const T* output() const { return y_; }
 
   template <bool streaming, class Lanes>
   FUSED_BN_INLINE void write(int64_t at, const Affine<V>& affine, Lanes lanes) const {
     V z = affine.transform(affine.centre(load(x_ + at, lanes)));
     if (!is_plain(path) && residual_ != nullptr) z += load(residual_ + at, lanes);
     if (!is_plain(path) && mask_ != nullptr)
-      store_bits<A>(mask_, at, passes<curve_of(path), VectorMath<A>>(z), lanes);
+      store_bits<A>(mask_, at, passes<kind_of(path), VectorMath<A>>(z), lanes);
     put<streaming>(y_ + at, activate<path, A>(z, affine.negative_slope, activation_), lanes);
   }
 
@@ -70,11 +70,11 @@ class ForwardElements {
   Activated<A> activation_;
 };
 
-// Whether rows of so many elements end within a byte of the mask, in which other threads then write too.
+// Whether rows of `row` elements end within a byte of the mask, to which other threads may write too.
 inline bool cuts_bytes(const ForwardParams& p, int64_t row) { return p.mask != nullptr && row % 8 != 0; }
 inline void clear_mask(const ForwardParams& p) { std::memset(p.mask, 0, mask_bytes(p.view.elements())); }
 
-// Calls body(std::bool_constant), for a path that may have a mask with either.
+// Calls body(std::bool_constant{}). Plain paths have no mask.
 template <Path path, class Body>
 FUSED_BN_INLINE void with_mask(bool by_bytes, Body body) {
   if (!is_plain(path) && by_bytes) return body(std::bool_constant<!is_plain(path)>{});
@@ -92,8 +92,8 @@ class BackwardElements {
   using A = Compute<T>;
   using V = Vec<A>;
 
-  // Where g takes long, the pass that sums it leaves it in an output for the pass that writes. Of a half type
-  // the output holds only the upper half of a float.
+  // If g is expensive, the reduce pass keeps it in an output for the apply pass. For half types the output
+  // holds only the upper half of a float.
   static constexpr bool kHalves = !std::is_same_v<T, A>;
 
  public:
@@ -105,19 +105,19 @@ class BackwardElements {
         dx_(static_cast<T*>(p.grad_input)),
         dresidual_(static_cast<T*>(p.grad_residual)),
         kept_lower_(static_cast<LowerHalf*>(p.scratch)),
-        keeps_(path == Path::other && needs_sums(p) && written() != nullptr &&
+        keeps_(path == Path::other && needs_sums(p) && output() != nullptr &&
                (!kHalves || kept_lower_ != nullptr)),
         activation_(p.activation, p.activation_param) {}
 
-  // One of the gradients that are written, null where none is; the other is aligned like it, where streamed.
-  T* written() const { return dx_ != nullptr ? dx_ : dresidual_; }
+  // One of the wanted gradients, null if there is none. When streaming, the other one is aligned like it.
+  T* output() const { return dx_ != nullptr ? dx_ : dresidual_; }
 
   template <class Lanes>
   FUSED_BN_INLINE V centred(int64_t at, const Affine<V>& affine, Lanes lanes) const {
     return affine.centre(load(x_ + at, lanes));
   }
 
-  // g, the gradient behind the activation; 0 in lanes that take no part, which load a zero gradient.
+  // Returns g, the gradient with respect to z; 0 in inactive lanes, which load a zero gradient.
   template <class Lanes>
   FUSED_BN_INLINE V grad(int64_t at, const Affine<V>& affine, V centred, Lanes lanes) const {
     V z = affine.transform(centred);
@@ -127,8 +127,8 @@ class BackwardElements {
                                       activation_);
   }
 
-  // To sums of g and of g * (x - origin). The difference is exact where the origin is 0, and where x is
-  // between half of it and twice, as most are of a mean of two deviations or more.
+  // Adds g and g * (x - origin) to sums. The difference is exact if the origin is 0, or if x is between half
+  // and twice the origin, as most values are if the mean is at least two deviations.
   template <class Lanes>
   FUSED_BN_INLINE void add(int64_t at, const Affine<V>& affine, Lanes lanes, Wide<T>& sum,
                            Wide<T>& sum_centred) const {
@@ -156,20 +156,20 @@ class BackwardElements {
   template <class Lanes>
   FUSED_BN_INLINE void keep(int64_t at, V g, Lanes lanes) const {
     if constexpr (kHalves) {
-      store(reinterpret_cast<UpperHalf*>(written()) + at, g, lanes);
+      store(reinterpret_cast<UpperHalf*>(output()) + at, g, lanes);
       store(kept_lower_ + at, g, lanes);
     } else {
-      store(written() + at, g, lanes);
+      store(output() + at, g, lanes);
     }
   }
 
   template <class Lanes>
   FUSED_BN_INLINE V kept(int64_t at, Lanes lanes) const {
     if constexpr (kHalves) {
-      const V upper = load(reinterpret_cast<const UpperHalf*>(written()) + at, lanes);
+      const V upper = load(reinterpret_cast<const UpperHalf*>(output()) + at, lanes);
       return (V)((Bits32)upper | (Bits32)load(kept_lower_ + at, lanes));
     } else {
-      return load(written() + at, lanes);
+      return load(output() + at, lanes);
     }
   }
 

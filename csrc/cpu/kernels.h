@@ -1,4 +1,4 @@
-// What the CPU kernels take and which of them run here. Knows no torch.
+// The parameters of the CPU kernels, and the choice of an instruction set. Includes no torch.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace fused_bn::cpu {
 
-// Runs body(begin, end) over disjoint ranges that cover [0, tasks).
+// Calls body(begin, end) for disjoint ranges that cover [0, tasks).
 using ParallelFor = void (*)(int64_t tasks, const std::function<void(int64_t, int64_t)>& body);
 
 struct Execution {
@@ -27,12 +27,12 @@ struct Work {
 
 struct ForwardParams : CommonForwardParams<Work> {
   bool training;
-  double divisor;  // of the sum of squared deviations, in running_var: N * S - 1
+  double divisor;  // N * S - 1, of the sum of squared deviations in running_var
 };
 
 struct BackwardParams : CommonBackwardParams<Work> {
-  const double* total;  // [2, C], sums of g and g * xhat over several processes: taken for the own
-  void* scratch;        // 16 bits an element, null where half types compute a costly activation twice
+  const double* total;  // [2, C], sums of g and g * xhat over several processes, used instead of own ones
+  void* scratch;        // 16 bits per element; null if g is not kept, or if the type is no half type
 };
 
 using MergeParams = CommonMergeParams;
@@ -45,13 +45,14 @@ struct Kernels {
   void (*merge)(const MergeParams&);
 };
 
-// Null where the compiler's target has no such instructions.
+// Null if the compiler's target has no such instructions.
 const Kernels* kernels_default();
 const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
 const Kernels* kernels_avx512_bf16();
 
-// The widest kernels that this processor runs, or those that FUSED_BN_CPU_CAPABILITY names; chosen once.
+// Returns the widest kernels that this processor runs, or those that FUSED_BN_CPU_CAPABILITY names. Chosen
+// once.
 const Kernels& active_kernels();
 
 std::vector<std::string> compiled_capabilities();

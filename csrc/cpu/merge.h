@@ -1,4 +1,4 @@
-// From the moments of several processes to the statistics of them all.
+// Merges the moments of several processes into the statistics of all their values.
 #pragma once
 
 #include "cpu/channel.h"

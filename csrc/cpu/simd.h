@@ -1,9 +1,9 @@
-// Vectors of the instruction set that the including file is compiled for: loads, stores and conversions.
+// Vectors of the target's instruction set: loads, stores and conversions.
 //
-// Everything here and in the kernel headers has internal linkage, because kernels_*.cpp each compile it for
-// another instruction set: a shared inline function would run one processor's instructions on another.
-// The including file defines FUSED_BN_VECTOR_BYTES: 64 (AVX-512), 32 (AVX2) or 16 (SSE2, NEON, any other),
-// and FUSED_BN_NATIVE_BF16 where AVX-512 can round to bfloat16 itself.
+// Everything here and in the kernel headers has internal linkage, because each isa/kernels_*.cpp compiles it
+// for another instruction set: a shared inline function could run one processor's instructions on another.
+// The including file defines FUSED_BN_VECTOR_BYTES, 64 (AVX-512), 32 (AVX2) or 16 (SSE2, NEON, any other),
+// and FUSED_BN_NATIVE_BF16 if AVX-512 has instructions for bfloat16.
 #pragma once
 
 #include <cstdint>
@@ -43,7 +43,7 @@ struct VectorOf {
 template <class A>
 using Vec = typename VectorOf<A, kLanes<A>>::type;
 
-// How many lanes of a vector take part: all of them, or the first few of the last vector of a row.
+// The active lanes of a vector: all of them, or the first few in the last vector of a row.
 struct Whole {};
 struct First {
   int count;
@@ -83,7 +83,7 @@ FUSED_BN_INLINE Vec<A> keep(Vec<A> v, Vec<A>, Whole) {
   return v;
 }
 
-// `other` in the lanes that take no part.
+// Returns `other` in inactive lanes.
 template <class A>
 FUSED_BN_INLINE Vec<A> keep(Vec<A> v, Vec<A> other, First first) {
   using Index = typename VectorOf<int32_t, kLanes<A>>::type;
@@ -109,8 +109,7 @@ FUSED_BN_INLINE Vec<float> widen(Bits16 bits, BFloat16*) {
 #endif
 }
 
-// Round to nearest even; a NaN stays a quiet NaN. The instruction takes what is below the smallest normal
-// number for 0.
+// Rounds to nearest even; NaN stays a quiet NaN. The instruction would flush subnormal numbers to 0.
 FUSED_BN_INLINE Bits16 narrow(Vec<float> v, BFloat16*) {
 #if FUSED_BN_NATIVE_BF16
   constexpr int subnormal = 0x20;
@@ -144,8 +143,8 @@ FUSED_BN_INLINE Vec<float> widen(Bits16 bits, Float16*) {
 }
 FUSED_BN_INLINE Bits16 narrow(Vec<float> v, Float16*) { return (Bits16)vcvt_f16_f32((float32x4_t)v); }
 #else
-// Without conversion instructions: shift the exponent and mantissa into place and let one multiplication
-// by a power of two correct the exponent bias, subnormals included.
+// Without conversion instructions: shifts exponent and mantissa into place; a multiplication by a power of
+// two corrects the exponent bias, also of subnormal numbers.
 FUSED_BN_INLINE Vec<float> widen(Bits16 bits, Float16*) {
   const Bits32 wide = __builtin_convertvector(bits, Bits32);
   const Bits32 magnitude = (wide & 0x7fffu) << 13;
@@ -156,10 +155,10 @@ FUSED_BN_INLINE Bits16 narrow(Vec<float> v, Float16*) {
   const Bits32 bits = (Bits32)v;
   const Bits32 sign = (bits >> 16) & 0x8000u;
   const Bits32 magnitude = bits & 0x7fffffffu;
-  // Normal results: re-bias the exponent by -112 and round to nearest even at bit 13; from 65520 on,
+  // Normal results: the exponent bias changes by -112, and bit 13 rounds to nearest even. From 65520 on:
   // infinity.
   const Bits32 normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-  // Subnormal results (below 2^-14): adding 1/2 puts the units of 2^-24 into the last mantissa bits.
+  // Subnormal results, below 2^-14: adding 1/2 puts multiples of 2^-24 into the last mantissa bits.
   const Bits32 subnormal = (Bits32)((Vec<float>)magnitude + 0.5f) - 0x3f000000u;
   Bits32 half = magnitude < 0x38800000u ? subnormal : normal;
   half = magnitude >= 0x477ff000u ? Bits32{} + 0x7c00u : half;
@@ -168,7 +167,7 @@ FUSED_BN_INLINE Bits16 narrow(Vec<float> v, Float16*) {
 }
 #endif
 
-// The halves of a float's bits, to keep it whole in two places for 16 bits.
+// The halves of a float's bits, to store it in two 16-bit places.
 struct UpperHalf {
   uint16_t bits;
 };
@@ -218,7 +217,7 @@ FUSED_BN_INLINE void store(T* p, Vec<Compute<T>> v, Whole) {
   }
 }
 
-// Lanes that take no part load as zero; memory behind them is not touched.
+// Inactive lanes are 0, and their memory is not accessed.
 template <class T>
 FUSED_BN_INLINE Vec<Compute<T>> load(const T* p, First first) {
 #if FUSED_BN_VECTOR_BYTES == 64
@@ -251,8 +250,8 @@ FUSED_BN_INLINE void store(T* p, Vec<Compute<T>> v, First first) {
 #endif
 }
 
-// Of a value just loaded, some lanes of which a comparison will clear. GCC makes one masked load of both,
-// which does not start before the comparison is done: backward of relu took up to 1.7 times as long (Zen 5).
+// Keeps GCC from merging a load and the clearing of some lanes into a masked load, which waits for the
+// comparison: backward of relu took up to 1.7 times as long (Zen 5).
 template <class A>
 FUSED_BN_INLINE Vec<A> in_register(Vec<A> v) {
 #if FUSED_BN_VECTOR_BYTES == 64
@@ -263,8 +262,8 @@ FUSED_BN_INLINE Vec<A> in_register(Vec<A> v) {
 
 constexpr bool kCanStream = kVectorBytes >= 32;
 
-// Past the caches: spares the read of the line that an ordinary store begins with.
-// p is aligned to the stored vector's size.
+// Stores past the caches, without first reading the cache line. p must be aligned to the stored vector's
+// size.
 template <class T>
 FUSED_BN_INLINE void stream(T* p, Vec<Compute<T>> v) {
 #if FUSED_BN_VECTOR_BYTES == 64
@@ -298,7 +297,7 @@ FUSED_BN_INLINE void put(T* p, Vec<Compute<T>> v, First first) {
   store(p, v, first);
 }
 
-// Orders streamed stores before what follows.
+// Orders streaming stores before later accesses.
 FUSED_BN_INLINE void stream_fence() {
 #if FUSED_BN_VECTOR_BYTES >= 32
   _mm_sfence();
@@ -310,14 +309,14 @@ FUSED_BN_INLINE void unrolled(Body body, std::integer_sequence<int, i...>) {
   (body(std::integral_constant<int, i>{}), ...);
 }
 
-// Runs body(0) to body(n - 1): indices that are constants keep small arrays in registers.
+// Calls body(0) to body(n - 1). Constant indices keep small arrays in registers.
 template <int n, class Body>
 FUSED_BN_INLINE void unrolled(Body body) {
   unrolled(body, std::make_integer_sequence<int, n>{});
 }
 
-// Runs body(offset, slot, lanes) over [0, length) by vectors; slot is a compile-time number below slots, for
-// that many independent accumulators (an addition takes 3-4 cycles, and two can start in each).
+// Calls body(offset, slot, lanes) for the vectors of [0, length). slot is a constant below slots, for
+// independent accumulators: an addition takes 3 to 4 cycles, and two can start in each.
 template <class A, int slots, class Body>
 FUSED_BN_INLINE void for_each_vector(int64_t length, Body body) {
   constexpr int64_t L = kLanes<A>;

@@ -1,4 +1,4 @@
-// Sums of vectors, a sum a lane, in lanes as wide as the sums need.
+// Sums of vectors, one per lane.
 #pragma once
 
 #include "cpu/simd.h"
@@ -6,16 +6,16 @@
 namespace fused_bn::cpu {
 namespace {
 
-// float32 is summed in double, as PyTorch does where rows are contiguous: of values that are equal, as many
-// of an image are, the roundings are equal too, and add up to a bias of an ulp or two of the variance. In
-// double x - pivot and its square are exact. Half types are 8 or 11 bits, whose squares float holds.
+// float32 is summed in double, as in PyTorch for contiguous rows. Many values of an image are equal; their
+// rounding errors are equal too, and would bias the variance by an ulp or two. In double x - pivot and its
+// square are exact. Half types have 8 or 11 bits, whose squares fit a float.
 template <class T>
 using SumType = std::conditional_t<sizeof(T) == 2, float, double>;
 
 template <class T>
 constexpr bool kWiderSums = sizeof(SumType<T>) > sizeof(Compute<T>);
 
-// How many vectors of sums a vector of elements goes into.
+// The number of vectors of sums for a vector of elements.
 template <class T>
 constexpr int kSumVectors = sizeof(SumType<T>) / sizeof(Compute<T>);
 
@@ -42,7 +42,8 @@ FUSED_BN_INLINE Wide<T> widen(Vec<Compute<T>> v) {
   if constexpr (kSumVectors<T> == 1) {
     return {{v}};
   } else {
-    // Written out: of a conversion to a vector twice as long GCC 12 makes twice the instructions.
+    // Intrinsics, because __builtin_convertvector to a longer vector takes twice the instructions with
+    // GCC 12.
 #if FUSED_BN_VECTOR_BYTES == 64
     return {{(Vec<double>)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v)),
              (Vec<double>)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1))}};
@@ -64,7 +65,7 @@ FUSED_BN_INLINE Wide<T> widen(Vec<Compute<T>> v) {
   }
 }
 
-// Of elements in memory, where a load of half a vector can convert by the way.
+// Loads and widens. A load of half a vector can convert at no cost.
 template <class T>
 FUSED_BN_INLINE Wide<T> load_wide(const T* p, Whole lanes) {
 #if FUSED_BN_VECTOR_BYTES == 64
@@ -97,12 +98,12 @@ FUSED_BN_INLINE void store_sums(SumType<T>* p, const Wide<T>& sums) {
   unrolled<kSumVectors<T>>([&](auto i) { store(p + i * kLanes<SumType<T>>, sums.part[i], Whole{}); });
 }
 
-// In one lane of a sum as wide as its terms, before it is added to a wider one: of 64 equal terms the
-// roundings of a float came to 20 units of the variance.
+// The most additions in a lane of a sum as wide as its terms, before it is added to a wider one. With 64
+// equal terms a float's rounding errors came to 20 ulp of the variance.
 template <class T>
 constexpr int64_t kMostAdditions = sizeof(T) == 2 ? 16 : int64_t{1} << 32;
 
-// Sums of lanes, in double, in a fixed order.
+// Sums the lanes in double, in a fixed order.
 template <class T>
 class LaneTotals {
   static constexpr int lanes = kLanes<SumType<T>>;

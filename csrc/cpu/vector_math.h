@@ -1,4 +1,4 @@
-// exp, expm1, log1p and the normal distribution on vectors, all lanes by the same operations. NaN passes.
+// exp, expm1, log1p and the normal distribution function on vectors. NaN passes.
 //
 // Largest errors found against libquadmath's and libm's functions of twice the precision, every 37th float
 // and 6 million doubles of -750 to 750, with AVX-512 and with SSE2, which has no fused multiply-add, in units
@@ -102,7 +102,7 @@ struct VectorMath {
     return n == V{} ? p : result;
   }
 
-  // Of 0 to 1.
+  // For x from 0 to 1.
   FUSED_BN_INLINE static V log1p(V x) {
     const V w = x / (x + A{2});
     const V square = w * w;
@@ -112,7 +112,7 @@ struct VectorMath {
   FUSED_BN_INLINE static V normal_cdf(V z) {
     const V a = z < V{} ? -z : z;
     const V centre = fma(z, polynomial(z * z, K::kCentre), broadcast(static_cast<A>(0.5)));
-    const V tail = a > K::kLast ? V{} : normal_tail(a, z * z);  // as small as it is, so that nothing cancels
+    const V tail = a > K::kLast ? V{} : normal_tail(a, z * z);  // not 1 - cdf, which would cancel
     const V outside = z < V{} ? tail : A{1} - tail;
     return a <= A{1} ? centre : outside;
   }
@@ -120,7 +120,7 @@ struct VectorMath {
  private:
   FUSED_BN_INLINE static V clamp(V x, A low, A high) {
 #if FUSED_BN_VECTOR_BYTES == 64
-    // GCC makes a comparison and a blend of what one instruction does. NaN is the second operand's: x's.
+    // GCC would use a comparison and a blend. If an operand is NaN, the result is the second one: x.
     if constexpr (sizeof(A) == 8) {
       const auto above = _mm512_max_pd((__m512d)broadcast(low), (__m512d)x);
       return (V)_mm512_min_pd((__m512d)broadcast(high), above);
@@ -138,23 +138,23 @@ struct VectorMath {
     return fma(x, broadcast(static_cast<A>(1.4426950408889634)), broadcast(K::kRound)) - K::kRound;
   }
 
-  // x - n * ln(2): Cody and Waite 1980, "Software manual for the elementary functions". The first product is
-  // exact.
+  // Returns x - n * ln(2): Cody and Waite 1980, "Software manual for the elementary functions". The first
+  // product is exact.
   FUSED_BN_INLINE static V without(V n, V x) {
     return fma(n, broadcast(-K::kLn2Low), fma(n, broadcast(-K::kLn2High), x));
   }
 
   FUSED_BN_INLINE static V normal_tail(V a, V square) {
-    // The same call as in gelu's derivative, so that the compiler makes one of both; what the rounding of the
-    // square took away, times the slope, follows.
+    // The same call as in gelu's derivative, so that the compiler merges both. The next line corrects for the
+    // rounding error of the square.
     const V rounded = exp(square * static_cast<A>(-0.5));
     const V density = fma(rounded, square_error(a, square) * static_cast<A>(-0.5), rounded);
     const V scale = A{1} / (a + K::kPole);
     return density * (scale * polynomial((a - K::kPole) * scale, K::kTail));
   }
 
-  // a * a - square, where square is a * a rounded: Dekker 1971, "A floating-point technique for extending the
-  // available precision". The square of the upper half of a's digits is exact.
+  // Returns a * a - square, where square is a * a rounded: Dekker 1971, "A floating-point technique for
+  // extending the available precision". The square of the upper half of a's digits is exact.
   FUSED_BN_INLINE static V square_error(V a, V square) {
     using Bits = typename VectorOf<std::remove_const_t<decltype(K::kUpperHalf)>, kLanes<A>>::type;
     const V upper = (V)((Bits)a & K::kUpperHalf);
@@ -162,7 +162,7 @@ struct VectorMath {
     return fma(lower, lower, fma(upper * A{2}, lower, upper * upper - square));
   }
 
-  // Of an integer that is the exponent of a normal number.
+  // 2^n must be a normal number.
   FUSED_BN_INLINE static V power_of_two(V n) {
     using Bits = decltype(n < n);
     return (V)(((Bits)(n + K::kRound) + K::kBias) << K::kMantissa);
@@ -170,7 +170,7 @@ struct VectorMath {
 
   FUSED_BN_INLINE static V expm1_near_zero(V r) { return fma(r * r, polynomial(r, K::kExponential), r); }
 
-  // Also where 2^n is no normal number.
+  // 2^n may be subnormal or infinite.
   FUSED_BN_INLINE static V times_power_of_two(V p, V n) {
 #if FUSED_BN_VECTOR_BYTES == 64
     if constexpr (sizeof(A) == 8) return (V)_mm512_scalef_pd((__m512d)p, (__m512d)n);
@@ -181,8 +181,8 @@ struct VectorMath {
 #endif
   }
 
-  // The sum of c[i] * x^i, of odd and of even powers: two chains of half the length, because the processor
-  // has room for the operations of a few vectors only, and waits.
+  // Returns the sum of c[i] * x^i. Odd and even powers form two independent chains of half the length, which
+  // reduces latency.
   template <int terms>
   FUSED_BN_INLINE static V polynomial(V x, const A (&c)[terms]) {
     const V square = x * x;

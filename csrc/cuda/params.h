@@ -1,4 +1,4 @@
-// What a launch hands to a kernel. Knows neither torch nor CUDA.
+// The parameters of the kernels. Includes neither torch nor CUDA.
 #pragma once
 
 #include "common/activation.h"
@@ -7,65 +7,66 @@
 
 namespace fused_bn::cuda {
 
-// How the blocks that share a tile exchange what they have summed up, in the resident kernel.
+// How the blocks that share a tile exchange their sums in the resident kernel.
 enum class Exchange : int32_t {
-  none,     // one block has the tile to itself
-  cluster,  // each block pushes its partial sums into the shared memory of the others; sm_90 and later
+  none,     // each tile has one block
+  cluster,  // each block pushes its sums into the shared memory of the others; sm_90 and later
   words,    // through global memory; the launch is cooperative, so that all blocks run at once
 };
 
-// An aligned 16-byte word, read and written in one access: values, and the epoch that they belong to.
+// Values and the epoch that they belong to: 16 aligned bytes, which one access reads or writes.
 struct alignas(16) Word {
   float values[3];
   uint32_t epoch;
 };
 
-// What survives a launch, of one stream or of one stream's launches in a graph: zero before its first use.
+// Memory that outlives a launch. Each stream has its own, and so has each capture. Zero before its first use.
 struct Scratch {
-  uint32_t* epoch;  // [2]: the epoch of the next exchange; how many groups have read it, 0 between launches
+  uint32_t* epoch;     // [2]: the next exchange's epoch; how many groups have read it, 0 between launches
   uint32_t* arrivals;  // [kMostGroups]: blocks that have reduced their part of a tile, 0 between launches
   Word* words;         // [kMostWords]
 };
-constexpr int kMostWords = 1 << 17;  // 2 MB: 792 blocks, the most that an H200 holds, with 64 channels each
+constexpr int kMostWords = 1 << 17;  // 2 MB: 64 channels for each of 792 blocks, the most that an H200 holds
 constexpr int kMostGroups = 4096;
 
-// Of an exchange: for each channel one word a block and one of the result. Two sets of them take turns.
+// The words of an exchange: for each channel one per block and one for the result. Two sets alternate.
 constexpr int64_t words_of(int64_t groups, int64_t group, int64_t tile_channels) {
   return 2 * groups * (group + 1) * tile_channels;
 }
 
-// Whether an owner reads all words of a channel: the second hop pays where threads would load many words
-// each.
+// Whether one block, the owner, merges a channel for all. The second hop pays if every thread would load many
+// words.
 FUSED_BN_HOST_DEVICE constexpr bool words_have_owners(int64_t group, int64_t tile_channels) {
   return tile_channels > 1 && group * tile_channels > 2048;
 }
 
-// What one block has summed up of a channel: deviations from a pivot; backward g and g * (x - mean).
+// A block's sums of a channel. Forward sums deviations from a pivot; backward sums g and g * (x - mean).
 template <class A>
 struct alignas(16) Partial {
   A pivot;  // backward: the sum of g
   A mean;   // of the deviations from the pivot; backward: the sum of g * (x - mean)
-  A rms;    // of the deviations from their mean; backward: unused
+  A rms;    // of the deviations from their mean; unused in backward
   A unused;
 };
 
-constexpr int kThreads = 256;  // of a block
+constexpr int kThreads = 256;  // per block
 constexpr int kMergeThreads = 512;
 enum class Kernel : int32_t { resident, reduce, apply };
 
-// Blocks that the launch bounds demand and the planner counts on. Newer architectures take more registers.
-constexpr int blocks_by_registers(int architecture, Kernel kernel, bool backward, bool mixed, Curve curve) {
-  if (kernel != Kernel::resident) return curve == Curve::other ? 1 : mixed ? 2 : 3;
+// Blocks per multiprocessor, for the launch bounds and the planner. Newer architectures take more registers.
+constexpr int blocks_by_registers(int architecture, Kernel kernel, bool backward, bool mixed,
+                                  ActivationKind kind) {
+  if (kernel != Kernel::resident) return kind == ActivationKind::other ? 1 : mixed ? 2 : 3;
   const int blocks = (backward && (mixed || architecture >= 100)) || architecture >= 120 ? 3 : 4;
-  return curve == Curve::other ? blocks - 1 : blocks;
+  return kind == ActivationKind::other ? blocks - 1 : blocks;
 }
 
-// Where the parts of a block's dynamic shared memory begin, in bytes.
+// Offsets of the parts of a block's dynamic shared memory, in bytes.
 struct SharedLayout {
   int slots;       // resident: [slots, tensors, threads] vectors of 16 bytes
-  int sums;        // resident, reduce: [copies, 2, columns] of the compute type: what threads sum up
-  int numbers;     // [numbers_of(), tile_channels] of the compute type: what elements are computed with
-  int parameters;  // resident, reduce: [tile_channels] of kParameters doubles: what ends a channel
+  int sums;        // resident, reduce: [copies, 2, columns] of the compute type: the threads' sums
+  int numbers;     // [numbers_of(), tile_channels] of the compute type: coefficients of the elements
+  int parameters;  // resident, reduce: [tile_channels] of kParameters doubles: inputs of finish()
   int partials;    // cluster: [tile_channels, group] Partial<float>
   int barrier;     // cluster: 8 bytes; words: the epoch
   int bytes;
@@ -73,8 +74,8 @@ struct SharedLayout {
 constexpr int numbers_of(Activation activation) { return activation == Activation::prelu ? 6 : 5; }
 constexpr int kParameters = 5;
 
-// Columns whose sums a block keeps apart, and how many copies of them its threads leave behind: one a warp,
-// or where a row has as many vectors as a warp has threads, one a row.
+// The columns for which a block has separate sums, and how many copies of them its threads store: one per
+// warp, or one per row if a row has at least as many vectors as a warp has threads.
 FUSED_BN_HOST_DEVICE inline int sum_columns(const Tiling& t) {
   return t.walk == Walk::along_rows ? 1 : t.tile_vectors * (t.mixed ? t.vector : 1);
 }
@@ -98,17 +99,16 @@ inline SharedLayout shared_layout(const Tiling& t, Kernel kernel, int slots, int
 }
 
 enum class Source : int32_t {
-  batch,    // statistics are computed and written, running ones updated
-  running,  // made of the running statistics, and written
-  given,    // read
+  batch,    // computes and saves the batch's statistics; updates the running ones
+  running,  // saves the running statistics
+  given,    // reads saved statistics
 };
 
-// What a plan decides of the launch of one kernel.
 struct Launch {
   Tiling tiling;
   SharedLayout layout;
   Exchange exchange;  // resident
-  int32_t slots;      // resident: vectors of a tensor that a thread keeps
+  int32_t slots;      // resident: vectors that a thread keeps of each tensor
 
   int64_t grid() const { return int64_t{tiling.groups} * tiling.group; }
 };
@@ -120,19 +120,19 @@ struct DirectionParams : Launch {
 };
 
 struct ForwardParams : CommonForwardParams<DirectionParams> {
-  ChannelVector bias_copy;       // what the bias is copied to; null where that is not wanted
-  int64_t* num_batches_tracked;  // counted in training where not null
+  ChannelVector bias_copy;       // gets a copy of the bias; null if not wanted
+  int64_t* num_batches_tracked;  // incremented in training; may be null
   Source source;
-  int32_t cumulative;  // momentum is 1 / (num_batches_tracked + 1), which is counted behind the launch
-  double unbiased;     // what the variance is multiplied by in running_var: N * S / (N * S - 1)
+  int32_t cumulative;  // momentum is 1 / (num_batches_tracked + 1); the host increments after the launch
+  double unbiased;     // N * S / (N * S - 1), the factor of the variance in running_var
 };
 
 struct BackwardParams : CommonBackwardParams<DirectionParams> {
-  double* sums;  // [2, C]: of g and of g * xhat; the reduce pass writes them, the apply pass reads them
+  double* sums;  // [2, C]: of g and g * xhat; the reduce pass writes them, the apply pass reads them
 };
 
 struct MergeParams : CommonMergeParams {
-  int64_t* num_batches_tracked;  // counted where not null
+  int64_t* num_batches_tracked;  // incremented; may be null
   int32_t cumulative;
 };
 

@@ -1,4 +1,4 @@
-// Which thread touches which elements of a tile: docs/cuda.md, "Tiles".
+// Maps the elements of a tile to threads: docs/cuda.md, "Tiles".
 #pragma once
 
 #include <cstdint>
@@ -7,13 +7,13 @@
 
 namespace fused_bn::cuda {
 
-// How the vectors of a tile are handed to the threads of a block.
+// The order in which the threads of a block take the vectors of a tile.
 enum class Walk : int32_t {
-  along_rows,    // one after the other; a tile is one channel, and a thread comes by all of its columns
-  down_columns,  // a thread keeps its column and goes down the rows
+  along_rows,    // vector by vector; a tile is one channel, and a thread meets all of its columns
+  down_columns,  // a thread stays in its column and goes down the rows
 };
 
-// Granlund and Montgomery 1994, "Division by invariant integers using multiplication". Exact where
+// Granlund and Montgomery 1994, "Division by invariant integers using multiplication". Exact if
 // dividend * divisor < 2^64. A multiplier of 0 divides by infinity.
 struct Division {
   uint64_t divisor = 1, multiplier = 0;
@@ -35,31 +35,31 @@ struct Tiling {
   int64_t N, C, S, elements;
   int32_t channels_last;
   int32_t vector;  // elements that a thread moves at once: 16 bytes, or one element
-  int32_t mixed;   // the elements of a vector may belong to several channels; then the walk goes down columns
+  int32_t mixed;   // a vector's elements may belong to several channels; the walk is then down_columns
   Walk walk;
-  int32_t fold;            // rows side by side in one of the matrix
+  int32_t fold;            // rows of the tensor in one row of the matrix
   int64_t rows;            // of the matrix
-  int64_t row_vectors;     // of a row of the matrix
-  int32_t tile_vectors;    // of a row of a full tile
+  int64_t row_vectors;     // vectors in a row of the matrix
+  int32_t tile_vectors;    // vectors in a row of a full tile
   int32_t tile_channels;   // of a full tile
   int32_t tiles;           // the last one may be narrower
-  int32_t channel_length;  // elements of one channel side by side: S, or 1 where channels come last
-  int32_t threads;         // of a block
+  int32_t channel_length;  // contiguous elements of one channel: S, or 1 for channels_last
+  int32_t threads;         // per block
   int32_t group;           // blocks that share a tile
-  int32_t groups;          // that run side by side; group i takes tiles i, i + groups, ...
-  int32_t interleaved;     // the blocks of a group take passes in turn, instead of a stretch each
+  int32_t groups;          // groups that run at once; group i takes tiles i, i + groups, ...
+  int32_t interleaved;     // the blocks of a group take passes in turn, instead of a range each
 
-  // What derive() makes of the fields above, because a division of 64 bits takes a hundred instructions.
-  int64_t units;        // of a tile: rows where threads go down columns, else vectors
-  int64_t unit_share;   // units of each block; the rest goes to the first blocks:
-  int32_t unit_rest;    // a unit each, or if they are interleaved, up to a pass each
-  int32_t pass_units;   // that a block takes in one pass
-  int32_t pass_rows;    // rows in a pass, where threads go down columns
+  // Computed by derive(), because a 64-bit division takes a hundred instructions.
+  int64_t units;        // in a tile: rows if the walk is down_columns, else vectors
+  int64_t unit_share;   // units of each block; unit_rest more go to the first blocks:
+  int32_t unit_rest;    // one each, or up to a pass each if they are interleaved
+  int32_t pass_units;   // units that a block takes in one pass
+  int32_t pass_rows;    // rows in a pass, if the walk is down_columns
   int64_t passes;       // of the busiest block; some of its threads have one less
   int32_t unit_values;  // values of each channel in a unit
-  int32_t iterations;   // how often a group takes a tile, at most
+  int32_t iterations;   // the most tiles that a group takes
   Division by_tile_vectors;
-  int64_t turn;  // units from one of a block's passes to the next
+  int64_t turn;  // units between two passes of a block
   Division by_turn;
   uint32_t row_multiplier, row_shift;  // the same for dividends below 2^31, see row_of()
 
@@ -81,8 +81,8 @@ struct Tiling {
     row_multiplier = static_cast<uint32_t>(((uint64_t{1} << (32 + row_shift)) - 1) / tile_vectors + 1);
   }
 
-  // place / tile_vectors for place < 2^31, where a row has two vectors or more: multiplier * divisor exceeds
-  // 2^(32 + shift) by less than the divisor, at most 2^(shift + 1), which is too little to show.
+  // Returns place / tile_vectors for place < 2^31 and tile_vectors > 1. Exact, because multiplier * divisor
+  // exceeds 2^(32 + shift) by less than the divisor, which is at most 2^(shift + 1).
   FUSED_BN_HOST_DEVICE uint32_t row_of(uint32_t place) const {
 #if defined(__CUDA_ARCH__)
     return __umulhi(place, row_multiplier) >> row_shift;
@@ -109,8 +109,9 @@ struct Tiling {
   }
 };
 
-// A thread's vectors in its block's part of a tile, one a pass. Offsets of 32 bits save an instruction for
-// each access. A place is the number of vectors since the start of the first row; of mixed ones, the offset.
+// A thread's vectors in its block's part of a tile, one per pass. 32-bit offsets save an instruction per
+// access. A place is a vector's index in the tile, from the start of the first row; for mixed vectors, the
+// offset.
 template <bool mixed>
 class Vectors {
  public:
@@ -145,18 +146,18 @@ class Vectors {
   }
 
   FUSED_BN_HOST_DEVICE int64_t count() const { return count_; }
-  // The current one lies at start() + offset(), in vectors from the tensor's beginning.
+  // The current vector is number start() + offset() of the tensor.
   FUSED_BN_HOST_DEVICE int64_t start() const { return start_; }
   FUSED_BN_HOST_DEVICE uint32_t offset() const {
     if constexpr (mixed) return place_;
     return place_ + t_.row_of(place_) * static_cast<uint32_t>(t_.row_vectors - t_.tile_vectors);
   }
   FUSED_BN_HOST_DEVICE int64_t position() const { return start_ + offset(); }
-  // Within the tile's row; the same for all, where that matters.
+  // The first vector's column in the tile. Down columns, all of a thread's vectors have it.
   FUSED_BN_HOST_DEVICE int column() const { return column_; }
 
   FUSED_BN_HOST_DEVICE void next() { place_ += stride_; }
-  // Moves the start on, before offsets grow beyond 32 bits.
+  // Advances the start, before offsets exceed 32 bits.
   FUSED_BN_HOST_DEVICE void rebase() {
     if constexpr (mixed) {
       start_ += place_;

@@ -1,1 +1,1 @@
-"""What nvcc makes of the CUDA kernels, read without a GPU."""
+"""Checks the code that nvcc generates for the CUDA kernels, without a GPU."""

@@ -10,8 +10,8 @@ from tests.cuda.reports import Code
 
 
 def counts_of(kernel: Kernel, code: Code) -> str:
-    """Instructions an element of each loop, where the loops of its curve have no inner ones."""
-    if kernel.vector == 1 or kernel.curve == "other":
+    """Instructions per element of each hot loop. Empty if the loops have inner loops."""
+    if kernel.vector == 1 or kernel.kind == "other":
         return ""
     found = {name: phase.per_element() for name, phase in phases(kernel, code).items()}
     text = " + ".join(f"{name} {count:.2f}" for name, count in found.items())

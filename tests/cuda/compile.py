@@ -1,7 +1,7 @@
 """Compiles csrc/cuda/host/*.cu as setup.py does, for one architecture at a time, into build/cuda/.
 
-A directory there is named by a hash of the source, of all that it includes, of the flags and of nvcc's
-version; it holds the cubin, the report of ptxas and the listing of nvdisasm. A second call compiles nothing.
+The name of a directory there is a hash of the source, of all that it includes, of the flags and of nvcc's
+version. It holds the cubin, the report of ptxas and the output of nvdisasm. A second call compiles nothing.
 """
 
 import functools
@@ -24,7 +24,7 @@ from tests.simt.build import CompileError, digest, included_files
 CACHE = setup.ROOT / "build" / "cuda"
 INCLUDE = setup.ROOT / "csrc"
 SOURCES = tuple(sorted(INCLUDE.glob("cuda/host/*.cu")))
-# torch's own come first, as in the build of an extension.
+# torch's headers come first, as in the build of an extension.
 FLAGS = (*cpp_extension.COMMON_NVCC_FLAGS, "--compiler-options", "-fPIC", "-std=c++17", *setup.NVCC_FLAGS)
 
 
@@ -36,7 +36,7 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def compiled(source: Path, architecture: int) -> Path:
-    """The directory with cubin and report; whole or not at all, whoever else makes it."""
+    """The directory with cubin and report. Atomic, also if another process makes it."""
     flags = [*FLAGS, f"-arch=sm_{architecture}"]
     texts = [f"{path.name}\n{path.read_text()}" for path in included_files(source, [INCLUDE])]
     key = digest(toolchain.version(toolchain.nvcc()), *flags, *texts)
@@ -57,7 +57,7 @@ def move(unfinished: Path, target: Path) -> None:
     try:
         unfinished.rename(target)
     except OSError:
-        if not target.exists():  # else another process has just made the same
+        if not target.exists():  # another process may have made it
             raise
 
 
@@ -67,7 +67,7 @@ def all_compiled(architecture: int) -> list[Path]:
 
 
 def listing(directory: Path) -> list[str]:
-    """What nvdisasm says of the cubin in it, by lines."""
+    """The lines that nvdisasm prints for the directory's cubin."""
     tool = toolchain.nvdisasm()
     assert tool is not None
     kept = directory / f"sass-{digest(toolchain.version(tool))}.gz"

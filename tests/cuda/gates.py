@@ -15,41 +15,41 @@ THREADS, MERGE_THREADS = 256, 512  # kThreads and kMergeThreads in csrc/cuda/par
 
 
 def faults_of_presence(found: Iterable[Kernel]) -> list[str]:
-    """Each combination of template arguments that can be launched is compiled, and no other."""
+    """Exactly the combinations of template arguments that can be launched are compiled."""
     counts = Counter(found)
     missing = [f"missing: {kernel}" for kernel in sorted(EXPECTED - set(counts))]
     extra = [f"not in dispatch.h: {kernel}" for kernel in sorted(set(counts) - EXPECTED)]
     return missing + extra + [f"twice: {kernel}" for kernel, count in counts.items() if count > 1]
 
 
-# ---- registers and memory of a block
+# ---- registers and memory per block
 
 
 def blocks_by_registers(registers: int) -> int:
-    """That a multiprocessor holds."""
+    """Blocks that fit a multiprocessor."""
     return REGISTERS // (THREADS * 8 * -(-registers // 8))
 
 
 def most_registers(kernel: Kernel, architecture: int) -> int:
     if kernel.name == "merge":
         return REGISTERS // MERGE_THREADS
-    # What the planner counts on: blocks_by_registers() in csrc/cuda/params.h.
+    # Must match blocks_by_registers() in csrc/cuda/params.h.
     if is_resident(kernel):
         backward = kernel.name.endswith("backward")
         fewer = (backward and (kernel.mixed or architecture >= 100)) or architecture >= 120
-        blocks = (3 if fewer else 4) - (kernel.curve == "other")
+        blocks = (3 if fewer else 4) - (kernel.kind == "other")
     else:
-        blocks = 1 if kernel.curve == "other" else 2 if kernel.mixed else 3
+        blocks = 1 if kernel.kind == "other" else 2 if kernel.mixed else 3
     return min(REGISTERS // (THREADS * blocks) // 8 * 8, MOST_REGISTERS)
 
 
 def faults_of_usage(kernel: Kernel, architecture: int, usage: Usage) -> list[str]:
-    """Registers hold everything, and as many blocks find enough of them as share a multiprocessor."""
+    """Nothing spills, and the registers suffice for all blocks of a multiprocessor."""
     sizes = {
         "stack frame": usage.stack,
         "spill stores": usage.spill_stores,
         "spill loads": usage.spill_loads,
-        "static shared memory": usage.static_shared,  # the planner lays it out, and knows of no other
+        "static shared memory": usage.static_shared,  # the planner counts dynamic shared memory only
     }
     faults = [f"{kernel}: {size} bytes of {what}" for what, size in sizes.items() if size != 0]
     most = most_registers(kernel, architecture)
@@ -58,7 +58,7 @@ def faults_of_usage(kernel: Kernel, architecture: int, usage: Usage) -> list[str
     return faults
 
 
-# ---- instructions that the design counts on
+# ---- instructions that the design relies on
 
 
 def is_resident(kernel: Kernel) -> bool:
@@ -66,15 +66,15 @@ def is_resident(kernel: Kernel) -> bool:
 
 
 def is_relu(kernel: Kernel, *elements: str) -> bool:
-    """Of forward's results, on a way of its own."""
+    """Whether the kernel is compiled for the results of forward with ReLU."""
     writes = kernel.name in ("resident_forward", "apply_forward")
-    return writes and kernel.curve == "relu" and kernel.element in elements
+    return writes and kernel.kind == "relu" and kernel.element in elements
 
 
 class Instruction(NamedTuple):
-    name: str  # a pattern of all of it
-    since: int  # the first architecture that has it
-    kernels: Callable[[Kernel], bool]  # that have it; all others lack it
+    name: str  # a pattern of the whole name
+    since: int  # the first architecture with it
+    kernels: Callable[[Kernel], bool]  # those with it; all others must not have it
 
 
 INSTRUCTIONS = {
@@ -116,12 +116,12 @@ def faults_of_flight(kernel: Kernel, code: Code) -> list[str]:
     return [f"{kernel}: {found} vectors in flight, of {needed}"] if found < needed else []
 
 
-# ---- instructions an element
+# ---- instructions per element
 
-# The prototypes that were timed on an H200, counted in the same way, and 15 % more. On top of that:
-# - Forward of half types subtracts the mean, which the prototypes folded into the shift: that loses all
-#   digits where the mean is much larger than the deviation.
-# - Backward multiplies by the scale, which they folded into the slope, whose values near 1e30 would be 0.
+# 15% more than the prototypes, which were timed on an H200 and are counted in the same way. In addition:
+# - Forward of half types subtracts the mean. The prototypes had it in the shift, which loses all digits if
+#   the mean is much larger than the deviation.
+# - Backward multiplies by the scale. The prototypes had it in the slope, which is 0 for values near 1e30.
 CENTRED, SCALED = 1.0, 1.0
 MOST_AN_ELEMENT = {
     "resident_forward f32": 1.15 * 9.5,
@@ -131,7 +131,7 @@ MOST_AN_ELEMENT = {
     # an address takes one instruction; in a loop it takes two, when loading and when storing.
     "resident_forward half mixed": 8.85,
     "resident_backward f32": 1.15 * 17.7 + SCALED,
-    "resident_backward f32 mixed": 1.15 * 17.7 + SCALED,  # has no prototype of its own
+    "resident_backward f32 mixed": 1.15 * 17.7 + SCALED,  # has no prototype
     "resident_backward half": 1.15 * 19.5 + SCALED,
     "resident_backward half mixed": 1.15 * 15 + SCALED,
     "reduce_forward half mixed": 1.15 * 6,
@@ -162,8 +162,8 @@ def kind_of(kernel: Kernel) -> str:
 
 
 def faults_of_counts(kernel: Kernel, code: Code) -> list[str]:
-    """Instructions an element on the plain way of ReLU, and of an evaluation. A vector moves at once."""
-    if kernel.vector == 1 or kernel.curve not in ("relu", ""):
+    """Instructions per element on the plain path of ReLU and of evaluation, for whole vectors."""
+    if kernel.vector == 1 or kernel.kind not in ("relu", ""):
         return []
     found, kind, faults = phases(kernel, code), kind_of(kernel), []
     names = ("load", "sum", "apply") if is_resident(kernel) else (kernel.name.split("_")[0],)

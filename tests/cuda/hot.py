@@ -1,4 +1,4 @@
-"""The loops that handle elements, on their plain way: without a mask, a residual or sums of smaller values.
+"""The loops over elements, on their plain path: without a mask, a residual or scaled sums.
 
 Instructions an element are those of a loop's body over the elements that it handles; in backward, for one
 element of x and of dy together. So they lack what a block pays once.
@@ -11,7 +11,7 @@ from tests.cuda.loops import Moved, in_flight, loops, straight_loops, way_throug
 from tests.cuda.reports import Code, operation
 
 # As in csrc/cuda/kernels: vectors of a tensor that a thread of the streamed kernels loads before it uses one
-# (kSumAhead, kApplyAhead), and that one of the resident kernel copies in a turn of its loop.
+# (kSumAhead, kApplyAhead), and that a thread of the resident kernel copies in an iteration of its loop.
 AHEAD = {"reduce_forward": 8, "reduce_backward": 4, "apply_forward": 4, "apply_backward": 4}
 COPIED = 8
 SMALLER = "8.27180612553"  # kSmaller = 2^-80, of sums that overflow
@@ -34,7 +34,7 @@ def is_apply(kernel: Kernel) -> bool:
 
 
 def moved_of(kernel: Kernel) -> Moved:
-    """By a streamed kernel, of one chunk."""
+    """Vectors that a streamed kernel loads for one chunk."""
     vectors = AHEAD[kernel.name]
     return vectors * tensors_of(kernel), vectors if is_apply(kernel) else 0
 
@@ -44,7 +44,7 @@ def is_plain(way: list[str]) -> bool:
 
 
 def resident_phases(kernel: Kernel, code: Code) -> dict[str, Phase]:
-    """The longest loop of each kind: the others take what is left by a turn of several vectors."""
+    """The longest loop of each kind. The other ones handle the vectors that are left."""
     tensors, found = tensors_of(kernel), dict[str, Phase]()
     for body in filter(is_plain, straight_loops(code)):
         copies, loads, stores = (sum(wide(each, name) for each in body) for name in ("LDGSTS", "LDS", "STG"))
@@ -61,7 +61,7 @@ def resident_phases(kernel: Kernel, code: Code) -> dict[str, Phase]:
 
 
 def full_chunks(kernel: Kernel, code: Code) -> list[list[str]]:
-    """Of the streamed kernels: the ways through a loop on which all of a chunk's vectors exist."""
+    """The paths of a streamed kernel's loops on which all of a chunk's vectors exist."""
     ways = [way_through(code, first, [last], moved_of(kernel)) for first, last in loops(code)]
     return [way for way in ways if way]
 
@@ -75,14 +75,12 @@ def phases(kernel: Kernel, code: Code) -> dict[str, Phase]:
 
 
 def whole_way(kernel: Kernel, code: Code) -> list[str]:
-    """All that a thread of an apply pass executes which has one chunk and no part in preparing the channels'
-    numbers: the shortest way. Evaluation is no more than that.
-    """
+    """The shortest path through an apply pass: one chunk, and no channel to prepare. Evaluation takes it."""
     ends = [i for i, instruction in enumerate(code.instructions) if operation(instruction) == "EXIT"]
     return way_through(code, 0, ends, moved_of(kernel), min)
 
 
 def least_in_flight(kernel: Kernel, code: Code) -> int:
-    """Vectors in flight on the worst of a streamed kernel's ways; 0 where one is missing."""
+    """The fewest vectors in flight on a streamed kernel's paths; 0 if a path is missing."""
     ways = [*full_chunks(kernel, code), *([whole_way(kernel, code)] if is_apply(kernel) else [])]
     return min(map(in_flight, ways), default=0)

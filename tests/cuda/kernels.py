@@ -1,13 +1,13 @@
-"""The kernels that csrc/cuda/kernels/dispatch.h instantiates, and their names as the compiler writes them."""
+"""The kernels that csrc/cuda/kernels/dispatch.h instantiates, and their mangled names."""
 
 import itertools
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Elements of a vector of 16 bytes. Double precision, and what is not aligned, goes element by element.
+# Elements of a 16-byte vector. Double precision and unaligned tensors use single elements.
 WIDE = {"f32": 4, "bf16": 8, "f16": 8}
-CURVES = ("relu", "leaky_relu", "other")  # as they are numbered; no activation runs as the second
+KINDS = ("relu", "leaky_relu", "other")  # as they are numbered; no activation runs as the second
 
 
 class Kernel(NamedTuple):
@@ -15,23 +15,23 @@ class Kernel(NamedTuple):
     element: str
     vector: int = 1
     mixed: bool = False
-    curve: str = ""
+    kind: str = ""
 
     def __str__(self) -> str:
-        parts = (self.name, self.element, f"x{self.vector}", "mixed" if self.mixed else "", self.curve)
+        parts = (self.name, self.element, f"x{self.vector}", "mixed" if self.mixed else "", self.kind)
         return " ".join(part for part in parts if part)
 
 
 def kernels_of(element: str) -> Iterator[Kernel]:
     vectors = [(1, False, "other")]
     if element in WIDE:
-        vectors += itertools.product((WIDE[element],), (False, True), CURVES)
-    for vector, mixed, curve in vectors:
+        vectors += itertools.product((WIDE[element],), (False, True), KINDS)
+    for vector, mixed, kind in vectors:
         yield Kernel("reduce_forward", element, vector, mixed)
         passes = ("resident", "reduce", "apply") if vector > 1 else ("reduce", "apply")
         for name in (f"{each}_{direction}" for each in passes for direction in ("forward", "backward")):
             if name != "reduce_forward":
-                yield Kernel(name, element, vector, mixed, curve)
+                yield Kernel(name, element, vector, mixed, kind)
 
 
 EXPECTED = frozenset(
@@ -47,7 +47,8 @@ ELEMENT = r"(?:NS\w*?_\d+(?P<struct>B?Float16)E|(?P<scalar>[fd]))"
 PASS = (
     r"\d+batch_normINS\w*?_\d+(?P<kernel>Resident|Reduce|Apply)INS\w*?_\d+(?P<direction>Forward|Backward)I"
     + ELEMENT
-    + r"Li(?P<vector>\d)ELb(?P<mixed>[01])ELNS\w*?5CurveE(?P<curve>[0-2])E(?:Lb[01]E)?E+vNT_6ParamsE$"
+    + r"Li(?P<vector>\d)ELb(?P<mixed>[01])ELNS\w*?14ActivationKindE(?P<kind>[0-2])E"
+    + r"(?:Lb[01]E)?E+vNT_6ParamsE$"
 )
 MERGE = r"\d+batch_norm_mergeI(?P<merged>[fd])EEv"
 
@@ -65,5 +66,5 @@ def kernel_of(entry: str) -> Kernel:
         MANGLED_ELEMENTS[found["struct"] or found["scalar"]],
         int(found["vector"]),
         found["mixed"] == "1",
-        "" if name == "reduce_forward" else CURVES[int(found["curve"])],
+        "" if name == "reduce_forward" else KINDS[int(found["kind"])],
     )

@@ -1,4 +1,4 @@
-"""Loops in a kernel's code, and the instructions that a thread executes on its way through them."""
+"""Loops in a kernel's code, and the instructions that a thread executes in them."""
 
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 from tests.cuda.reports import Code
 
-# Where a condition stands before the target, or a predicate before it all, the branch may be passed by. Not
-# what a warp does whose lanes have parted (BRA.DIV), nor a call of a subroutine, whose label has a name ($);
-# but ptxas also leaves loops by a call.
+# A branch with a condition or a predicate may not be taken. Excludes branches of diverged warps (BRA.DIV)
+# and calls of subroutines, whose labels contain $. ptxas also leaves loops by calls.
 BRANCH = re.compile(r"\b(?:BRA(?!\.DIV)[\w.]*|CALL\.REL\.NOINC)\s+(.*?)`\((\.L\w+)\)")
 END = re.compile(r"EXIT|RET|BRX")
 
@@ -16,7 +15,7 @@ Moved = tuple[int, int]  # loads and stores of 16 bytes
 
 
 class Way(NamedTuple):
-    """From an instruction to the end."""
+    """A path from an instruction to the end."""
 
     length: int
     instruction: str
@@ -33,13 +32,13 @@ def successors(code: Code, at: int) -> list[int]:
 
 
 def loops(code: Code) -> Iterator[tuple[int, int]]:
-    """The first and the last instruction of each."""
+    """The first and last instruction of each loop."""
     for last in range(len(code.instructions)):
         yield from ((first, last) for first in successors(code, last) if first < last)
 
 
 def straight_loops(code: Code) -> Iterator[list[str]]:
-    """The bodies of those without a branch."""
+    """The bodies of the loops without a branch."""
     for first, last in loops(code):
         body = code.instructions[first : last + 1]
         if not any(re.search(r"\b(?:BRA|CALL|EXIT)\b", each) for each in body[:-1]):
@@ -47,8 +46,8 @@ def straight_loops(code: Code) -> Iterator[list[str]]:
 
 
 def wide(instruction: str, name: str) -> bool:
-    """An access to 16 bytes of elements: not of an exchange's words, which are of another kind, and not under
-    a predicate, as those of a rest that is no full chunk.
+    """Whether this accesses 16 bytes of elements. Excludes an exchange's words, and accesses with a
+    predicate, which belong to chunks that are not full.
     """
     return re.match(rf"{name}\b(?!.*\.STRONG).*\.128\b", instruction) is not None
 
@@ -56,8 +55,8 @@ def wide(instruction: str, name: str) -> bool:
 def way_through(
     code: Code, first: int, ends: Collection[int], moved: Moved, better: Callable[[int, int], int] = max
 ) -> list[str]:
-    """The longest way (or shortest, with min) from first to one of the ends, without a step back, that makes
-    so many loads and stores; empty where there is none.
+    """The longest (or with min, shortest) forward path from first to one of the ends that has these numbers
+    of loads and stores; empty if there is none.
     """
     ways: dict[int, dict[Moved, Way]] = {}
     for at in range(max(ends), first - 1, -1):
@@ -83,7 +82,7 @@ def way_through(
 
 
 def in_flight(way: list[str]) -> int:
-    """The most loads of 16 bytes that are issued before what one of them loads is used."""
+    """The most 16-byte loads that are issued before the result of one is used."""
     most, count = 0, 0
     loaded: set[int] = set()
     for instruction in way:

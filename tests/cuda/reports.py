@@ -1,4 +1,4 @@
-"""Reads what ptxas reports of each kernel (-Xptxas -v), and the code that nvdisasm lists."""
+"""Parses the reports of ptxas (-Xptxas -v) and the output of nvdisasm."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ from tests.cuda.kernels import Kernel, kernel_of
 
 
 class Usage(NamedTuple):
-    """What one kernel takes: registers of a thread, and bytes."""
+    """The resources of a kernel: registers per thread, and bytes."""
 
     registers: int
     stack: int
@@ -24,7 +24,7 @@ def number_before(text: str, unit: str) -> int | None:
 
 
 def read_usage(report: str) -> dict[Kernel, Usage]:
-    """The report of one compilation. ValueError where it lacks a number that it must hold."""
+    """Parses the report of one compilation. Raises ValueError if a number is missing."""
     _, *parts = re.split(r"Compiling entry function '(\w+)'", report)
     found: dict[Kernel, Usage] = {}
     for entry, text in zip(parts[::2], parts[1::2], strict=True):
@@ -41,7 +41,7 @@ def read_usage(report: str) -> dict[Kernel, Usage]:
 
 
 class Code(NamedTuple):
-    """A kernel's instructions, and before which of them each label stands."""
+    """A kernel's instructions, and the position of each label."""
 
     instructions: list[str]  # "@!P0 LDG.E.128 R4, desc[UR6][R2.64]"
     labels: dict[str, int]
@@ -51,7 +51,7 @@ class Code(NamedTuple):
 
 
 def operation(instruction: str) -> str:
-    """Its full name: "LDG.E.128"."""
+    """The instruction's full name: "LDG.E.128"."""
     return re.sub(r"^@\S+\s+", "", instruction).split(maxsplit=1)[0]
 
 
@@ -61,7 +61,7 @@ INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*(?:\(\*.*\*\))?\s*;")
 
 
 def read_code(listing: Iterable[str]) -> dict[Kernel, Code]:
-    """The lines of `nvdisasm -c`. What a kernel calls stands in its own section, and counts as its own."""
+    """Parses the lines of `nvdisasm -c`. A kernel's section also contains the functions that it calls."""
     found: dict[Kernel, Code] = {}
     current: Code | None = None
     for line in listing:

@@ -1,5 +1,5 @@
-"""Every kernel, for every architecture that a wheel holds: compiled, without spills, in the instructions that
-the design counts on, and of these no more an element than the prototypes had.
+"""Every kernel, for every architecture of a wheel, is compiled, does not spill, and has the instructions that
+the design relies on, with no more per element than the prototypes had.
 
 `make test` looks at one architecture, `make gates` at all of them; `python -m tests.cuda` prints the figures.
 """
@@ -44,15 +44,13 @@ def architecture(request: pytest.FixtureRequest) -> int:
 
 @needs_nvcc
 def test_every_kernel_is_compiled(architecture: int) -> None:
-    """A combination that the planner can ask for and nobody instantiated, or one that nobody asks for."""
+    """The instances are those that the planner can select."""
     assert faults_of_presence(kernel for kernel, _ in build.usages(architecture)) == []
 
 
 @needs_nvcc
 def test_nothing_spills(architecture: int) -> None:
-    """A spill costs memory traffic that no measurement of correctness shows; too many registers, blocks that
-    run side by side.
-    """
+    """A spill costs memory traffic; too many registers reduce the number of blocks."""
     found = build.usages(architecture)
     assert [fault for kernel, usage in found for fault in faults_of_usage(kernel, architecture, usage)] == []
 

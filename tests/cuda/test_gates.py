@@ -1,4 +1,4 @@
-"""That each build gate lets the right kernels through and finds the fault that it is there for."""
+"""Each build gate accepts right kernels and finds its fault."""
 
 import pytest
 
@@ -16,13 +16,15 @@ from tests.cuda.reports import Code, Usage, read_code, read_usage
 UNIT = "_ZN8fused_bn4cuda53_GLOBAL__N__883e3cdb_14_kernels_f16_cu_9f98bca7_31899"
 PASS, END = f"{UNIT}10batch_normINS0_", "EEEEvNT_6ParamsE"
 ENTRIES = {
-    f"{PASS}8ResidentINS0_7ForwardINS_7Float16ELi8ELb1ELNS_5CurveE0E{END}": Kernel(
+    f"{PASS}8ResidentINS0_7ForwardINS_7Float16ELi8ELb1ELNS_14ActivationKindE0E{END}": Kernel(
         "resident_forward", "f16", 8, True, "relu"
     ),
-    f"{PASS}5ApplyINS0_8BackwardIfLi4ELb0ELNS_5CurveE2ELb0E{END}": Kernel(
+    f"{PASS}5ApplyINS0_8BackwardIfLi4ELb0ELNS_14ActivationKindE2ELb0E{END}": Kernel(
         "apply_backward", "f32", 4, False, "other"
     ),
-    f"{PASS}6ReduceINS0_7ForwardINS_8BFloat16ELi1ELb0ELNS_5CurveE0E{END}": Kernel("reduce_forward", "bf16"),
+    f"{PASS}6ReduceINS0_7ForwardINS_8BFloat16ELi1ELb0ELNS_14ActivationKindE0E{END}": Kernel(
+        "reduce_forward", "bf16"
+    ),
     f"{UNIT}16batch_norm_mergeIdEEvNS0_11MergeParamsE": Kernel("merge", "f64"),
 }
 ENTRY, OTHER_ENTRY = list(ENTRIES)[:2]
@@ -35,16 +37,18 @@ class TestNames:
     def test_are_read_as_the_compiler_writes_them(self, entry: str) -> None:
         assert kernel_of(entry) == ENTRIES[entry]
 
-    @pytest.mark.parametrize("entry", ["_Z6kernelv", ENTRY.replace("CurveE0", "CurveE3"), ENTRY[:-30]])
+    @pytest.mark.parametrize(
+        "entry", ["_Z6kernelv", ENTRY.replace("ActivationKindE0", "ActivationKindE3"), ENTRY[:-30]]
+    )
     def test_of_anything_else_are_refused(self, entry: str) -> None:
-        """A kernel that the gates would not look at."""
+        """The gates would skip such a kernel."""
         with pytest.raises(ValueError, match="is no kernel"):
             kernel_of(entry)
 
 
 class TestPresence:
     def test_expects_every_combination_once(self) -> None:
-        """Of three types 2 x (1 + 5 x 3) of vectors and 4 of single elements; 4 of f64; 2 of the merge."""
+        """Each of three types has 2 x (1 + 5 x 3) with vectors and 4 with single elements; f64 4; merge 2."""
         assert len(EXPECTED) == 3 * (2 * (1 + 5 * 3) + 4) + 4 + 2
         assert faults_of_presence(EXPECTED) == []
 
@@ -99,7 +103,7 @@ class TestUsage:
             (RESIDENT, 120, 80, 3),
             (backward, 90, 80, 3),
             (backward._replace(mixed=False), 90, 64, 4),
-            (backward._replace(curve="other"), 90, 128, 2),
+            (backward._replace(kind="other"), 90, 128, 2),
             (APPLY, 90, 80, 3),
             (APPLY._replace(mixed=True), 90, 128, 2),
         ):
@@ -201,7 +205,7 @@ class TestInstructions:
 
 
 def apply_pass(before: str = "NOP", loads: str = "NOP", results: str = "NOP") -> Code:
-    """A loop over chunks of four vectors, of which the last is no full one."""
+    """A loop over chunks of four vectors, the last of which is not full."""
     return code_of(f"""\
 {before}
 .L_x_1:

@@ -1,4 +1,4 @@
-"""Where nvcc and nvdisasm are. `python -m tests.cuda.toolchain` fails where one of them is missing."""
+"""Finds nvcc and nvdisasm. `python -m tests.cuda.toolchain` fails if one of them is missing."""
 
 import functools
 import importlib.metadata
@@ -17,7 +17,7 @@ PACKAGE = "nvidia-cuda-nvdisasm"  # its version is in .ci/requirements-cuda.txt
 
 @functools.cache
 def toolkit() -> setup.Toolkit | None:
-    """The one that a build would take."""
+    """The toolkit that a build would use."""
     return setup.find_toolkit(os.environ, torch.version.cuda)
 
 
@@ -29,7 +29,7 @@ def nvcc() -> Path:
 
 @functools.cache
 def nvdisasm() -> Path | None:
-    """From its package, whose version is known, else from PATH or from the toolkit."""
+    """nvdisasm of the Python package, whose version is fixed, else of PATH or the toolkit."""
     try:
         files = importlib.metadata.files(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError:

@@ -41,7 +41,7 @@ int blocks_by_registers(const Function& f) {
   using fused_bn::cuda::Kernel;
   if (f.name.pass == Pass::merge) return fused_bn::cuda::kMergeThreads / fused_bn::cuda::kThreads;
   return fused_bn::cuda::blocks_by_registers(compiled_for(), static_cast<Kernel>(f.name.pass),
-                                             f.name.backward, f.name.mixed, f.name.curve);
+                                             f.name.backward, f.name.mixed, f.name.kind);
 }
 
 int active_blocks(const Function& f, int threads, int64_t shared_bytes) {

@@ -6,12 +6,12 @@
 namespace cuda_device {
 namespace {
 
-using fused_bn::Curve;
+using fused_bn::ActivationKind;
 using fused_bn::DType;
 
 bool has(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
-// "float", "4", "false", "(fused_bn::Curve)1" of "Forward<float, 4, false, (fused_bn::Curve)1>".
+// "float", "4" and "(fused_bn::ActivationKind)1" of "Forward<float, 4, (fused_bn::ActivationKind)1>".
 std::vector<std::string> template_arguments(const std::string& text, const char* of) {
   const auto begin = text.find(of);
   if (begin == std::string::npos) throw std::runtime_error("there is no " + std::string(of) + " in " + text);
@@ -51,22 +51,22 @@ KernelName parse_name(const std::string& demangled) {
   name.dtype = dtype_of(arguments.at(0));
   name.vectors = arguments.at(1) != "1";
   name.mixed = arguments.at(2) == "true";
-  name.curve = static_cast<Curve>(std::stoi(arguments.at(3).substr(arguments.at(3).find(')') + 1)));
+  name.kind = static_cast<ActivationKind>(std::stoi(arguments.at(3).substr(arguments.at(3).find(')') + 1)));
   return name;
 }
 
 std::string KernelName::text() const {
   static const char* const passes[] = {"resident", "reduce", "apply", "merge"};
   static const char* const dtypes[] = {"f32", "f64", "bf16", "f16"};
-  static const char* const curves[] = {"relu", "leaky_relu", "other"};
+  static const char* const kinds[] = {"relu", "leaky_relu", "other"};
   if (!has(mangled, "batch_norm")) return mangled;
   std::string text = passes[static_cast<int>(pass)];
   if (pass != Pass::merge) text += backward ? " backward" : " forward";
   text += std::string(" ") + dtypes[static_cast<int>(dtype)];
   if (pass == Pass::merge) return text;
   text += !vectors ? " elements" : mixed ? " mixed vectors" : " vectors";
-  const bool any_curve = pass == Pass::reduce && !backward;
-  return any_curve ? text : text + " " + curves[static_cast<int>(curve)];
+  const bool any_kind = pass == Pass::reduce && !backward;
+  return any_kind ? text : text + " " + kinds[static_cast<int>(kind)];
 }
 
 }  // namespace cuda_device

@@ -15,7 +15,7 @@ struct KernelName {
   bool backward = false;
   fused_bn::DType dtype = fused_bn::DType::f32;  // merge: of the statistics
   bool vectors = false, mixed = false;
-  fused_bn::Curve curve = fused_bn::Curve::other;
+  fused_bn::ActivationKind kind = fused_bn::ActivationKind::other;
 
   // As the executor names its instances: "resident forward f32 vectors relu". The mangled name of a kernel
   // that is not ours.

@@ -13,7 +13,7 @@ uint64_t words_stored = 0;
 
 namespace {
 
-// There is no guard page, so a kernel is stopped before the end of its stack.
+// There are no guard pages, so a kernel is stopped before the end of its stack.
 constexpr size_t kStackReserve = 8 * 1024;
 
 const char* name(Wait wait) {
@@ -110,7 +110,8 @@ Block::Block(Scheduler& scheduler, Grid& grid, int64_t index, Fiber* const* fibe
 }
 
 bool Block::round(const bool* failed) {
-  // Another walk over the fibers in each round: from anywhere, by a step that meets all of them.
+  // Each round visits all fibers in another order: from a random one on, with a stride coprime to their
+  // number.
   int i = 0, step = 1;
   if (scheduler_.shuffled) {
     i = scheduler_.random.below(threads_);
@@ -233,7 +234,7 @@ void Block::init_barrier(const uint64_t* barrier, uint32_t bytes) {
   push_barrier_.cluster_barriers = fiber.cluster_barriers + fiber.arrived;
 }
 
-// Relaxed, and so nothing that ThreadSanitizer should know of.
+// Relaxed, so that ThreadSanitizer sees no synchronisation.
 void Block::arrive_cluster() {
   Fiber& fiber = *scheduler_.current;
   if (fiber.arrived) fault("arrive_cluster a second time without wait_cluster");

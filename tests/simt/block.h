@@ -46,7 +46,7 @@ struct Copy {
   const void* from;
 };
 
-// A CUDA thread while its block runs; the stack and the context serve the threads of later blocks too.
+// A CUDA thread while its block runs. Threads of later blocks reuse its stack and context.
 struct Fiber {
   Context context;
   char* stack = nullptr;
@@ -54,20 +54,20 @@ struct Fiber {
   Block* block = nullptr;
   int thread = 0;
   Wait wait = Wait::nothing;
-  const uint64_t* counter = nullptr;  // whose change it waits for,
-  uint64_t seen = 0;                  // from this
+  const uint64_t* counter = nullptr;  // it waits for a change of this
+  uint64_t seen = 0;                  // from this value
 
   std::vector<Copy> copies;
   size_t copied = 0;
-  bool arrived = false;           // at the cluster's barrier, for which it has not waited
-  uint64_t cluster_barriers = 0;  // that it has passed
-  uint64_t words_seen = 0;        // stored before it last looked
+  bool arrived = false;           // at the cluster's barrier, but has not waited yet
+  uint64_t cluster_barriers = 0;  // how many it has passed
+  uint64_t words_seen = 0;        // how many were stored before it last looked
 
   bool can_run() const;
 };
 
-// Whoever arrives waits for the generation to change, so that nobody falls through the next barrier. What is
-// announced alternates: who is ahead by one barrier has nothing to say to those who are behind.
+// Threads that arrive wait until the generation changes, so that none passes the next barrier too. Two
+// announced objects alternate: a thread that is one barrier ahead must not synchronise with those behind it.
 struct Barrier {
   uint64_t generation = 0;
   int arrived = 0;
@@ -92,11 +92,11 @@ struct PushBarrier {
   const void* place = nullptr;  // null until it is initialised
   uint64_t complete = 0;
   int64_t expected = 0;           // bytes
-  uint64_t cluster_barriers = 0;  // that do not tell others that it is initialised
+  uint64_t cluster_barriers = 0;  // those passed before others may rely on its initialisation
   char announced = 0;
 };
 
-// On its way from one block to another.
+// 16 bytes on the way from one block to another.
 struct Push {
   Bytes16 value;
   void* to;
@@ -104,7 +104,7 @@ struct Push {
   Write write;
 };
 
-// Its memory is never moved by a fiber, as ThreadSanitizer would take that for a race.
+// No fiber moves its memory, which ThreadSanitizer would report as a race.
 struct Cluster {
   static constexpr size_t kMostPushes = 4096;
 
@@ -113,26 +113,26 @@ struct Cluster {
   std::vector<Block*> blocks;
   std::vector<Push> pushes;
 
-  // Lets one of them arrive. Returns what is wrong with it, or nothing.
+  // Delivers one of them. Returns an error text, or an empty string.
   std::string deliver(size_t i);
 };
 
 struct Grid {
   const Launch& launch;
   const Kernel& kernel;
-  Grid* primary;  // whose dependent it is
+  Grid* primary;  // the grid that this one depends on
   bool has_dependent;
-  std::vector<int64_t> first_blocks;  // of clusters, in the order in which these start
-  uint64_t quiet;                     // blocks that have yet to call launch_dependents
-  uint64_t left;                      // blocks that have yet to end
-  char announced = 0;                 // by threads that end
+  std::vector<int64_t> first_blocks;  // of the clusters, in starting order
+  uint64_t quiet;                     // blocks that have not called launch_dependents()
+  uint64_t left;                      // blocks that have not ended
+  char announced = 0;                 // by ending threads
 };
 
-// What the worker that runs a block shares with it.
+// Shared by a worker and the block that it runs.
 struct Scheduler {
   Context context;
   Random random{0};
-  uint64_t until_visit = 0;  // accesses to memory, until another thread goes first
+  uint64_t until_visit = 0;  // memory accesses until another thread runs
   bool shuffled = false;
   Fiber* current = nullptr;
 
@@ -141,18 +141,18 @@ struct Scheduler {
 
 class Block {
  public:
-  // fibers[0 .. threads) are the block's until it has ended.
+  // The block uses fibers[0 .. threads) until it has ended.
   Block(Scheduler& scheduler, Grid& grid, int64_t index, Fiber* const* fibers, GuardedMemory& shared,
         Cluster& cluster);
 
-  // Lets every fiber run that can; true where one did. Stops at a fault.
+  // Runs every fiber that can run. Returns whether one did. Stops at a fault.
   bool round(const bool* failed);
   bool ended() const { return ended_ == threads_; }
   std::string describe() const;
-  // What is wrong with a block that has ended, or nothing.
+  // Returns an error text of a block that has ended, or an empty string.
   std::string epilogue();
 
-  // After launch_dependents() a block may stand still for some turns, so that dependents overtake it.
+  // After launch_dependents() a block may pause for some turns, so that dependents overtake it.
   bool stands_still() { return still_ > 0 && still_-- > 0; }
 
   Grid& grid() const { return grid_; }
@@ -177,7 +177,7 @@ class Block {
 
   void meet(Barrier& barrier, int threads, Wait kind);
   int count(Wait kind) const;
-  // The same place in the shared memory of another block.
+  // Returns the same address in another block's shared memory.
   char* there(const void* shared, const Block& other) const {
     return other.shared_.data() + (static_cast<const char*>(shared) - shared_.data());
   }
@@ -201,18 +201,18 @@ class Block {
   char begun_ = 0;  // announced to its fibers
 };
 
-// Changes to the scheduler, for good, with what is wrong with the current fiber.
+// Switches to the scheduler with an error text of the current fiber. Does not return.
 [[noreturn]] void fault(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // Lets others run.
 void suspend();
-// Lets others run, and goes on once *counter is no longer `seen`.
+// Lets others run. Returns when *counter is no longer `seen`.
 void wait(Wait kind, const uint64_t* counter, uint64_t seen);
 
-// Words of all launches.
+// The number of words stored by all launches.
 extern uint64_t words_stored;
 
-// Of the worker that runs here; null outside launch().
+// The worker of this OS thread; null outside launch().
 extern thread_local Scheduler* scheduler;
 
 }  // namespace simt

@@ -1,7 +1,7 @@
-"""Compiles the executor and what runs on it, with g++ into build/simt/. A second call compiles nothing.
+"""Compiles the executor and its kernels with g++ into build/simt/. A second call compiles nothing.
 
-An object's name holds a hash of its compiler, its flags and every file that it includes from here or from
-csrc/, so that a mutant of one header shares all other objects with the original.
+An object's name contains a hash of its compiler, its flags and every file that it includes from here or from
+csrc/. A mutant of one header thus shares all other objects with the original.
 """
 
 import functools
@@ -36,17 +36,17 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "simt"
 COMPILER = os.environ.get("CXX", "g++")
-# For ThreadSanitizer every fiber is a thread, and what they share in here would be races.
+# ThreadSanitizer takes every fiber for a thread, and would report the fibers' shared data in these as races.
 UNWATCHED = frozenset({"fiber.cpp", "guarded.cpp", "block.cpp", "executor.cpp"})
 EXECUTOR = tuple(HERE / name for name in sorted(UNWATCHED))
-# Takes longest of all, and optimised four times as long; one object for every variant of the kernels.
+# Not optimised, because that would take four times as long. All variants of the kernels share this object.
 BINDINGS = Source(HERE / "kernels.cpp", optimise="0")
 
 FLAGS = (
     *("-std=c++17", "-g", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"),
-    # Two modules in one process share nothing.
+    # Keep modules in one process separate.
     *("-fno-gnu-unique", "-ftls-model=initial-exec"),
-    # As the device computes, and as nvcc reads memory through pointers of other types.
+    # The device's arithmetic; and like nvcc, no strict aliasing.
     *("-ffp-contract=off", "-fno-strict-aliasing"),
 )
 
@@ -65,7 +65,7 @@ def has_fma() -> bool:
 
 
 def included_files(source: Path, include: Sequence[Path]) -> list[Path]:
-    """The source and all that it includes in quotes, in the order in which they are found."""
+    """The source and all files that it includes in quotes, directly or not."""
     found = [source]
     for file in found:
         for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', file.read_text(), re.MULTILINE):
@@ -82,7 +82,7 @@ def run(command: Sequence[str]) -> None:
 
 
 def made(target: Path, command: Sequence[str]) -> Path:
-    """The target, by `command` where it is not there yet; whole or not at all, whoever else makes it."""
+    """The target, made by `command` if it does not exist. Atomic, also if another process makes it."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as directory:
@@ -99,7 +99,7 @@ def digest(*parts: str) -> str:
 def compiled(source: Source, flags: Sequence[str], include: Sequence[Path]) -> Path:
     defines = (f"-D{define}" for define in source.defines)
     options = [*flags, f"-O{source.optimise}", *defines, *source.flags]
-    # Not where the files lie: what an overlay leaves alone is the original's object.
+    # Without paths, so that files that an overlay leaves alone use the original's object.
     texts = [f"{file.name}\n{file.read_text()}" for file in included_files(source.path, include)]
     target = CACHE / "objects" / f"{source.path.stem}-{digest(compiler_version(), *options, *texts)}.o"
     return made(target, [COMPILER, *options, *(f"-I{d}" for d in include), "-c", str(source.path)])
@@ -124,7 +124,7 @@ def build(
     """The path of a Python module or a program from `sources` and the executor.
 
     `overlay` is a directory whose files replace those of the same path below csrc/ or tests/simt/twin/.
-    Raises CompileError with what the compiler said.
+    Raises CompileError with the compiler's output.
     """
     include = [HERE / "twin", HERE, ROOT / "csrc"]
     if overlay is not None:
@@ -153,14 +153,14 @@ def build(
 
 
 def thread_sanitizer_environment() -> dict[str, str]:
-    """What a Python process needs to load a module that was built with ThreadSanitizer."""
+    """The environment in which Python can load a module that was built with ThreadSanitizer."""
     library = subprocess.run(
         [COMPILER, "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True
     ).stdout.strip()
     return {**os.environ, "LD_PRELOAD": library, "TSAN_OPTIONS": TSAN_OPTIONS}
 
 
-# Fibers are never joined, so they would all count as leaks.
+# Fibers are never joined, and would all be reported as leaks.
 TSAN_OPTIONS = "halt_on_error=0:exitcode=66:report_thread_leaks=0:report_signal_unsafe=0"
 
 

@@ -1,4 +1,4 @@
-"""What all tests of the executor and of the kernels on it share."""
+"""Fixtures for the tests of the executor and of the kernels on it."""
 
 import shutil
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread_for_torch() -> Iterator[None]:
-    """The kernels run on threads of the executor's, and torch's would only take the processors from them."""
+    """torch's threads would compete with those of the executor."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

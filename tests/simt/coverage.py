@@ -1,4 +1,4 @@
-"""What a launch exercises, in words: so that a test can say what the grid must hold and miss nothing."""
+"""Names the properties that a launch exercises, so that a test can check that the grid covers them all."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -38,7 +38,7 @@ def groups(name: str, t: Any) -> Iterator[str]:
 
 
 def columns(name: str, t: Any) -> Iterator[str]:
-    """What is particular to tiles whose threads go down columns."""
+    """Properties of tiles whose threads go down columns."""
     if t.walk.name == "along_rows":
         return
     last = t.row_vectors % t.tile_vectors
@@ -53,7 +53,7 @@ def columns(name: str, t: Any) -> Iterator[str]:
     yield f"{name}, sums by {where}"
 
 
-def teams(name: str, t: Any) -> Iterator[str]:
+def lane_groups(name: str, t: Any) -> Iterator[str]:
     """How many lanes merge a channel, and whether they take several batches of partial results."""
     size = min(32, 1 << (t.threads // t.tile_channels).bit_length() - 1)
     yield f"{name}, {'a warp' if size == 32 else 'a lane' if size == 1 else 'some lanes'} a channel"
@@ -70,7 +70,7 @@ def exercised(configuration: Configuration) -> set[str]:
             found.add(f"{name}, a last pass that is not full")
         summing = name.rpartition(" ")[2] != "apply"
         if summing:
-            found |= {*teams(name, tiling), *columns(name, tiling)}
+            found |= {*lane_groups(name, tiling), *columns(name, tiling)}
         if name.endswith("words"):
             owners = c.module.words_have_owners(tiling.group, tiling.tile_channels)
             found.add(f"{name}, {'channels have owners' if owners else 'all blocks read all'}")
@@ -94,7 +94,7 @@ def each(*parts: Sequence[str]) -> Iterator[str]:
 
 
 def demanded() -> Iterator[str]:
-    """Everything that the properties of a launch can be combined to."""
+    """All possible combinations of properties."""
     yield from each(DIRECTIONS, RESIDENT, VECTORS)
     yield from each(DIRECTIONS, ("reduce", "apply"), EVERY_KIND)
     yield from each(["evaluation"], DIRECTIONS, ["apply"], EVERY_KIND)

@@ -30,14 +30,14 @@ namespace {
 
 constexpr uint64_t kBusy = UINT64_MAX - 1, kDone = UINT64_MAX;
 
-// What the workers of a launch share.
+// Shared by the workers of a launch.
 struct Run {
   std::deque<Grid> grids;
   bool failed = false;
   std::mutex mutex;
   std::string error;
-  // Grows after anybody ran. A worker whose fibers all wait says at which count it looked. Where all workers
-  // say the count that still holds, whoever ran since would be the first one, and had nobody to wake it.
+  // Grows after any fiber ran. A worker whose fibers all wait stores the count at which it looked. If all
+  // workers stored the current count, nothing can wake a fiber: a deadlock.
   std::atomic<uint64_t> progress{0};
   std::vector<std::atomic<uint64_t>> idle_at;
 
@@ -65,7 +65,7 @@ struct Run {
 
 Run* current_run = nullptr;
 
-// Fibers of one worker, kept for the next launch.
+// One worker's fibers, kept for the next launch.
 struct Pool {
   std::vector<Stacks> stacks;
   std::deque<Fiber> fibers;
@@ -101,7 +101,7 @@ void entry() {
   change(fiber.context, scheduler->context);
 }
 
-// What a block runs in.
+// The fibers and memory that a block runs in.
 struct Room {
   std::vector<Fiber*> fibers;
   std::unique_ptr<GuardedMemory> shared;
@@ -114,7 +114,7 @@ struct RunningCluster {
   std::vector<Room*> rooms;
 };
 
-// One OS thread, which runs every nth cluster. A block of a launch without clusters is one of its own.
+// One OS thread, which runs every nth cluster. Without clusters, each block is one.
 class Worker {
  public:
   Worker(Run& run, int index, Pool& pool)
@@ -158,7 +158,7 @@ class Worker {
  private:
   static constexpr size_t kSignalStack = 64 * 1024;
 
-  // Returns whether there are more to be started.
+  // Returns whether more are to be started.
   bool start_clusters() {
     bool more = false;
     for (size_t i = 0; i < run_.grids.size(); ++i) {
@@ -197,8 +197,8 @@ class Worker {
     }
   }
 
-  // With a clean piece of shared memory. A new one for ThreadSanitizer, which else would see races between
-  // blocks that merely use the same memory one after the other.
+  // Gives a block clean shared memory. With ThreadSanitizer it is new, because blocks that use the same
+  // memory one after the other would look like a race.
   Room& free_room(int64_t shared_bytes) {
     size_t i = 0;
     while (i < rooms_.size() && rooms_[i].taken) ++i;
@@ -258,7 +258,7 @@ class Worker {
     return any;
   }
 
-  // Lets some of what was pushed arrive, or all of it, in any order. Returns whether there was something.
+  // Delivers some or all pushes, in any order. Returns whether there were any.
   bool deliver(bool all) {
     bool any = false;
     for (RunningCluster& each : running_) {
@@ -294,7 +294,7 @@ class Worker {
   std::vector<Block*> blocks_;
 };
 
-// Turns a bad access of a kernel into a fault. Anybody else's goes to the handler that was there before.
+// Turns a bad access of a kernel into a fault. Other accesses go to the previous handler.
 class SignalGuard {
  public:
   SignalGuard() {
@@ -404,7 +404,7 @@ void push(const Bytes16& value, void* to, const uint64_t* barrier, int rank, Wri
 }
 void wait_barrier(const uint64_t* barrier) { scheduler->current->block->wait_barrier(barrier); }
 
-// One at a time. Not a mutex, which would tell ThreadSanitizer that words bring more than themselves.
+// One at a time. A mutex would make ThreadSanitizer assume that words order other accesses.
 static std::atomic_flag words_taken = ATOMIC_FLAG_INIT;
 
 Bytes16 load_word(const void* address) {
@@ -425,7 +425,7 @@ void store_word(void* address, const Bytes16& word) {
   __atomic_add_fetch(&words_stored, 1, __ATOMIC_RELEASE);
 }
 
-// Nothing that was stored before the last pause ended can wake a thread, because it has looked since.
+// Words stored before the last pause ended cannot wake a thread, because it has looked since.
 void pause() {
   Fiber& fiber = *scheduler->current;
   if (!fiber.block->grid().launch.cooperative) fault("waits for other blocks, which need not run");
@@ -488,7 +488,7 @@ void run_all(const Launches& launches) {
 
   size_t fibers = 0;
   for (const Pool& pool : pools) fibers += pool.fibers.size();
-  // Where fibers were left standing ThreadSanitizer keeps their calls; and much memory should not stay taken.
+  // ThreadSanitizer keeps the calls of abandoned fibers, and much memory should not stay allocated.
   if (run.failed || fibers > (kAnnounced ? 2048 : 8192)) pools.clear();
   if (run.failed) throw std::runtime_error(run.error);
 }

@@ -12,8 +12,8 @@
 
 #if SIMT_OWN_SWITCH
 
-// Saves what a called function must preserve on the stack, leaves the stack pointer in *save and takes up
-// another one. The floating-point control words stay: no kernel changes them.
+// Saves callee-saved registers on the stack, stores the stack pointer in *save and loads another one. Keeps
+// the floating-point control words, which no kernel changes.
 extern "C" void simt_switch(void** save, void* load);
 
 #if defined(__x86_64__)
@@ -41,7 +41,7 @@ __asm__(
     ".size simt_switch, .-simt_switch\n");
 
 namespace {
-constexpr size_t kFrame = 64;    // six registers, the address to return to, and the one of entry()'s caller
+constexpr size_t kFrame = 64;    // six registers, the return address, and that of entry()'s caller
 constexpr size_t kReturnTo = 6;  // words from the stack pointer on
 }  // namespace
 #else
@@ -147,7 +147,7 @@ Stacks::Stacks(size_t count) : bytes_(count * kBytes) {
   void* base =
       mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (base == MAP_FAILED) throw std::bad_alloc();
-  // A huge page under each stack would make 2 MB of what is 8 KB.
+  // A huge page would take 2 MB for a stack that uses 8 KB.
   madvise(base, bytes_, MADV_NOHUGEPAGE);
   base_ = static_cast<char*>(base);
 }

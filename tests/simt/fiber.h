@@ -1,4 +1,4 @@
-// Contexts that change places without the kernel's help: a change costs a few nanoseconds.
+// Contexts that switch in user space, which takes a few nanoseconds.
 #pragma once
 
 #include <cstddef>
@@ -19,17 +19,17 @@ struct Context {
 #else
   ucontext_t state;
 #endif
-  void* announced = nullptr;  // as what ThreadSanitizer knows it
+  void* announced = nullptr;  // ThreadSanitizer's handle
 };
 
-// Makes a context that begins with entry(), which never returns, on the given stack.
+// Makes a context that starts in entry(), which never returns, on the given stack.
 void prepare(Context& context, char* stack, size_t bytes, void (*entry)());
 
-// Goes on in `to`, until something changes back to `from`.
+// Switches to `to`. Returns when something switches back to `from`.
 void change(Context& from, Context& to);
 
-// ---- what ThreadSanitizer is told; nothing in other builds. A change of context orders nothing for it: only
-// announce_release(x) in one context before announce_acquire(x) in another one does.
+// ---- annotations for ThreadSanitizer; they do nothing in other builds. A switch orders nothing for it,
+// unlike announce_release(x) in one context before announce_acquire(x) in another one.
 void announce_current(Context& context);
 void announce_fiber(Context& context);
 void announce_end(Context& context);
@@ -43,8 +43,8 @@ constexpr bool kAnnounced = true;
 constexpr bool kAnnounced = false;
 #endif
 
-// Memory for stacks. Untouched pages cost nothing, and there is no guard between two: a page table of 65,530
-// entries, as Linux allows, is too small for those.
+// Memory for stacks. Untouched pages cost nothing. There are no guard pages between stacks: Linux allows
+// 65,530 mappings, which is too few for them.
 class Stacks {
  public:
   static constexpr size_t kBytes = 64 * 1024;

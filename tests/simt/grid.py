@@ -1,4 +1,4 @@
-"""The grid of launches: which shapes, plans and options the kernels are run with, and why each is there."""
+"""The grid of launches: the shapes, plans and options with which the kernels run, and the reason for each."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ PLANS = {
     "words": "resident exchange=words",
     "streamed": "streamed",
 }
-"""The kernels, and how blocks exchange what they have summed up."""
+"""The kernels, and how blocks exchange their sums."""
 
 SHAPES: dict[tuple[tuple[int, ...], str], str] = {
     ((3, 2, 4096), "contiguous"): "rows: four passes each, of every thread",
@@ -51,7 +51,7 @@ SHAPES: dict[tuple[tuple[int, ...], str], str] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """A case and how it is launched, forward and backward."""
+    """A case and its launches, forward and backward."""
 
     case: Case
     launch: Launch
@@ -62,7 +62,7 @@ class Trial:
 
 
 def forced(plan: str | None, **parts: int | None) -> str:
-    """As a plan is forced. Only by words groups take tiles in turn, and one block alone is no group."""
+    """The text of a forced plan. Only words have several groups; a group has at least two blocks."""
     words = [] if plan is None else [PLANS[plan]]
     if plan != "words":
         parts.pop("groups", None)
@@ -85,7 +85,7 @@ def small(
 
 
 def possible(case: Case, launch: Launch) -> bool:
-    """Whether there is such a plan: the resident kernel takes whole vectors alone, as many as fit."""
+    """Whether there is such a plan: the resident kernel needs whole vectors that fit shared memory."""
     try:
         launch.plan(case, "forward")
         launch.plan(case, "backward")
@@ -99,7 +99,7 @@ def possible_or_any(case: Case, launch: Launch) -> Launch:
 
 
 def shape_trials() -> Iterator[Trial]:
-    """Every shape, dtype and plan, aligned and not; in the quick part each shape and plan once."""
+    """Every shape, dtype and plan, aligned and not. The quick part has each shape and plan once."""
     for (n, (shape, layout)), (k, plan) in product(enumerate(SHAPES), enumerate(PLANS)):
         for i, (dtype, parameter_dtype) in enumerate(DTYPES):
             activation = ("relu", "leaky_relu", "none")[(i + n // len(DTYPES)) % 3]
@@ -126,11 +126,11 @@ OPTION_SHAPES = (
     ((61, 24, 3, 3), "channels_last"),
     ((3, 5, 7, 3), "channels_last"),
 )
-"""Rows and columns, of vectors and of elements, and of vectors that several channels share."""
+"""Rows and columns, with vectors, single elements and mixed vectors."""
 
 
 def option_trials() -> Iterator[Trial]:
-    """Every combination of options, on each kind of kernel; in the quick part some of them."""
+    """Every combination of options on each kind of kernel. The quick part has some of them."""
     dtypes = cycle(DTYPES)
     plans = cycle(PLANS)
     options = product(
@@ -143,14 +143,14 @@ def option_trials() -> Iterator[Trial]:
         )
         case, launch = replace(case, **mode), small(next(plans))
         if i % 24 == 23:
-            next(dtypes), next(plans)  # else each option would meet the same few
+            next(dtypes), next(plans)  # otherwise each option would always get the same ones
         yield Trial(case, possible_or_any(case, launch), quick=i % 4 == 0)
 
 
 def activation_trials() -> Iterator[Trial]:
-    """The activations that the others leave out, on each kind of kernel, in training and in evaluation.
+    """The remaining activations on each kind of kernel, in training and in evaluation.
 
-    By dtype all plans are met in turn. In the quick part half of the dtypes with a residual, half without.
+    For each dtype plans alternate. In the quick part half of the dtypes have a residual.
     """
     plans = tuple(PLANS)
     others = [name for name in ACTIVATIONS if name not in ("none", "relu", "leaky_relu")]
@@ -198,7 +198,7 @@ DEVICES = ("t4", "a100", "rtx5090")
 
 
 def device_trials() -> Iterator[Trial]:
-    """Devices without what sm_90 has: clusters, cp.async, programmatic dependent launch."""
+    """Devices without features of sm_90: clusters, cp.async, programmatic dependent launch."""
     for (shape, layout), (i, device) in product(OPTION_SHAPES, enumerate(DEVICES)):
         for plan in (None, "streamed"):
             case = Case(shape, layout, activation=("relu", "leaky_relu", "silu")[i])
@@ -206,7 +206,7 @@ def device_trials() -> Iterator[Trial]:
 
 
 def evaluation_trials() -> Iterator[Trial]:
-    """Every shape; values that training refuses, because each is its channel's only one."""
+    """Every shape, and one value per channel, which training refuses."""
     lonely = (((1, 1), "contiguous"), ((1, 17), "contiguous"), ((1, 2056, 1, 1), "channels_last"))
     turn = cycle(range(len(DTYPES)))
     for shape, layout in (*lonely, *SHAPES):

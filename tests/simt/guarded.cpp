@@ -13,13 +13,13 @@
 namespace simt {
 namespace {
 
-// Every GuardedMemory there is.
+// All live GuardedMemory objects.
 GuardedMemory* head = nullptr;
 std::mutex head_mutex;
 
 constexpr unsigned char kFill = 0xFF;
 
-// Without memcmp and memset, which ThreadSanitizer would take for accesses of the kernel.
+// Not memcmp and memset, which ThreadSanitizer would take for accesses of the kernel.
 bool filled(const char* from, const char* to) {
   for (; from != to; ++from) {
     if (static_cast<unsigned char>(*from) != kFill) return false;
@@ -69,8 +69,8 @@ void GuardedMemory::fill() { std::memset(first_, kFill, static_cast<size_t>(last
 
 bool GuardedMemory::intact() const { return filled(first_, data_) && filled(data_ + bytes_, last_); }
 
-// Called by a signal handler too, which is why it takes no lock: nobody makes or frees memory in a launch but
-// the executor, between two blocks.
+// Takes no lock, because a signal handler calls it too. During a launch only the executor makes or frees
+// memory, between blocks.
 std::string describe_address(const void* address) {
   const auto* p = static_cast<const char*>(address);
   char text[160];

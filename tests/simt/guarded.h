@@ -1,4 +1,4 @@
-// Memory that ends at a page which nobody may touch, and what can be said about an address in or near it.
+// Memory that ends at a guard page, and descriptions of addresses in or near it.
 #pragma once
 
 #include <cstddef>
@@ -7,9 +7,8 @@
 
 namespace simt {
 
-// Filled with 0xFF, a NaN in every floating-point type. The last byte lies directly before the guard page
-// where `alignment` divides the size; the bytes between are watched instead, as are those before the first
-// one.
+// Memory filled with 0xFF, a NaN in every floating-point type. It ends directly before the guard page if
+// `alignment` divides the size. intact() checks the bytes between, and those before the first one.
 class GuardedMemory {
  public:
   enum class Kind { global, shared };
@@ -23,8 +22,8 @@ class GuardedMemory {
   int64_t bytes() const { return bytes_; }
   bool contains(const void* address, int64_t bytes) const;
 
-  void fill();          // anew
-  bool intact() const;  // nobody wrote beside it
+  void fill();          // with 0xFF again
+  bool intact() const;  // whether nothing was written next to it
 
  private:
   friend std::string describe_address(const void* address);
@@ -39,7 +38,7 @@ class GuardedMemory {
   GuardedMemory* next_;
 };
 
-// "4 bytes past the end of shared memory of 64 bytes", or the bare number.
+// Returns "4 bytes past the end of shared memory of 64 bytes" or the like, or the bare number.
 std::string describe_address(const void* address);
 
 }  // namespace simt

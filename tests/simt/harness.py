@@ -1,4 +1,4 @@
-"""Runs the CUDA kernels' own source on the CPU: a case, by launch plans, and how good the results are."""
+"""Runs a case with the CUDA kernels' source on the CPU, by given launch plans, and checks the results."""
 
 import copy
 import functools
@@ -31,7 +31,7 @@ ELEMENTS = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", 
 
 
 def device(multiprocessors: int, shared: int, max_cluster: int) -> tuple[tuple[str, Any], ...]:
-    """One of sm_90 with so many multiprocessors, so many bytes of shared memory a block, and clusters."""
+    """A device of sm_90 with these multiprocessors, bytes of shared memory per block, and clusters."""
     fields = {
         "architecture": 90,
         "multiprocessors": multiprocessors,
@@ -44,9 +44,9 @@ def device(multiprocessors: int, shared: int, max_cluster: int) -> tuple[tuple[s
 
 
 SMALL_DEVICE = device(16, 98304, 16)
-"""So little shared memory and so few multiprocessors that small tensors fill them."""
+"""Has little shared memory and few multiprocessors, so that small tensors fill them."""
 
-CURVES = {"none": "leaky_relu", "relu": "relu", "leaky_relu": "leaky_relu"}
+KINDS = {"none": "leaky_relu", "relu": "relu", "leaky_relu": "leaky_relu"}
 """By activation, what kernels are compiled for; "other" for all others."""
 
 TILING = (
@@ -65,7 +65,7 @@ def kernels_or_error() -> ModuleType | build.CompileError:
 
 
 def kernels() -> ModuleType:
-    """The module of all element types. Compiled once, even if in vain."""
+    """The module of all element types. Compiled once; a failure is kept too."""
     found = kernels_or_error()
     if isinstance(found, build.CompileError):
         raise found
@@ -73,7 +73,7 @@ def kernels() -> ModuleType:
 
 
 def view_of(case: Case) -> tuple[int, int, int, str]:
-    """N, C, S and layout, as the operators see the case's input."""
+    """The view [N, C, S] of the case's input, as the operators see it."""
     n, c, *spatial = case.shape
     s = prod(spatial)
     first = case.layout == "contiguous" and s > 1
@@ -82,7 +82,7 @@ def view_of(case: Case) -> tuple[int, int, int, str]:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a direction is launched: by which plan, and in which order threads run."""
+    """The plan of a direction and the order in which its threads run."""
 
     device: str | tuple[tuple[str, Any], ...] = "h200"
     forced: str = ""
@@ -116,7 +116,7 @@ class Launch:
 
 
 class Configuration:
-    """What the kernels of one direction are launched with."""
+    """The params and memory of one direction's kernels."""
 
     def __init__(
         self, module: ModuleType, case: Case, launch: Launch, direction: str, part: str = "both"
@@ -170,7 +170,7 @@ class Configuration:
 
     @property
     def epochs(self) -> int:
-        """Of which the launch uses up so many."""
+        """The number of epochs that the launch uses."""
         if self.exchange != "words":
             return 0
         t = self.kernels["resident"]
@@ -178,14 +178,14 @@ class Configuration:
 
     @property
     def instances(self) -> list[str]:
-        """Of the kernels that must run."""
+        """The instances of the kernels that must run."""
         return [self._instance(kernel, tiling) for kernel, tiling in self.kernels.items()]
 
     def _instance(self, kernel: str, tiling: Any) -> str:
         vectors = "elements" if tiling.vector == 1 else "mixed vectors" if tiling.mixed else "vectors"
         words = [kernel, self.direction, ELEMENTS[self.case.dtype], vectors]
         if (kernel, self.direction) != ("reduce", "forward"):
-            words.append("other" if tiling.vector == 1 else CURVES.get(self.case.activation, "other"))
+            words.append("other" if tiling.vector == 1 else KINDS.get(self.case.activation, "other"))
         return " ".join(words)
 
 
@@ -218,7 +218,7 @@ class Scratch:
 
 
 class Run:
-    """A forward and a backward, which reads what the forward saved, with all their memory."""
+    """A forward and a backward that reads what it saved, with all their memory."""
 
     def __init__(
         self,
@@ -247,7 +247,7 @@ class Run:
         self._backward_params()
 
     def _common(self, params: Any, configuration: Configuration) -> None:
-        """Sets what forward and backward have in common."""
+        """Sets the params that forward and backward share."""
         n, _, s, _ = view_of(self.case)
         params.inverse_count = 1.0 / (n * s)
         params.activation = getattr(self.module.Activation, self.case.activation)
@@ -258,7 +258,7 @@ class Run:
         params.scratch = self.scratch.scratch
 
     def _vector(self, tensor: Tensor | None, *, filled: bool = True) -> tuple[Any, Tensor | None]:
-        """A per-channel vector with the tensor's values, or without any."""
+        """A per-channel vector of the tensor; an absent one for None."""
         vector = self.module.ChannelVector()
         if tensor is None:
             return vector, None
@@ -377,7 +377,7 @@ class Run:
         ), "the input was written"
 
     def passed(self) -> Tensor | None:
-        """Whether the mask lets each element's gradient through, in the order of memory."""
+        """The mask's bits, in memory order."""
         if self.mask is None:
             return None
         bits = (self.mask[:, None] >> torch.arange(8) & 1).bool().flatten()
@@ -394,7 +394,7 @@ class Run:
 
 @dataclass
 class Outcome:
-    """Everything that the two launches wrote."""
+    """All outputs of the two launches."""
 
     result: Result
     statistics: Tensor
@@ -414,7 +414,7 @@ def run(
     module: ModuleType | None = None,
     without: Collection[str] = (),
 ) -> Outcome:
-    """One forward and, from what it saved, one backward; `without` some of the gradients."""
+    """Runs a forward and a backward, `without` some of the gradients."""
     both = Run(case, tensors, forward, backward, module, without)
     both.forward()
     both.backward()
@@ -422,7 +422,7 @@ def run(
 
 
 def assert_right(case: Case, tensors: Tensors, outcome: Outcome, demands: dict[str, float] = DEMANDS) -> None:
-    """All results within their demands, statistics, mask and counter included."""
+    """Asserts that all results are accurate, including statistics, mask and counter."""
     factor = precision(case.dtype)
     truth = reference(case, tensors)
     mean = outcome.statistics[0].double() + outcome.statistics[1].double()

@@ -1,5 +1,5 @@
-// The Python module simt_kernels: the structs of csrc/cuda/params.h, with addresses as integers, and what
-// runs the kernels on them.
+// The Python module simt_kernels: the structs of csrc/cuda/params.h, with addresses as integers, and
+// functions that run the kernels on them.
 #include "kernels.h"
 
 #include <pybind11/pybind11.h>
@@ -31,7 +31,7 @@ class Struct {
 
   template <class Field, class Owner>
   Struct& field(const char* name, Field Owner::* own) {
-    Field T::* const member = own;  // of T itself, or of what it is derived from
+    Field T::* const member = own;  // of T or of its base class
     if constexpr (std::is_pointer_v<Field>) {
       bound_.def_property(
           name, [member](const T& self) { return reinterpret_cast<uintptr_t>(self.*member); },
@@ -82,7 +82,7 @@ simt::Launch launch_of(Kernel kernel, const Params& params, uint64_t seed, int w
   return launch;
 }
 
-// One kernel, or one and another behind it by programmatic dependent launch.
+// One kernel, or two by programmatic dependent launch.
 template <class Params>
 std::vector<std::string> run(DType dtype, const std::vector<std::pair<Kernel, Params>>& passes, uint64_t seed,
                              int workers) {

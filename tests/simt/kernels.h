@@ -15,7 +15,7 @@ struct Prepared {
   Kernel run;
 };
 
-// Each file of kernels enters its own, so that the bindings need not know which ones there are.
+// Each file of kernels registers its own, so that the bindings need no list of them.
 struct Kernels {
   using Forward = fused_bn::cuda::ForwardParams;
   using Backward = fused_bn::cuda::BackwardParams;
@@ -26,7 +26,7 @@ struct Kernels {
 };
 inline Kernels kernels[4];  // by DType
 
-// Apart from the bindings, which take long to compile.
+// Not in the bindings, which take long to compile.
 void run_merge(const fused_bn::cuda::MergeParams& params, uint64_t seed);
 
 }  // namespace simt

@@ -1,4 +1,4 @@
-// The kernels of SIMT_ELEMENT; in files of their own, so that they compile side by side.
+// The kernels of SIMT_ELEMENT. Each element type has its own object, so that they compile in parallel.
 #include "kernels.h"
 
 #include <stdexcept>
@@ -10,7 +10,7 @@ namespace {
 
 using namespace fused_bn::cuda;
 using fused_bn::Activation;
-using fused_bn::Curve;
+using fused_bn::ActivationKind;
 using Which = fused_bn::cuda::Kernel;
 
 template <class Pass>
@@ -19,13 +19,13 @@ std::string name() {
   const bool forward = std::is_same_v<typename Pass::Params, ForwardParams>;
   const char* const dtypes[] = {"f32", "f64", "bf16", "f16"};
   const char* const kernels[] = {"resident ", "reduce ", "apply "};
-  const char* const curves[] = {" relu", " leaky_relu", " other"};
+  const char* const kinds[] = {" relu", " leaky_relu", " other"};
   std::string text = kernels[static_cast<int>(Pass::kernel)];
   text += forward ? "forward " : "backward ";
   text += dtypes[static_cast<int>(fused_bn::kDType<SIMT_ELEMENT>)];
   text += Direction::vector == 1 ? " elements" : Direction::mixed ? " mixed vectors" : " vectors";
   if (Pass::kernel == Which::reduce && forward) return text;
-  return text + curves[static_cast<int>(Direction::own_curve)];
+  return text + kinds[static_cast<int>(Direction::kind)];
 }
 
 template <class Params>

@@ -10,7 +10,7 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def extent(tensor: Tensor) -> int:
-    """Elements from the first to the last, gaps included."""
+    """The number of elements from the first to the last, including gaps."""
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     return 1 + sum((size - 1) * stride for size, stride in steps)
 
@@ -20,7 +20,7 @@ def in_memory_order(tensor: Tensor) -> Tensor:
 
 
 def is_written(tensor: Tensor) -> bool:
-    """Whether no element is left as the memory began: all bits 1, a NaN that no arithmetic makes."""
+    """Whether every element was written. Memory starts with all bits 1, a NaN that no arithmetic gives."""
     return bool((tensor.flatten().view(BITS[tensor.element_size()]) != -1).all())
 
 
@@ -31,9 +31,9 @@ class Memory:
         self._gaps: list[Tensor] = []
 
     def empty(self, size: int, dtype: torch.dtype) -> tuple[int, Tensor]:
-        """The address of `size` elements, and a tensor over them. Aligned to 16 bytes only if asked for."""
+        """The address of `size` elements, and a tensor over them. Aligned to 16 bytes only on request."""
         alignment = max(self._alignment, dtype.itemsize)
-        # What ends at a page begins at a multiple of 16 bytes if its size is one.
+        # The memory ends at a page: it is aligned to 16 bytes if its size is a multiple of 16.
         to_end = -(-size * dtype.itemsize // alignment) * alignment
         gap = alignment // dtype.itemsize if alignment < 16 and to_end % 16 == 0 else 0
         buffer = self._module.GuardedBuffer(max(1, (size + gap) * dtype.itemsize), alignment)
@@ -50,13 +50,13 @@ class Memory:
         return address, flat.as_strided(tensor.shape, tensor.stride())
 
     def aligned(self, count: int) -> tuple[int, Tensor]:
-        """So many bytes that are always aligned, since no caller makes them; also the address where 0 are."""
+        """The address of internal memory, which is always aligned. The size may be 0."""
         buffer = self._module.GuardedBuffer(max(1, count), 16)
         self._buffers.append(buffer)
         return buffer.address, torch.frombuffer(buffer, dtype=torch.uint8)
 
     def copy(self, tensor: Tensor | None) -> tuple[int, Tensor | None]:
-        """The same in its own order in memory; address 0 for None."""
+        """A copy with the same strides; address 0 for None."""
         if tensor is None:
             return 0, None
         address, copy = self.like(tensor)

@@ -1,4 +1,4 @@
-"""Faults to plant in the kernels, one at a time, each of which a check must catch: else the check is none."""
+"""Faults to plant in the kernels, one at a time. A check must catch each one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.simt.build import HERE, ROOT
 
 RACE = "WARNING: ThreadSanitizer: data race"
-"""What a fault shows as where the values may be right by luck."""
+"""The report of a fault after which values may still be right by luck."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Planted:
     """A fault in one file."""
 
     name: str
-    file: str  # below csrc/; what only a GPU has is planted in its twin
+    file: str  # below csrc/; a fault in primitives.cuh is planted in its twin
     right: str
     wrong: str
 
@@ -32,8 +32,8 @@ class Planted:
 
 @dataclass(frozen=True)
 class Mutation(Planted):
-    caught_by: str  # words of the report
-    trials: tuple[int, ...]  # of those in watched.py, which must show it
+    caught_by: str  # a part of the report
+    trials: tuple[int, ...]  # indices of watched.py's trials, which must show the fault
     quick: bool = True
 
 
@@ -43,7 +43,7 @@ FORWARD, BACKWARD = "cuda/kernels/forward.cuh", "cuda/kernels/backward.cuh"
 PRIMITIVES = "cuda/kernels/primitives.cuh"
 
 LEFT_OUT = "an element of the output was left out"
-"""What memory shows that is read before it is written."""
+"""The report of memory that is read before it is written."""
 
 WAIT_AND_PREPARE = """    wait_for_primary();
     for (int c = thread_index(); c < t_.channels(place_.tile); c += kThreads) {
@@ -218,8 +218,8 @@ MUTATIONS = (
     Mutation(
         "a copy of sums left out",
         SUMS,
-        "copy < copies; copy += copy_step",
-        "copy < copies - 1; copy += copy_step",
+        "copy < copies; copy += copy_stride",
+        "copy < copies - 1; copy += copy_stride",
         "output: error",
         (4,),
         quick=False,
@@ -254,8 +254,8 @@ MUTATIONS = (
     Mutation(
         "a mask that NaN does not pass",
         "cuda/kernels/activate.cuh",
-        "passes<curve, Math<A>>(z[k])",
-        "(passes<curve, Math<A>>(z[k]) && z[k] > 0)",
+        "passes<kind, Math<A>>(z[k])",
+        "(passes<kind, Math<A>>(z[k]) && z[k] > 0)",
         "bits are not what the output tells",
         (4,),
         quick=False,

@@ -1,5 +1,5 @@
-// `selftest NAME` runs one case; a fault is its error text and status 1. test_executor.py knows what each
-// must do.
+// `selftest NAME` runs one case. A fault prints its error text and exits with 1. test_executor.py has the
+// expected results.
 #include "selftest.h"
 
 #include <cstdio>

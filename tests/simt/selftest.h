@@ -1,4 +1,4 @@
-// Small kernels that show what the executor does and what it catches.
+// Small kernels that test what the executor runs and catches.
 #pragma once
 
 #include <map>
@@ -42,7 +42,7 @@ inline Launch cluster(int64_t grid, int size, int threads, int64_t shared_bytes 
   return launch;
 }
 
-// What block `from` has stored, once it has.
+// Waits for the value that block `from` stores.
 inline float await_word(const Word* words, int from, uint32_t epoch) {
   for (;;) {
     const Word word = load_word(words + from);

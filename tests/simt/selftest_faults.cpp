@@ -1,4 +1,4 @@
-// What must be caught.
+// Faults that must be caught.
 #include <cstring>
 #include <vector>
 
@@ -128,7 +128,7 @@ void deadlock_across_blocks() {
   });
 }
 
-// Whoever polls is not what others wait for.
+// A polling thread does not hide a deadlock of the others.
 void deadlock_of_two_epochs() {
   std::vector<Word> words(2);
   simt::launch(cooperative(2, 32), [&] {
@@ -227,7 +227,7 @@ void stack_overflow() {
   });
 }
 
-// Afterwards all is as it was.
+// A launch after a fault works.
 void launch_after_a_fault() {
   for (const auto fault : {divergent_exit, shared_read_behind_the_end, null_pointer}) {
     bool thrown = false;

@@ -1,4 +1,4 @@
-// What only ThreadSanitizer sees: the values are right, or nobody asks.
+// Races that only ThreadSanitizer finds.
 #include <vector>
 
 #include "selftest.h"
@@ -31,7 +31,7 @@ void result_of_another_block() {
   });
 }
 
-// The last block to count reads what thread 40 of the other one wrote, and no barrier stood before its count.
+// The last block to count reads what thread 40 of the other one wrote without a barrier before its count.
 void missing_barrier_before_the_count() {
   double result = 0, sum = 0;
   uint32_t count = 0;

@@ -1,4 +1,4 @@
-// What must work.
+// Kernels that must work.
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -9,7 +9,7 @@
 namespace selftest {
 namespace {
 
-// For all cases that are not about the order itself.
+// For cases that do not test the order.
 template <class Kernel>
 void run_seeds(Launch launch, Kernel kernel) {
   for (const uint64_t seed : {0, 1, 2, 3}) {
@@ -167,7 +167,7 @@ void cluster_sums() {
   for (int b = 0; b < 12; ++b) expect(sums[b] == 4 * (b / 4 * 4) + 6, "the cluster's sum");
 }
 
-// Without interruptions not before somebody waits, else at any time and in any order.
+// Without interruptions pushes arrive when a thread waits, else at any time and in any order.
 void pushes_arrive_when_they_like() {
   std::map<int, int> seen;
   Launch launch = cluster(2, 2, 32, 256);
@@ -193,7 +193,7 @@ void pushes_arrive_when_they_like() {
   expect(seen.size() > 8 && seen.count(0xFF) > 0, "any part of it at any time");
 }
 
-// Its blocks begin while the first launch still runs, and what they read then is not there yet.
+// The dependent's blocks start while the first launch runs, and read too early without a wait.
 void second_launch_overlaps_the_first() {
   int early = 0, late = 0;
   for (const int workers : {1, 2}) {
@@ -241,7 +241,7 @@ void seed_changes_the_order() {
   expect(orders[1] != orders[3] && orders[1] != orders[0], "another order for another seed");
 }
 
-// Without interruptions thread 0 would always be done before thread 1 begins.
+// Without interruptions thread 0 would always finish before thread 1 starts.
 void seed_interrupts_at_memory() {
   bool overlapped = false;
   for (uint64_t seed = 1; seed < 20; ++seed) {
@@ -260,7 +260,7 @@ void seed_interrupts_at_memory() {
   expect(overlapped, "threads that take turns");
 }
 
-// Every tie between two neighbours, and what lies next to it: that is all there is to rounding.
+// Tests rounding at every tie between two neighbours, and next to it.
 template <class Half>
 void check_rounding(uint32_t infinity) {
   const auto value = [](uint32_t bits) { return widen(Half{static_cast<uint16_t>(bits)}); };

@@ -1,4 +1,4 @@
-"""The executor runs kernels as a GPU would, and catches what a GPU would let pass; see selftest.cpp."""
+"""The executor runs kernels as a GPU would, and catches faults that a GPU would not; see selftest.cpp."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Data that breaks careless arithmetic, given to the kernels: huge means, outliers, extremes, inf and NaN."""
+"""The kernels on data that breaks careless arithmetic: huge means, outliers, extremes, inf and NaN."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ SHAPES = (
     ((1500, 24), "contiguous"),
     ((37, 20, 7, 7), "contiguous"),
 )
-"""Rows and columns, of vectors and of elements; `on_each_plan` splits each among blocks."""
+"""Rows and columns, with vectors and single elements; `on_each_plan` splits each among blocks."""
 
 LAUNCHES = {plan: small(plan, group=3, groups=1) for plan in PLANS}
 
@@ -66,7 +66,7 @@ HARD_DATA: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
 @on_each_plan
 @pytest.mark.parametrize("data", HARD_DATA)
 def test_huge_means_cost_no_accuracy(data: str, shape: tuple[int, ...], layout: str, launch: Launch) -> None:
-    """The ordinary demands: sums of squares are wrong by 6e7 on the second of these, Welford by 7 %."""
+    """Has ordinary tolerances: on the second mean, sums of squares are wrong by 6e7, and Welford by 7%."""
     case = Case(shape, layout)
     tensors = tensors_with(case, HARD_DATA[data](shape))
     assert_right(case, tensors, run(case, tensors, launch))
@@ -74,14 +74,14 @@ def test_huge_means_cost_no_accuracy(data: str, shape: tuple[int, ...], layout: 
 
 @on_each_plan
 def test_an_outlier_of_a_million_sigmas(shape: tuple[int, ...], layout: str, launch: Launch) -> None:
-    """Wherever it stands: a pivot that is the outlier would cost the digits of all other values."""
+    """The outlier may be anywhere: if it were the pivot, all other values would lose digits."""
     case = Case(shape, layout, activation="none")
     tensors = tensors_with(case, noise(shape))
     for image, pixel in ((0, 0), (-1, -1), (shape[0] // 2, 0)):
         index: Any = (image, slice(None), *[pixel] * (len(shape) - 2))
         tensors.input = in_layout(noise(shape).to(case.dtype), layout)
         tensors.input[index] = 1e6
-        # A smaller one, or none, would make dweight small beside what a shift of the mean adds to it.
+        # With a smaller one, dweight would be small compared to what a shift of the mean adds to it.
         tensors.grad_output[index] = 1.0
         assert_right(case, tensors, run(case, tensors, launch))
 
@@ -128,7 +128,7 @@ def one_channel_huge(shape: tuple[int, ...]) -> Tensor:
 
 
 def huge_in_the_middle(shape: tuple[int, ...]) -> Tensor:
-    """A few values only, which one block has and the others do not."""
+    """Only one block has the few large values."""
     values = noise(shape)
     flat = values.transpose(0, 1).flatten(1)
     middle = flat.shape[1] // 2
@@ -146,7 +146,7 @@ HUGE = {"all": all_huge, "one channel": one_channel_huge, "the middle of a chann
 def test_values_near_1e30_are_normalised_although_their_squares_overflow(
     gradient: float, what: str, shape: tuple[int, ...], layout: str, launch: Launch
 ) -> None:
-    """Sums that overflow are gathered again from smaller values, in the channels that need it and no other.
+    """Sums that overflow are computed again from scaled values, only in the channels that need it.
 
     The variance itself, 1e58, is infinite in fp32, and so is the running one.
     """
@@ -166,7 +166,7 @@ def test_values_near_1e30_are_normalised_although_their_squares_overflow(
 
 
 def test_fp64_values_near_1e150_are_normalised() -> None:
-    """Squares of 1e300 still fit: no shortcut through fp32 anywhere."""
+    """Protects fp64 from any step in fp32."""
     case = Case((37, 20, 7, 7), dtype=torch.float64, parameter_dtype=torch.float64)
     tensors = tensors_with(case, 1e150 * (1 + 0.1 * noise(case.shape)))
     for launch in (small(), LAUNCHES["streamed"]):
@@ -177,7 +177,7 @@ def test_fp64_values_near_1e150_are_normalised() -> None:
 
 
 def classes(tensor: Tensor) -> Tensor:
-    """0 finite, 1 NaN, 2 infinite and positive, 3 infinite and negative: an element each."""
+    """For each element: 0 finite, 1 NaN, 2 inf, 3 -inf."""
     return tensor.isnan() * 1 + (tensor == INF) * 2 + (tensor == -INF) * 3
 
 
@@ -189,7 +189,7 @@ def assert_spoils_as_pytorch(
 ) -> None:
     theirs = run_torch(case, tensors)
     if case.training and present(theirs.running_mean).isinf().any():
-        # By Welford's method, as on CUDA, an infinite value leaves no mean.
+        # As in PyTorch on CUDA, an infinite value makes the mean NaN.
         present(theirs.running_mean)[spoilt] = NAN
     for name in NAMES:
         mine, other, before = (getattr(result, name) for result in (found.result, theirs, clean.result))
@@ -208,7 +208,7 @@ def test_non_finite_input_spoils_its_channel_and_no_other(
 ) -> None:
     """As in PyTorch on CUDA: NaN, inf and finite in the same places.
 
-    The poison stands first, in the middle and last, so that pivots, vector bodies and tails are all hit.
+    The bad value comes first, in the middle or last, and so hits pivots, vector bodies and tails.
     """
     case = Case(shape, layout, training=training)
     spoilt = shape[1] // 2
@@ -226,7 +226,7 @@ def test_non_finite_input_spoils_its_channel_and_no_other(
 def test_an_infinite_gradient_reaches_the_parameters(
     value: float, shape: tuple[int, ...], layout: str, launch: Launch
 ) -> None:
-    """As in PyTorch: what the mean's rounding left over must not make a NaN of it."""
+    """As in PyTorch: mean_lo must not turn an infinite result into NaN."""
     case = Case(shape, layout, activation="none")
     tensors = make_tensors(case)
     place = (-1, 1, *[0] * (len(shape) - 2))

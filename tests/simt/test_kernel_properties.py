@@ -1,4 +1,4 @@
-"""Random shapes, options, devices and launches of the kernels: what the grid did not think of."""
+"""Random shapes, options, devices and launches of the kernels, beyond the grid."""
 
 from dataclasses import replace
 from math import prod
@@ -47,7 +47,7 @@ def trials(draw: st.DrawFn) -> tuple[Case, Launch, int]:
     activation = draw(st.sampled_from(tuple(ACTIVATIONS)))
     case = replace(case, activation=activation, residual=draw(st.booleans()))
     launch = draw(launches(case))
-    # So few threads that an example takes no longer than a fraction of a second.
+    # Few threads, so that an example takes a fraction of a second.
     plans = [launch.plan(case, direction) for direction in ("forward", "backward")]
     assume(all(part.grid <= 64 for plan in plans for part in (plan.first, plan.apply) if part is not None))
     return case, launch, draw(st.integers(0, 2**20))

@@ -1,4 +1,4 @@
-"""The CUDA kernels against the fp64 reference, over everything that the planner can ask of them."""
+"""The CUDA kernels against the fp64 reference, for everything that the planner can select."""
 
 import pytest
 
@@ -19,10 +19,9 @@ def parameters() -> list[object]:
 
 @pytest.mark.parametrize("trial", parameters())
 def test_results_are_right(trial: Trial) -> None:
-    """Outputs, gradients, statistics, running buffers, counter and mask: right, and nothing else is touched.
+    """Outputs, gradients, statistics, running buffers, counter and mask are right; nothing else is written.
 
-    Every tensor begins as NaN and ends at a guard page, shared memory too; threads and blocks run in an
-    order of their own.
+    Tensors and shared memory start as NaN and end at a guard page. Threads and blocks run in random order.
     """
     tensors = make_tensors(trial.case)
     assert_right(trial.case, tensors, run(trial.case, tensors, trial.launch))
@@ -33,7 +32,7 @@ def configurations(trial: Trial) -> list[Configuration]:
 
 
 def test_the_grid_leaves_nothing_out() -> None:
-    """Each instance of a kernel, and whatever kind of tile, plan and blocks can be combined to."""
+    """The grid covers each instance of a kernel, and all combinations of kinds of tiles, plans and blocks."""
     found = set().union(*(exercised(launch) for trial in TRIALS for launch in configurations(trial)))
     missing = (set(demanded()) | kernels().instances()) - found
     assert not missing, "\n".join(sorted(missing))

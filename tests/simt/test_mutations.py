@@ -31,7 +31,7 @@ def test_fault_is_caught(mutation: Mutation, tmp_path: Path) -> None:
 
 
 def test_the_same_launches_are_right_without_a_fault() -> None:
-    """Else what catches a mutant would catch anything."""
+    """Without a fault no check reports one."""
     module = build.build_kernels(elements=("f32",), optimise="0")
     done = run_watched(module, [1, 2], thread_sanitizer=False)
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.needs_extension
 
 
 def trials() -> list[Trial]:
-    """Each mapping with and without whole vectors, each exchange and dtype, every way to find the mask."""
+    """Each mapping with and without whole vectors, each exchange and dtype, every source of the mask."""
     if not HAS_EXTENSION:  # it holds the planner
         return []
     dtypes = (
@@ -62,7 +62,7 @@ def test_known_statistics_give_the_output_that_they_came_from(trial: Trial) -> N
 
 @pytest.mark.parametrize("trial", TRIALS, ids=str)
 def test_moments(trial: Trial) -> None:
-    """What a process tells others: the mean and the sum of squared deviations. Writes nothing else."""
+    """The moments of a process: mean and sum of squared deviations. Nothing else is written."""
     case = replace(trial.case, residual=False, activation="none", buffers=False)
     tensors = make_tensors(case)
     truth = reference(case, tensors)
@@ -73,14 +73,14 @@ def test_moments(trial: Trial) -> None:
     mean, m2 = moments.split(case.channels)
     n = tensors.input.numel() // case.channels
     deviation = truth.var.sqrt()
-    # Of a standard deviation, as the statistics' own demand; the variance's error is twice invstd's.
+    # Relative to a standard deviation, like the statistics' tolerance; the variance's error is twice invstd's
     assert ((mean - truth.mean).abs() <= DEMANDED_MEAN * precision(case.dtype) * deviation).all()
     torch.testing.assert_close(m2 / n, deviation.square(), rtol=4e-6 * precision(case.dtype), atol=0)
 
 
 @pytest.mark.parametrize("trial", TRIALS, ids=str)
 def test_backward_from_its_own_sums_is_the_whole_backward(trial: Trial) -> None:
-    """Sums and the parameters' gradients first, then, given these sums, the others: the same bits."""
+    """Reduce and apply, each alone, give the same bits as both together."""
     case, tensors = trial.case, make_tensors(trial.case)
     launch = replace(trial.launch, forced="streamed")
     whole = Run(case, tensors, launch)
@@ -113,7 +113,7 @@ def test_backward_from_its_own_sums_is_the_whole_backward(trial: Trial) -> None:
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("channels", [5, 1500], ids=["a few channels", "more channels than threads"])
 def test_merge(dtype: torch.dtype, momentum: float | None, channels: int) -> None:
-    """From the moments of four processes, one of them empty, to statistics, running ones, count, counter."""
+    """Merges four processes, one of them empty, into statistics, running statistics, count and counter."""
     parts = [torch.randn(n, channels, dtype=torch.float64) * 3 + 50 for n in (4, 0, 1, 7)]
     rows = []
     for part in parts:
@@ -153,7 +153,7 @@ def test_merge(dtype: torch.dtype, momentum: float | None, channels: int) -> Non
 
 
 def test_merge_of_nothing_leaves_the_running_statistics_alone() -> None:
-    """All batches empty: as nn.BatchNorm does with one, the counter goes on."""
+    """If all batches are empty, the counter is incremented, as in nn.BatchNorm."""
     module = kernels()
     memory = Memory(module, 16)
     p = module.MergeParams()

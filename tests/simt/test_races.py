@@ -1,4 +1,4 @@
-"""ThreadSanitizer finds no race in the kernels: what values alone do not tell."""
+"""ThreadSanitizer finds no race in the kernels. Values alone do not show races."""
 
 from pathlib import Path
 
@@ -37,6 +37,6 @@ def build_watched(overlay: Path | None = None, optimise: str = "2") -> Path:
 def test_thread_sanitizer_has_nothing_to_report(
     watched_kernels: Path, seeds: list[int], trials: list[int]
 ) -> None:
-    """Threads of a block, blocks of a group and of a cluster, whatever the exchange and the order."""
+    """Among threads of a block and blocks of a group or cluster, for each exchange and order."""
     done = run_watched(watched_kernels, seeds, trials, thread_sanitizer=True)
     assert done.returncode == 0, done.stderr

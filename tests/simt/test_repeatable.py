@@ -1,4 +1,4 @@
-"""The same launch gives the same bits, in whatever order its threads and blocks run."""
+"""The same launch gives the same bits in any order of threads and blocks."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -38,7 +38,7 @@ def assert_same_bits(found: Outcome, expected: Outcome) -> None:
 
 @pytest.mark.parametrize("trial", TRIALS, ids=str)
 def test_order_of_threads_and_blocks_changes_no_bit(trial: Trial) -> None:
-    """Protects the order of additions, which the plan alone must determine."""
+    """Protects the order of additions, which must depend on the plan only."""
     tensors = make_tensors(trial.case)
     expected = run(trial.case, tensors, replace(trial.launch, seed=0, workers=1))
     for seed in SEEDS:
@@ -49,7 +49,7 @@ def test_order_of_threads_and_blocks_changes_no_bit(trial: Trial) -> None:
 
 @pytest.mark.parametrize("trial", TRIALS, ids=str)
 def test_a_launch_leaves_the_scratch_as_the_next_one_needs_it(trial: Trial) -> None:
-    """Protects replays of a captured graph: nobody clears words, counters and partial sums in between."""
+    """Protects replays of a graph, which do not clear words, counters and partial sums."""
     both = Run(trial.case, make_tensors(trial.case), trial.launch)
     names = ("output", "statistics", "grad_input", "grad_weight", "grad_bias")
     before: list[torch.Tensor] = []
@@ -77,7 +77,7 @@ def test_a_gradient_that_nobody_wants_is_not_written(trial: Trial, unwanted: str
 
 @pytest.mark.parametrize("trial", TRIALS, ids=str)
 def test_parameters_that_do_not_lie_side_by_side(trial: Trial) -> None:
-    """Protects the strides of per-channel vectors, such as a column of a matrix has them."""
+    """Protects strided per-channel vectors, such as a column of a matrix."""
     tensors = make_tensors(trial.case)
     expected = run(trial.case, tensors, trial.launch)
     for name in ("weight", "bias", "running_mean", "running_var"):

@@ -1,4 +1,4 @@
-"""The words of an exchange, which outlive launches: nobody clears them, and every plan uses the same ones."""
+"""The words of an exchange outlive launches: they are never cleared, and all plans share them."""
 
 import random
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def assert_repeats(run: Run, expected: list[torch.Tensor]) -> None:
 
 
 def test_a_thousand_launches() -> None:
-    """One after the other with the same words, as a graph's replays are."""
+    """Launches with the same words, one after the other, like a graph's replays."""
     run = Run(SMALL, make_tensors(SMALL), small("words", group=2, tile=32, groups=1))
     assert run.configurations[0].epochs == 2
     expected = go(run)
@@ -72,7 +72,7 @@ def test_plans_take_turns() -> None:
 
 @pytest.mark.parametrize("epoch", range(-6, 1))
 def test_epochs_begin_anew(epoch: int) -> None:
-    """After 2^32 of them, and with words that have not been used yet."""
+    """Epochs wrap after 2^32, and words may be unused."""
     case, launch = Case((37, 1032)), small("words", group=3, tile=64, groups=2)
     run = Run(case, make_tensors(case), launch)
     expected = go(run)

@@ -26,7 +26,7 @@ ROWS, COLUMNS = Case((2, 2, 4096)), Case((53, 264), residual=True)
 ELEMENTS, FOLDED = Case((25, 5, 7, 3), "channels_last", momentum=None), Case((16, 3, 8, 8), "channels_last")
 
 TRIALS = (
-    # Eight passes of rows, of a block or shared; tiles of columns, which groups take in turn.
+    # Eight passes of rows, in one block or several; tiles of columns, which groups take in turn.
     Trial(ROWS, small("none")),
     Trial(ROWS, small("cluster", group=4)),
     Trial(ROWS, small("words", group=3, groups=1)),
@@ -35,18 +35,18 @@ TRIALS = (
     Trial(COLUMNS, small("cluster", group=2, tile=64)),
     Trial(COLUMNS, small("words", group=3, tile=60, groups=2)),
     Trial(COLUMNS, small("streamed", group=2)),
-    # Element by element, and where a byte of the mask belongs to several threads.
+    # Single elements, where several threads share a byte of the mask.
     Trial(ELEMENTS, small("streamed", group=3)),
     Trial(replace(ELEMENTS, residual=True), small("streamed", group=2)),
     Trial(replace(FOLDED, residual=True), small("cluster", group=2)),
     Trial(replace(COLUMNS, training=False), small()),
-    # Backward reads the residual; words are so many that channels have owners.
+    # Backward reads the residual. There are so many words that channels have owners.
     Trial(replace(COLUMNS, activation="silu"), small("words", group=9, tile=256, groups=1)),
     Trial(replace(COLUMNS, activation="silu"), small("streamed", group=2)),
     # With an outlier of a million sigmas, see check().
     Trial(replace(ROWS, activation="none"), small("cluster", group=4)),
 )
-"""Every exchange with rows and columns, one tile after the other, with and without a mask."""
+"""Every exchange with rows and columns, several tiles, with and without a mask."""
 
 
 def run_watched(
@@ -57,7 +57,7 @@ def run_watched(
     thread_sanitizer: bool,
     halt: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs those of TRIALS, or all, in another process; `halt` ends it at the first report."""
+    """Runs some of TRIALS, or all, in another process. `halt` ends it at the first report."""
     environment = dict(os.environ)
     if thread_sanitizer:
         environment = thread_sanitizer_environment()

@@ -1,4 +1,4 @@
-// The CUDA kernels as torch operators: tensors in, plans and launches out.
+// The torch operators of the CUDA kernels.
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -10,7 +10,7 @@
 namespace fused_bn::cuda {
 namespace {
 
-// The largest power of two up to 16 that divides all addresses.
+// Returns the largest power of two up to 16 that divides all addresses.
 int64_t alignment_of(std::initializer_list<const void*> addresses) {
   uintptr_t bits = 16;
   for (const void* address : addresses) bits |= reinterpret_cast<uintptr_t>(address);
@@ -23,7 +23,7 @@ Problem problem_of(const Tensor& x, const ForwardParams& p, Part part) {
   return {view_of(x), dtype_of(x), Direction::forward, part, p.activation, residual, alignment};
 }
 
-// The same whatever gradients are wanted, which must not change any of their bits.
+// Does not depend on which gradients are wanted: that must not change their bits.
 Problem problem_of(const Tensor& x, const BackwardParams& p, Part part) {
   const int64_t alignment = alignment_of({p.grad_output, p.input, p.residual, p.grad_input, p.grad_residual});
   const bool residual = p.mask != nullptr || p.residual != nullptr;
@@ -34,7 +34,7 @@ template <class Params>
 cudaError_t launch_by(const PreparedPlan& prepared, const Tensor& x, Params& p, bool results_wanted) {
   const Plan& plan = prepared.plan;
   p.inverse_count = 1 / static_cast<double>(view_of(x).values_per_channel());
-  Tensor partials, sums;  // held until the launch, whose stream orders what follows
+  Tensor partials, sums;  // may be freed after the launch, because the stream orders their reuse
   if (plan.partials_bytes > 0) {
     partials = at::empty({plan.partials_bytes}, x.options().dtype(at::kByte));
     p.partials = partials.data_ptr();
@@ -93,7 +93,7 @@ struct Cuda {
     const double n = static_cast<double>(view_of(x).values_per_channel());
     p.unbiased = n / (n - 1);
     run(problem, false, x, p);
-    if (cumulative) Tensor(*a.num_batches_tracked).add_(1);  // whose blocks read it at any time
+    if (cumulative) Tensor(*a.num_batches_tracked).add_(1);  // the kernel's blocks all read it
     return {output, mask};
   }
 
@@ -125,7 +125,7 @@ struct Cuda {
     Tensor grad_input = empty(a.output_mask[0]), grad_residual = empty(a.output_mask[1]);
     if (x.numel() == 0) return {grad_input, grad_residual};
     auto p = backward_params<BackwardParams>(a, dense, grad_input, grad_residual, gradients);
-    // In evaluation the sums are the parameters' gradients and nothing else.
+    // In evaluation only the parameters' gradients need the sums.
     const bool sums_wanted = a.training ? !totals.sums.defined() : a.output_mask[2] || a.output_mask[3];
     p.sums = totals.sums.defined() ? totals.sums.data_ptr<double>() : nullptr;
     p.total_count = totals.count.defined() ? totals.count.const_data_ptr<double>() : nullptr;

@@ -1,4 +1,4 @@
-// The kernels of one element type; included by a .cu file for each.
+// The kernels of one element type. Each element type has a .cu file that includes this.
 #pragma once
 
 #include "cuda/host/launch.h"
@@ -10,7 +10,7 @@ namespace {
 template <class Pass>
 __global__ void __launch_bounds__(kThreads,
                                   blocks_by_registers(kArchitecture, Pass::kernel, Pass::Direction::backward,
-                                                      Pass::Direction::mixed, Pass::Direction::own_curve))
+                                                      Pass::Direction::mixed, Pass::Direction::kind))
     batch_norm(const __grid_constant__ typename Pass::Params params) {
   Pass(params).run();
 }

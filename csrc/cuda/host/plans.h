@@ -1,4 +1,4 @@
-// The plans of this process: made once for each problem and device, then looked up.
+// The process's cache of plans, one for each problem and device.
 #pragma once
 
 #include <memory>
@@ -7,17 +7,18 @@
 
 namespace fused_bn::cuda {
 
-// For the current device; ValueError where what is forced does not fit. streamed: never the resident kernel.
-// refused: the driver did not take the cooperative launch, which the plan does without from now on.
+// Returns the plan for the current device; raises ValueError if a forced option does not fit. streamed:
+// without the resident kernel. refused: the driver refused the cooperative launch; makes the plan again
+// without it.
 std::shared_ptr<const PreparedPlan> plan_for(const Problem& problem, bool streamed, bool refused = false);
 
-// Raises where the driver refuses a launch; `how` is added to the reason.
+// Raises if the launch failed. `how` is appended to the message.
 void check_launch(cudaError_t error, const std::string& how);
 
-// What the text says holds for every plan from now on. FUSED_BN_CUDA_PLAN gives it from the start.
+// Fixes these options of all later plans. FUSED_BN_CUDA_PLAN sets them initially.
 void force_plan(const std::string& text);
 
-// The text of the plan that was made or found last in this process; empty before the first.
+// Returns the text of the plan that was last made or found; empty if there is none.
 std::string last_plan();
 
 }  // namespace fused_bn::cuda

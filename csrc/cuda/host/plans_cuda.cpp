@@ -14,7 +14,7 @@
 namespace fused_bn::cuda {
 namespace {
 
-constexpr size_t kMostPlans = 1 << 16;  // about 50 MB; beyond, all are made anew
+constexpr size_t kMostPlans = 1 << 16;  // about 50 MB; a full cache is cleared
 
 Device describe_device(c10::DeviceIndex index) {
   cudaDeviceProp properties{};
@@ -37,7 +37,6 @@ Device describe_device(c10::DeviceIndex index) {
   return device;
 }
 
-// Everything that a plan depends on.
 auto key_of(const Problem& p, bool streamed) {
   return std::tuple(p.view.N, p.view.C, p.view.S, p.view.layout, p.dtype, p.direction, p.part, p.activation,
                     p.residual, p.alignment, streamed, c10::cuda::current_device());
@@ -73,8 +72,8 @@ PreparedPlan prepared_plan(const Problem& problem, const Device& device, const F
   return prepared;
 }
 
-// A cooperative launch that does not fit must be known before it is captured. The driver refuses one that
-// should fit where the process has only a part of the device, as under MPS.
+// Finds out before a capture whether a cooperative launch fits. The driver also refuses one that should fit
+// if the process has only a part of the device, as under MPS.
 PreparedPlan plan_by_the_driver(const Problem& problem, const Device& device, const Forced& forced,
                                 bool refused) {
   const PreparedPlan prepared = prepared_plan(problem, device, forced);
@@ -109,7 +108,7 @@ std::shared_ptr<const PreparedPlan> plan_for(const Problem& problem, bool stream
 
 void check_launch(cudaError_t error, const std::string& how) {
   if (error == cudaSuccess) return;
-  cudaGetLastError();  // so that the next call does not find it
+  cudaGetLastError();  // clears the error for the next call
   TORCH_CHECK(false, "fused_bn: the launch failed: ", cudaGetErrorString(error), how);
 }
 

@@ -19,18 +19,18 @@ struct Memory {
   uint32_t epoch[2];
 };
 
-using Key = std::tuple<c10::DeviceIndex, uint64_t, int64_t>;  // device; capture, 0 outside of any; stream
+using Key = std::tuple<c10::DeviceIndex, uint64_t, int64_t>;  // device; capture, 0 if none; stream
 
-// As many sets as torch has streams, and graphs at one time. Never freed: at exit the driver may be gone.
+// One set for each stream of torch and each live graph. Never freed, because the driver may be gone at exit.
 struct Pool {
-  std::mutex mutex;  // is not held while CUDA is called, which may be waiting for give_back()
+  std::mutex mutex;  // not held during calls of CUDA, which may be waiting for give_back()
   std::map<Key, void*> sets;
-  std::multimap<c10::DeviceIndex, void*> spare;  // of graphs that are gone
+  std::multimap<c10::DeviceIndex, void*> spare;  // from destroyed graphs
 };
 auto& pool = *new Pool;
 
-// Not from torch's allocator, which during a capture gives blocks that other nodes of the graph share. The
-// wait is for the zeroing alone: a graph has no other way to come behind it.
+// Does not use torch's allocator, which during a capture returns blocks that other nodes of the graph share.
+// Waits for the zeroing, because a graph cannot be ordered after it.
 void* allocate() {
   const c10::cuda::CUDAStreamCaptureModeGuard anyone_may_be_capturing(cudaStreamCaptureModeRelaxed);
   void* memory = nullptr;
@@ -48,7 +48,7 @@ Scratch scratch_in(void* memory) {
   return {all.epoch, all.arrivals, all.words};
 }
 
-// Called by CUDA when a graph and all that was made of it are gone and no replay runs; may not call CUDA.
+// CUDA calls this when a graph and its executable graphs are destroyed and no replay runs; may not call CUDA.
 void give_back(void* user_data) {
   const std::unique_ptr<Key> key(static_cast<Key*>(user_data));
   const std::lock_guard lock(pool.mutex);
@@ -58,7 +58,7 @@ void give_back(void* user_data) {
   pool.sets.erase(found);
 }
 
-// The graph is null outside of a capture.
+// The graph is null outside a capture.
 void* set_of(const Key& key, cudaGraph_t graph) {
   const auto device = std::get<c10::DeviceIndex>(key);
   void* memory = nullptr;
@@ -76,7 +76,7 @@ void* set_of(const Key& key, cudaGraph_t graph) {
   }
   const std::lock_guard lock(pool.mutex);
   const auto [at, is_new] = pool.sets.emplace(key, memory);
-  if (!is_new) pool.spare.emplace(device, memory);  // another thread was faster
+  if (!is_new) pool.spare.emplace(device, memory);  // another thread added one meanwhile
   return at->second;
 }
 
@@ -97,8 +97,8 @@ cudaError_t with_scratch(c10::cuda::CUDAStream stream,
                          c10::function_ref<cudaError_t(const Scratch&)> launch) {
   unsigned long long capture = 0;
   const cudaGraph_t graph = graph_of_capture(stream, capture);
-  // A stream that is not torch's may end at any time, and its address come back: what it left behind could
-  // belong to nobody. c10 numbers such streams by their addresses.
+  // A stream that is not torch's may be destroyed and its address used again, so that its scratch cannot be
+  // kept. c10 uses the address of such a stream as its id.
   const bool foreign =
       stream.stream() != nullptr && stream.id() == reinterpret_cast<int64_t>(stream.stream());
   if (graph == nullptr && foreign) {
@@ -107,7 +107,7 @@ cudaError_t with_scratch(c10::cuda::CUDAStream stream,
     return launch(scratch_in(memory.get()));
   }
   const Key key{stream.device_index(), graph == nullptr ? 0 : capture, stream.id()};
-  // What the driver refuses has not touched it, and what dies on the device takes all of its memory along.
+  // A refused launch has not touched the scratch, and a fault on the device destroys all of its memory.
   return launch(scratch_in(set_of(key, graph)));
 }
 

@@ -1,4 +1,4 @@
-// Backward, of a channel, a vector and a block. g is the gradient of what forward gave to the activation.
+// The backward direction, for Resident, Reduce and Apply. g is the gradient with respect to z.
 #pragma once
 
 #include "cuda/kernels/activate.cuh"
@@ -7,8 +7,8 @@
 
 namespace fused_bn::cuda {
 
-// resident: in training.
-template <class T, int vector_, bool mixed_, Curve curve, bool resident = false>
+// resident: the resident kernel, which runs in training only.
+template <class T, int vector_, bool mixed_, ActivationKind kind_, bool resident = false>
 class Backward {
  public:
   using Params = BackwardParams;
@@ -16,7 +16,7 @@ class Backward {
   using A = Compute<T>;
   static constexpr int vector = vector_;
   static constexpr bool mixed = mixed_;
-  static constexpr Curve own_curve = curve;
+  static constexpr ActivationKind kind = kind_;
   static constexpr bool backward = true;
   using Vector = Raw<T, vector>;
   using Sums = ThreadSums<A, vector, mixed>;
@@ -36,7 +36,7 @@ class Backward {
 
   // ---- sums of g and of g * (x - mean_hi)
 
-  // special: a mask tells where the slope is 1; the residual has a gradient, or the input has none.
+  // Special sums read a mask. Special results also write a residual's gradient, or no input's.
   FUSED_BN_DEVICE bool has_special_sums() const { return p_.mask != nullptr; }
   FUSED_BN_DEVICE bool has_special_results() const {
     return p_.mask != nullptr || p_.grad_residual != nullptr || p_.grad_input == nullptr;
@@ -56,7 +56,8 @@ class Backward {
       FUSED_BN_UNROLL
       for (int k = 0; k < vector; ++k) {
         A g = scaled ? own.g[k] * kSmaller<A> : own.g[k];
-        // In evaluation 0 * inf must be NaN, as in PyTorch; in training all else of the channel is NaN then.
+        // In evaluation 0 * inf must be NaN, as in PyTorch. In training the rest of the channel is NaN
+        // anyway.
         if (!resident && !own.keeps[k]) g = 0;
         if (!resident || own.keeps[k])
           sums.add(k, g, g, scaled ? own.centred[k] * kSmaller<A> : own.centred[k]);
@@ -68,7 +69,7 @@ class Backward {
     const OwnNumbers<A, vector, mixed, 3> affine_;
   };
 
-  // Of g * (x - mean_hi) * invstd, whose sum fits wherever the gradient of the weight does.
+  // Sums g * (x - mean_hi) * invstd, which overflows only if the gradient of the weight does.
   FUSED_BN_DEVICE Partial<A> partial(const BlockSums& sums, int c, A) const {
     const double larger = sums.scaled ? 1.0 / static_cast<double>(kSmaller<A>) : 1.0;
     const double grad_xhat = sums.second * larger * static_cast<double>(statistics(c).invstd) * larger;
@@ -76,11 +77,11 @@ class Backward {
   }
 
   template <class Fetch>
-  FUSED_BN_DEVICE MergedSums merge(const Team& team, int c, Fetch fetch) const {
-    return MergedSums::of<A>(t_, team, statistics(c), fetch);
+  FUSED_BN_DEVICE MergedSums merge(const LaneGroup& lanes, int c, Fetch fetch) const {
+    return MergedSums::of<A>(t_, lanes, statistics(c), fetch);
   }
 
-  // ---- what follows for a channel
+  // ---- a channel's results
 
   FUSED_BN_DEVICE Word finish(int c, const MergedSums& merged, bool writes, int channel) const {
     numbers_.set_slope(c, statistics(c), merged.grad, merged.grad_xhat, p_.inverse_count);
@@ -88,7 +89,6 @@ class Backward {
     return numbers_.told(c, kSlope, 2);
   }
   FUSED_BN_DEVICE void take(int c, const Word& word) const { numbers_.take(c, kSlope, 2, word); }
-  // The gradients of weight and bias are the sums themselves.
   FUSED_BN_DEVICE void write(int, const MergedSums& merged, int channel) const {
     fused_bn::cuda::write(p_.grad_weight, channel, merged.grad_xhat);
     fused_bn::cuda::write(p_.grad_bias, channel, merged.grad);
@@ -128,13 +128,14 @@ class Backward {
         store_global(vectors_of<T, vector>(b_.p_.grad_residual, at.position()), pack<T, vector>(kept));
       }
       if ((!resident || has_residual) && b_.p_.grad_input == nullptr) return;
-      // Computed again: kept, it would not fit into registers.
-      const Gradients own = b_.differentiate<has_residual>(has_residual ? anew(x) : x,
-                                                           has_residual ? anew(dy) : dy, at, numbers_);
+      // Computed again, because it would not fit into registers.
+      const Gradients own =
+          b_.differentiate<has_residual>(has_residual ? optimisation_barrier(x) : x,
+                                         has_residual ? optimisation_barrier(dy) : dy, at, numbers_);
       A gradient[vector];
       FUSED_BN_UNROLL
       for (int k = 0; k < vector; ++k) {
-        // In evaluation the statistics are constants; nothing may leak in where a slope of 0 meets inf.
+        // In evaluation the statistics are constants. 0, not 0 * inf.
         gradient[k] = resident || b_.p_.training
                           ? fma(own.centred[k], numbers_(kSlope, k), numbers_(kConstant, k))
                           : A{0};
@@ -144,7 +145,7 @@ class Backward {
       store_global(grad_input_ + at.offset(), pack<T, vector>(gradient));
     }
     FUSED_BN_DEVICE void rebase(const Vectors<mixed>& at) {
-      grad_input_ = hidden(vectors_of<T, vector>(b_.p_.grad_input, at.start()));
+      grad_input_ = optimisation_barrier(vectors_of<T, vector>(b_.p_.grad_input, at.start()));
     }
 
    private:
@@ -154,13 +155,13 @@ class Backward {
   };
 
  private:
-  // ReLU's g is 0 where it is not kept: told apart, because to add nothing takes less than to add 0.
+  // ReLU's g is 0 if keeps is false: to skip the addition is cheaper than to add 0.
   struct Gradients {
     A g[vector], centred[vector];
     bool keeps[vector];
   };
 
-  // has_mask: where there is a mask, it tells where the slope is 1.
+  // has_mask: the mask, if there is one, determines the slopes.
   template <bool has_mask, int count>
   FUSED_BN_DEVICE Gradients differentiate(const Vector& x, const Vector& dy, const Vectors<mixed>& at,
                                           const OwnNumbers<A, vector, mixed, count>& affine) const {
@@ -175,10 +176,10 @@ class Backward {
       own.centred[k] = affine.centre(own.centred[k], k);
       z[k] = affine.transform(own.centred[k], k);
       if (by_mask) z[k] = (bits >> k & 1u) != 0 ? A{1} : A{0};  // has the same slope
-      own.keeps[k] = curve != Curve::relu || !(z[k] <= 0);
+      own.keeps[k] = kind != ActivationKind::relu || !(z[k] <= 0);
     }
-    if constexpr (curve != Curve::relu) {
-      if (curve == Curve::other && p_.residual != nullptr) {
+    if constexpr (kind != ActivationKind::relu) {
+      if (kind == ActivationKind::other && p_.residual != nullptr) {
         A residual[vector];
         unpack<T, vector>(load_global<Vector>(vectors_of<T, vector>(p_.residual, at.position())), residual);
         FUSED_BN_UNROLL
@@ -199,7 +200,7 @@ class Backward {
     const uint64_t weight = load_value(p_.weight, channel), bias = load_value(p_.bias, channel);
     const ChannelStatistics<A> saved(p_.statistics, t_.C, channel);
     numbers_.set_affine(c, saved, read(p_.weight, weight, 1), read(p_.bias, bias, 0));
-    if constexpr (curve == Curve::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
+    if constexpr (kind == ActivationKind::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
     return saved;
   }
   FUSED_BN_DEVICE ChannelStatistics<A>& statistics(int c) const {
@@ -209,7 +210,7 @@ class Backward {
   const BackwardParams& p_;
   const Tiling& t_;
   const Numbers<A> numbers_;
-  const VectorActivation<T, vector, curve> activation_;
+  const VectorActivation<T, vector, kind> activation_;
 };
 
 }  // namespace fused_bn::cuda

@@ -1,17 +1,18 @@
-// What elements are computed with. Both directions share it, so that their masks agree bit for bit.
+// The coefficients of a channel's elements. Both directions share them, so that their masks agree bit for
+// bit.
 #pragma once
 
 #include "cuda/kernels/elements.cuh"
 
 namespace fused_bn::cuda {
 
-// A part of the block's shared memory, by its offset: a pointer would take registers.
+// Returns the part of the block's shared memory at an offset. Offsets take fewer registers than pointers.
 template <class A>
 FUSED_BN_DEVICE A* shared_part(int offset) {
   return reinterpret_cast<A*>(shared_memory() + offset);
 }
 
-// Of one channel; saved as [3, C].
+// One channel's statistics, saved as [3, C].
 template <class A>
 struct ChannelStatistics {
   A mean_hi, mean_lo, invstd;
@@ -35,11 +36,11 @@ struct ChannelStatistics {
   }
 };
 
-// Forward has a pivot in the place of the slope. Only prelu has the last.
+// Forward stores its pivot in place of the slope. Only prelu has the last one.
 enum Number { kMean, kScale, kShift, kSlope, kConstant, kNegativeSlope };
 constexpr Number kPivot = kSlope;
 
-// A tile's numbers in shared memory, [numbers_of(), tile_channels].
+// The coefficients of a tile's channels in shared memory, [numbers_of(), tile_channels].
 template <class A>
 class Numbers {
  public:
@@ -48,11 +49,11 @@ class Numbers {
   FUSED_BN_DEVICE A& at(int number, int c) const {
     return shared_part<A>(at_.numbers)[number * t_.tile_channels + c];
   }
-  // z = fma(x - mean_hi, scale, shift): shift - mean * scale would lose all digits where the mean is much
-  // larger than the deviation. mean_lo is small enough to be folded into the shift.
+  // z = fma(x - mean_hi, scale, shift). bias - mean * scale would lose all digits if the mean is much larger
+  // than the deviation; mean_lo is small enough to be a part of the shift.
   FUSED_BN_DEVICE void set_affine(int c, const ChannelStatistics<A>& s, double weight, double bias) const {
     const A scale = multiply(static_cast<A>(weight), s.invstd);
-    // By one rounding, whatever the compiler would make of a product and a difference.
+    // fma, because the compiler might or might not contract a product and a difference.
     if (is_finite(scale)) bias = fma(-static_cast<double>(s.mean_lo), static_cast<double>(scale), bias);
     at(kMean, c) = s.mean_hi;
     at(kScale, c) = scale;
@@ -62,8 +63,8 @@ class Numbers {
     if (slope.data != nullptr)
       at(kNegativeSlope, c) = static_cast<A>(read(slope, load_value(slope, channel), 0));
   }
-  // The gradient of the input is scale * (g + fma(x - mean_hi, slope, constant)). With scale as a factor of
-  // the slope it would take a multiplication less, but the slope of values near 1e30 would be 0.
+  // The gradient of the input is scale * (g + fma(x - mean_hi, slope, constant)). A slope that contains scale
+  // would save a multiplication, but be 0 for values near 1e30.
   FUSED_BN_DEVICE void set_slope(int c, const ChannelStatistics<A>& s, double grad, double grad_xhat,
                                  double inverse_count) const {
     const double slope = -grad_xhat * inverse_count * s.invstd;
@@ -84,11 +85,11 @@ class Numbers {
   const SharedLayout& at_;
 };
 
-// How many channels a thread's vectors have: the one of all their elements, or one for each.
+// The number of channels of a thread's vectors: one, or one for each element.
 template <int vector, bool mixed>
 constexpr int kOwn = mixed ? vector : 1;
 
-// body(k, c) for each of a thread's channels c, counted within the tile.
+// Calls body(k, c) for each of a thread's channels; c counts within the tile.
 template <int vector, bool mixed, class Body>
 FUSED_BN_DEVICE void for_own_channels(const Tiling& t, int column, Body body) {
   if (!mixed && t.walk == Walk::along_rows) return body(0, 0);
@@ -105,7 +106,7 @@ FUSED_BN_DEVICE void for_own_channels(const Tiling& t, int column, Body body) {
   }
 }
 
-// body(k, slope) for each element of a vector. Slopes in registers would slow down all other activations.
+// Calls body(k, slope) for each element of a vector. Slopes in registers would slow down other activations.
 template <int vector, bool mixed, class A, class Body>
 FUSED_BN_DEVICE void with_negative_slopes(const Tiling& t, const Numbers<A>& numbers, int column, Body body) {
   A slope[kOwn<vector, mixed>];
@@ -114,7 +115,7 @@ FUSED_BN_DEVICE void with_negative_slopes(const Tiling& t, const Numbers<A>& num
   for (int k = 0; k < vector; ++k) body(k, slope[mixed ? k : 0]);
 }
 
-// The first `count` numbers of each of a thread's channels.
+// The first `count` coefficients of each of a thread's channels, in registers.
 template <class A, int vector, bool mixed, int count>
 class OwnNumbers {
  public:
@@ -125,7 +126,6 @@ class OwnNumbers {
     });
   }
 
-  // Of a vector's k-th element.
   FUSED_BN_DEVICE A operator()(Number number, int k) const { return value_[number][mixed ? k : 0]; }
   FUSED_BN_DEVICE A centre(A x, int k) const { return subtract(x, (*this)(kMean, k)); }
   FUSED_BN_DEVICE A transform(A centred, int k) const {

@@ -1,4 +1,4 @@
-// From the values in a plan to a kernel: the one list of what is instantiated.
+// Selects the kernel of a plan. This is the only list of instances.
 #pragma once
 
 #include <type_traits>
@@ -8,24 +8,23 @@
 
 namespace fused_bn::cuda {
 
-// Elements of a vector of 16 bytes. float64 goes element by element: its arithmetic outweighs its accesses.
+// Elements of a 16-byte vector. float64 uses single elements: its arithmetic outweighs its accesses.
 template <class T>
 constexpr int kWide = sizeof(T) == 8 ? 1 : 16 / static_cast<int>(sizeof(T));
 
-// A kernel: each thread makes a Pass of the params and runs it.
+// A kernel, each thread of which constructs a Pass from the params and runs it.
 template <class Pass_>
 struct KernelType {
   using Pass = Pass_;
 };
 
-// body(KernelType) for these types. The resident kernel has none for single elements: then no call.
-template <bool forward, class T, int vector, bool mixed, Curve curve, class Body>
+// Calls body(KernelType). The resident kernel has no instance for single elements; body is not called then.
+template <bool forward, class T, int vector, bool mixed, ActivationKind kind, class Body>
 auto with_types(Kernel kernel, Body body) {
-  using Any =
-      std::conditional_t<forward, Forward<T, vector, mixed, curve>, Backward<T, vector, mixed, curve>>;
-  // Sums of forward are the same whatever the activation.
-  using Summed = std::conditional_t<forward, Forward<T, vector, mixed, Curve::relu>, Any>;
-  using Trained = std::conditional_t<forward, Any, Backward<T, vector, mixed, curve, true>>;
+  using Any = std::conditional_t<forward, Forward<T, vector, mixed, kind>, Backward<T, vector, mixed, kind>>;
+  // Forward's sums do not depend on the activation.
+  using Summed = std::conditional_t<forward, Forward<T, vector, mixed, ActivationKind::relu>, Any>;
+  using Trained = std::conditional_t<forward, Any, Backward<T, vector, mixed, kind, true>>;
   if (kernel == Kernel::apply) return body(KernelType<Apply<Any>>{});
   if (kernel == Kernel::reduce) return body(KernelType<Reduce<Summed>>{});
   if constexpr (vector > 1) {
@@ -35,20 +34,22 @@ auto with_types(Kernel kernel, Body body) {
   }
 }
 
-// Of one element type. Kernels of single elements tell activations apart at run time.
+// Kernels of single elements branch among activations at run time.
 template <bool forward, class T, class Body>
 auto with_kernel(Kernel kernel, const Tiling& t, Activation activation, Body body) {
-  const auto with_curve = [&](auto mixed) {
+  const auto with_kind = [&](auto mixed) {
     constexpr int wide = kWide<T>;
-    const Curve curve = curve_of(activation);
-    if (curve == Curve::relu) return with_types<forward, T, wide, mixed.value, Curve::relu>(kernel, body);
-    if (curve == Curve::other) return with_types<forward, T, wide, mixed.value, Curve::other>(kernel, body);
-    return with_types<forward, T, wide, mixed.value, Curve::leaky_relu>(kernel, body);
+    const ActivationKind kind = kind_of(activation);
+    if (kind == ActivationKind::relu)
+      return with_types<forward, T, wide, mixed.value, ActivationKind::relu>(kernel, body);
+    if (kind == ActivationKind::other)
+      return with_types<forward, T, wide, mixed.value, ActivationKind::other>(kernel, body);
+    return with_types<forward, T, wide, mixed.value, ActivationKind::leaky_relu>(kernel, body);
   };
   if constexpr (kWide<T> > 1) {
-    if (t.vector > 1) return t.mixed ? with_curve(std::true_type{}) : with_curve(std::false_type{});
+    if (t.vector > 1) return t.mixed ? with_kind(std::true_type{}) : with_kind(std::false_type{});
   }
-  return with_types<forward, T, 1, false, Curve::other>(kernel, body);
+  return with_types<forward, T, 1, false, ActivationKind::other>(kernel, body);
 }
 
 }  // namespace fused_bn::cuda

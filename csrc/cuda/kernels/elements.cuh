@@ -1,11 +1,11 @@
-// Vectors of elements in memory and in registers, and the values of per-channel vectors.
+// Vectors of elements in memory and in registers, and access to ChannelVector.
 #pragma once
 
 #include "cuda/kernels/primitives.cuh"
 
 namespace fused_bn::cuda {
 
-// `vector` elements as they lie in memory: 16 bytes, or one element.
+// `vector` packed elements: 16 bytes, or one element.
 template <int bytes>
 using Bits = std::conditional_t<bytes == 8, uint64_t, std::conditional_t<bytes == 4, uint32_t, uint16_t>>;
 template <class T, int vector>
@@ -59,7 +59,6 @@ FUSED_BN_DEVICE Raw<T, vector>* vectors_of(void* data, int64_t index) {
   return static_cast<Raw<T, vector>*>(data) + index;
 }
 
-// body(T{}) with the type of a vector's values.
 template <class Body>
 FUSED_BN_DEVICE auto with_type(DType dtype, Body body) {
   if (dtype == DType::f64) return body(double{});
@@ -68,7 +67,7 @@ FUSED_BN_DEVICE auto with_type(DType dtype, Body body) {
   return body(float{});
 }
 
-// As it lies in memory. read() converts it later, so that the loads of several are under way at once.
+// Returns the bits of a value, which read() converts later, so that several loads overlap.
 FUSED_BN_DEVICE uint64_t load_value(const ChannelVector& v, int64_t c) {
   if (v.data == nullptr) return 0;
   const int64_t i = c * v.stride;

@@ -1,4 +1,4 @@
-// The forward direction: what both kernels compute of a channel, a vector and a block in it.
+// The forward direction, for Resident, Reduce and Apply.
 #pragma once
 
 #include "cuda/kernels/activate.cuh"
@@ -7,7 +7,7 @@
 
 namespace fused_bn::cuda {
 
-template <class T, int vector_, bool mixed_, Curve curve>
+template <class T, int vector_, bool mixed_, ActivationKind kind_>
 class Forward {
  public:
   using Params = ForwardParams;
@@ -15,14 +15,14 @@ class Forward {
   using A = Compute<T>;
   static constexpr int vector = vector_;
   static constexpr bool mixed = mixed_;
-  static constexpr Curve own_curve = curve;
+  static constexpr ActivationKind kind = kind_;
   static constexpr bool backward = false;
   using Vector = Raw<T, vector>;
   using Sums = ThreadSums<A, vector, mixed>;
 
-  // Tensors that are summed up; vectors of a thread that the streamed kernel loads before it uses one.
+  // Tensors that are summed; vectors per thread that the streamed kernels load before they use one.
   static constexpr int kSummed = 1, kSumAhead = 8, kApplyAhead = 4;
-  // Vectors side by side in the resident kernel: as many as its registers allow.
+  // Unrolled vectors in the resident kernel: as many as its registers allow.
   static constexpr int kSumUnroll = mixed && sizeof(T) == 4 ? 4 : 8;
   template <bool special>
   static constexpr int kApplyUnroll = special ? 2 : 8;
@@ -30,7 +30,7 @@ class Forward {
   FUSED_BN_DEVICE explicit Forward(const ForwardParams& p)
       : p_(p), t_(p.tiling), numbers_(p.tiling, p.layout) {}
 
-  // The tensors that are read; the second one where apply() reads it.
+  // The tensors that are read, the second one only by apply().
   FUSED_BN_DEVICE const void* data(int i) const { return i == 0 ? p_.input : p_.residual; }
   FUSED_BN_DEVICE bool has_second() const { return p_.residual != nullptr; }
 
@@ -39,14 +39,14 @@ class Forward {
   FUSED_BN_DEVICE bool has_special_sums() const { return false; }
   FUSED_BN_DEVICE bool has_special_results() const { return p_.residual != nullptr; }
 
-  // Of channel c of the tile, by one thread, beside the loading of data. A block that does not write the
-  // running statistics does not read them: another block may have written them already.
+  // Loads the parameters of the tile's channel c, in one thread. Only the block that writes the running
+  // statistics reads them: another one might read what it has written.
   FUSED_BN_DEVICE void prepare(int c, int channel, bool writes) const {
     parameters(c) = ForwardParameters(p_, channel, writes);
-    if constexpr (curve == Curve::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
+    if constexpr (kind == ActivationKind::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
   }
 
-  // The median of three values is no outlier, which would cost the digits of all others.
+  // The pivot is the median of three values. An outlier would cost the other values their digits.
   template <class Load>
   FUSED_BN_DEVICE void choose_pivot(int c, int64_t units, Load load) const {
     const A first = load(0), middle = load(units / 2), last = load(units - 1);
@@ -54,7 +54,7 @@ class Forward {
     numbers_.at(kPivot, c) = last < low ? low : (last > high ? high : last);
   }
 
-  // scaled: of values that are kSmaller times as large.
+  // scaled: sums values times kSmaller.
   template <bool scaled, bool special>
   class Summation {
    public:
@@ -87,11 +87,11 @@ class Forward {
   }
 
   template <class Fetch>
-  FUSED_BN_DEVICE MergedMoments merge(const Team& team, int, Fetch fetch) const {
-    return MergedMoments::of<A>(t_, team, p_.inverse_count, fetch);
+  FUSED_BN_DEVICE MergedMoments merge(const LaneGroup& lanes, int, Fetch fetch) const {
+    return MergedMoments::of<A>(t_, lanes, p_.inverse_count, fetch);
   }
 
-  // ---- what follows for a channel, by one thread of a block; of the launch, where it writes
+  // ---- a channel's results, by one thread of each block; by one of the launch if it writes
 
   FUSED_BN_DEVICE Word finish(int c, const MergedMoments& merged, bool writes, int channel) const {
     const ChannelStatistics<A> statistics(merged.mean, merged.variance, p_.eps);
@@ -112,14 +112,14 @@ class Forward {
     blend(p_.running_mean, channel, before.running_mean, merged.mean, before.momentum);
     blend(p_.running_var, channel, before.running_var, merged.variance * p_.unbiased, before.momentum);
   }
-  // Once a launch. A cumulative average is counted behind it.
+  // Once per launch. For a cumulative average the host counts, after the launch.
   FUSED_BN_DEVICE void count_batch() const {
     if (block_index() == 0 && thread_index() == 0 && p_.num_batches_tracked != nullptr && !p_.cumulative) {
       *p_.num_batches_tracked += 1;
     }
   }
 
-  // In the place of all that, in the apply pass: statistics that are there.
+  // For the apply pass, whose statistics exist already.
   FUSED_BN_DEVICE void prepare_results(int c, int channel, bool writes) const {
     const ForwardParameters own(p_, channel, true);
     const bool running = p_.source == Source::running;
@@ -130,10 +130,10 @@ class Forward {
       fused_bn::cuda::write(p_.bias_copy, channel, own.bias);
     }
     numbers_.set_affine(c, statistics, own.weight, own.bias);
-    if constexpr (curve == Curve::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
+    if constexpr (kind == ActivationKind::other) numbers_.set_negative_slope(c, p_.negative_slope, channel);
   }
 
-  // ---- results. All lanes of a warp take part in writing a mask, whether their vector exists or not.
+  // ---- output. All lanes of a warp take part in writing a mask, even those without a vector.
 
   FUSED_BN_DEVICE bool needs_all_lanes() const { return p_.mask != nullptr; }
 
@@ -144,7 +144,7 @@ class Forward {
         : f_(f),
           affine_(f.t_, f.numbers_, at.column()),
           activation_(f.p_.activation, f.p_.activation_param),
-          output_(hidden(vectors_of<T, vector>(f.p_.output, at.start()))) {}
+          output_(optimisation_barrier(vectors_of<T, vector>(f.p_.output, at.start()))) {}
 
     FUSED_BN_DEVICE void apply(const Vector& x, const Vector& residual, const Vectors<mixed>& at,
                                bool exists) const {
@@ -168,13 +168,13 @@ class Forward {
       store_global(output_ + at.offset(), pack<T, vector>(z));
     }
     FUSED_BN_DEVICE void rebase(const Vectors<mixed>& at) {
-      output_ = hidden(vectors_of<T, vector>(f_.p_.output, at.start()));
+      output_ = optimisation_barrier(vectors_of<T, vector>(f_.p_.output, at.start()));
     }
 
    private:
     const Forward& f_;
     const OwnNumbers<A, vector, mixed, 3> affine_;
-    const VectorActivation<T, vector, curve> activation_;
+    const VectorActivation<T, vector, kind> activation_;
     Vector* output_;
   };
 

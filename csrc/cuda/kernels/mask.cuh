@@ -1,4 +1,4 @@
-// A bit an element in the order of memory. Padding bits are 0, and memory has a multiple of 4 bytes.
+// The mask: one bit per element, in memory order. Padding bits are 0; the size is a multiple of 4 bytes.
 #pragma once
 
 #include "cuda/kernels/primitives.cuh"
@@ -12,8 +12,8 @@ FUSED_BN_DEVICE uint32_t load_bits(const uint8_t* mask, int64_t index) {
   return static_cast<uint32_t>(mask[index / kPerByte]) >> (place * vector);
 }
 
-// By all lanes of a warp; active: this one has a vector. Of lanes side by side that share a byte, the first
-// stores it. Others change their own bits of a word, of which a byte may be stored at the same time.
+// All lanes of a warp call this; active: the lane has a vector. If neighbouring lanes fill a byte, the first
+// of them stores it. Other lanes change their bits of a word by atomics, beside stores to its other bytes.
 template <int vector>
 FUSED_BN_DEVICE void store_bits(uint8_t* mask, int64_t index, int64_t elements, uint32_t bits, bool active) {
   if constexpr (vector == 8) {
@@ -32,7 +32,7 @@ FUSED_BN_DEVICE void store_bits(uint8_t* mask, int64_t index, int64_t elements, 
     if (!active) return;
     if (first) store_byte(mask + index / kPerByte, byte);
     if (lane >= place && (firsts >> (lane - place) & 1u) != 0) return;
-    // The last element also has the padding.
+    // The last element also clears the padding.
     const int64_t element = index * vector;
     const int shift = static_cast<int>(element % 32);
     uint32_t own = ((1u << vector) - 1) << shift;

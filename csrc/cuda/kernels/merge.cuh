@@ -1,4 +1,4 @@
-// From the moments of several processes to the statistics of them all, by one block.
+// Merges the moments of several processes, in one block.
 #pragma once
 
 #include "common/moments.h"
@@ -20,7 +20,7 @@ FUSED_BN_DEVICE void merge_kernel(const MergeParams& p) {
     blend(p.running_var, c, read(p.running_var, load_value(p.running_var, c), 0), all.m2 / (all.count - 1),
           momentum);
   }
-  sync_block();  // all have read the counter
+  sync_block();  // all threads have read the counter
   if (thread_index() == 0 && p.num_batches_tracked != nullptr) *p.num_batches_tracked += 1;
 }
 

@@ -1,4 +1,4 @@
-// Everything that only a GPU can do. tests/simt has its twin for the host, under the same path.
+// Everything that only a GPU can do. tests/simt/twin has the host's version.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -22,7 +22,7 @@ struct alignas(16) Pack {
   uint32_t words[4];
 };
 
-// What this pass compiles for: 90 is sm_90.
+// The architecture that nvcc compiles for: 90 is sm_90.
 #if defined(__CUDA_ARCH__)
 constexpr int kArchitecture = __CUDA_ARCH__ / 10;
 #else
@@ -30,8 +30,8 @@ constexpr int kArchitecture = 0;
 #endif
 
 FUSED_BN_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
-// The same, but the compiler does not know: what is made of it is made again, rather than kept in registers.
-FUSED_BN_DEVICE int thread_index_anew() {
+// Reads the index again: the compiler keeps nothing that depends on it in registers.
+FUSED_BN_DEVICE int reread_thread_index() {
   int index;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
   return index;
@@ -50,7 +50,7 @@ FUSED_BN_DEVICE uint32_t shared_address(const void* shared) {
 FUSED_BN_DEVICE void sync_block() { __syncthreads(); }
 FUSED_BN_DEVICE bool any_in_block(bool condition) { return __syncthreads_or(condition) != 0; }
 
-// All 32 lanes of the warp take part. A lane whose source lies beyond the warp keeps its own value.
+// All 32 lanes of the warp take part. A lane whose source is beyond the warp keeps its value.
 template <class A>
 FUSED_BN_DEVICE A shuffle_xor(A value, int distance) {
   return __shfl_xor_sync(0xffffffffu, value, distance);
@@ -65,16 +65,15 @@ FUSED_BN_DEVICE A shuffle_from(A value, int lane) {
 }
 FUSED_BN_DEVICE uint32_t ballot(bool condition) { return __ballot_sync(0xffffffffu, condition); }
 
-// Hides where a pointer comes from: else all parts of an address are added up in 64 bits at each access.
+// Optimisation barriers: the compiler does not know that the result is the argument. Without one for a
+// pointer, each access adds up all parts of its address in 64 bits; a value is computed again, not kept.
 template <class P>
-FUSED_BN_DEVICE P* hidden(P* pointer) {
+FUSED_BN_DEVICE P* optimisation_barrier(P* pointer) {
   asm volatile("" : "+l"(pointer));
   return pointer;
 }
-
-// The same value, but the compiler does not know: what is made of it is made again.
 template <class Raw>
-FUSED_BN_DEVICE Raw anew(Raw raw) {
+FUSED_BN_DEVICE Raw optimisation_barrier(Raw raw) {
   if constexpr (std::is_same_v<Raw, int>) asm volatile("" : "+r"(raw));
   if constexpr (sizeof(Raw) == 16) {
     asm volatile("" : "+r"(raw.words[0]), "+r"(raw.words[1]), "+r"(raw.words[2]), "+r"(raw.words[3]));
@@ -84,7 +83,7 @@ FUSED_BN_DEVICE Raw anew(Raw raw) {
 
 // ---- memory
 
-// Nobody writes these bytes while the kernel runs.
+// For memory that nothing writes while the kernel runs.
 template <class Raw>
 FUSED_BN_DEVICE Raw load_global(const void* address) {
   if constexpr (sizeof(Raw) == 16) {
@@ -110,8 +109,8 @@ FUSED_BN_DEVICE void store_global(void* address, const Raw& raw) {
   }
 }
 
-// Starts a copy into shared memory, which is there for the calling thread after wait_copies(), and for others
-// of the block behind the next sync_block().
+// Starts a copy into shared memory. The calling thread sees it after wait_copies(), other threads of the
+// block after the next sync_block().
 FUSED_BN_DEVICE void copy_async(Pack* shared, const void* global) {
   if constexpr (kArchitecture >= 80) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
@@ -131,7 +130,7 @@ FUSED_BN_DEVICE Pack load_shared(const Pack* shared) {
   return {{all.x, all.y, all.z, all.w}};
 }
 
-// What another block of the launch wrote: past the first-level cache, which is not coherent.
+// Reads what another block of the launch wrote, bypassing L1, which is not coherent.
 FUSED_BN_DEVICE Partial<float> load_result(const Partial<float>* address) {
   const float4 all = __ldcg(reinterpret_cast<const float4*>(address));
   return {all.x, all.y, all.z, all.w};
@@ -142,8 +141,8 @@ FUSED_BN_DEVICE Partial<double> load_result(const Partial<double>* address) {
   return {low.x, low.y, high.x, high.y};
 }
 
-// Counts up to limit, then starts again from 0; returns the count before. What those who counted earlier have
-// read and written lies before what the calling thread does next.
+// Increments, or wraps to 0 at limit; returns the old count. Acquires and releases: accesses of earlier
+// callers happen before later ones of this thread.
 FUSED_BN_DEVICE uint32_t count_around(uint32_t* word, uint32_t limit) {
   __threadfence();
   const uint32_t before = atomicInc(word, limit);
@@ -155,7 +154,7 @@ FUSED_BN_DEVICE void store_byte(uint8_t* address, uint32_t byte) { *address = st
 FUSED_BN_DEVICE void and_atomic(uint32_t* word, uint32_t bits) { atomicAnd(word, bits); }
 FUSED_BN_DEVICE void or_atomic(uint32_t* word, uint32_t bits) { atomicOr(word, bits); }
 
-// ---- words: one access of 16 bytes, so that values and epoch belong together (PTX ISA 8.4, sm_70 and later)
+// ---- words: one 16-byte access, so that values and epoch match (PTX ISA 8.4, sm_70 and later)
 
 FUSED_BN_DEVICE Word load_word(const Word* address) {
   uint32_t a, b, c, d;
@@ -190,7 +189,7 @@ FUSED_BN_DEVICE void store_word(Word* address, const Word& word) {
       : "memory");
 }
 
-// Between two looks at a word that is not there yet.
+// Called between two reads of a word that has not arrived.
 FUSED_BN_DEVICE void pause(const void*) {}
 
 FUSED_BN_DEVICE uint32_t load_epoch(const uint32_t* address) {
@@ -202,9 +201,9 @@ FUSED_BN_DEVICE void store_epoch(uint32_t* address, uint32_t value) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" : : "l"(address), "r"(value) : "memory");
 }
 
-// ---- clusters. No launch asks for them where the architecture has none.
+// ---- clusters, which no launch uses before sm_90
 
-// By one thread, before arrive_cluster(): the barrier completes when so many bytes have been pushed.
+// One thread calls this before arrive_cluster(). The barrier completes when `bytes` bytes have been pushed.
 FUSED_BN_DEVICE void init_barrier(uint64_t* barrier, uint32_t bytes) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
@@ -217,8 +216,8 @@ FUSED_BN_DEVICE void init_barrier(uint64_t* barrier, uint32_t bytes) {
 #endif
 }
 
-// The two halves of a barrier of all threads of the cluster: behind it, all their barriers are initialised.
-// Relaxed, because a release would wait for memory before the first load: two MEMBARs.
+// Together a barrier of all threads of the cluster, after which all blocks' barriers are initialised.
+// Relaxed, because a release costs two MEMBARs before the first load.
 FUSED_BN_DEVICE void arrive_cluster() {
   if constexpr (kArchitecture >= 90) asm volatile("barrier.cluster.arrive.relaxed.aligned;" : : : "memory");
 }
@@ -226,7 +225,7 @@ FUSED_BN_DEVICE void wait_cluster() {
   if constexpr (kArchitecture >= 90) asm volatile("barrier.cluster.wait.aligned;" : : : "memory");
 }
 
-// Stores 16 bytes in the place of `shared` in block `rank` of the cluster, and tells that block's barrier.
+// Stores 16 bytes at `shared` in block `rank` of the cluster, and signals that block's barrier.
 template <class Value>
 FUSED_BN_DEVICE void push(const Value& value, void* shared, uint64_t* barrier, int rank) {
   static_assert(sizeof(Value) == 16);
@@ -244,7 +243,7 @@ FUSED_BN_DEVICE void push(const Value& value, void* shared, uint64_t* barrier, i
 #endif
 }
 
-// Until the block's own barrier has completed its first phase: what was pushed is there.
+// Waits for the first phase of the block's barrier, when all pushed bytes have arrived.
 FUSED_BN_DEVICE void wait_barrier(uint64_t* barrier) {
 #if __CUDA_ARCH__ >= 900
   uint32_t done;
@@ -262,7 +261,7 @@ FUSED_BN_DEVICE void wait_barrier(uint64_t* barrier) {
 #endif
 }
 
-// ---- programmatic dependent launch: the next kernel may start, and waits for what this one writes
+// ---- programmatic dependent launch: the next kernel may start, and waits for this one's writes
 
 FUSED_BN_DEVICE void launch_dependents() {
   if constexpr (kArchitecture >= 90) asm volatile("griddepcontrol.launch_dependents;" : : : "memory");
@@ -286,7 +285,7 @@ template <class A>
 FUSED_BN_DEVICE bool is_finite(A a) {
   return isfinite(a);
 }
-// 0 where a is negative, and NaN where it is NaN.
+// max(a, 0); NaN stays NaN.
 FUSED_BN_DEVICE float relu(float a) {
 #if __CUDA_ARCH__ >= 800
   float result;
@@ -298,7 +297,7 @@ FUSED_BN_DEVICE float relu(float a) {
 }
 FUSED_BN_DEVICE double relu(double a) { return a <= 0 ? 0.0 : a; }
 
-// Within 2 units in the last place, normal_cdf 5: CUDA C++ Programming Guide, "Mathematical functions".
+// Within 2 ulp, normal_cdf within 5: CUDA C++ Programming Guide, "Mathematical functions".
 template <class T>
 struct Math {
   using A = T;
@@ -329,7 +328,7 @@ FUSED_BN_DEVICE void narrow(float value, BFloat16& result) {
 FUSED_BN_DEVICE void narrow(float value, float& result) { result = value; }
 FUSED_BN_DEVICE void narrow(double value, double& result) { result = value; }
 
-// Two elements of a half type in one register. clamp: 0 where negative; NaN stays NaN (PTX ISA, "cvt").
+// Packs two elements of a half type. clamp: negative values become 0, NaN stays NaN (PTX ISA, "cvt").
 template <class T, bool clamp>
 FUSED_BN_DEVICE uint32_t narrow_pair(float low, float high) {
   uint32_t pair;

@@ -1,4 +1,4 @@
-// The resident kernel: every element is read once, and stays in shared memory until its result is written.
+// The resident kernel reads each element once and keeps it in shared memory until its result is written.
 #pragma once
 
 #include "cuda/kernels/backward.cuh"
@@ -27,7 +27,7 @@ class Resident {
     exchange_.begin();
     direction_.count_batch();
     for (int iteration = 0, tile = exchange_.index();; ++iteration) {
-      const int channels = t_.channels(tile), own = thread_index_anew();
+      const int channels = t_.channels(tile), own = reread_thread_index();
       if (own < channels) {
         direction_.prepare(own, t_.first_channel(tile) + own, exchange_.is_writer(own));
       }
@@ -55,14 +55,15 @@ class Resident {
 
  private:
   FUSED_BN_DEVICE Vectors<mixed> vectors(int tile) const {
-    return Vectors<mixed>(t_, anew(tile), anew(exchange_.rank()), thread_index_anew());
+    return Vectors<mixed>(t_, optimisation_barrier(tile), optimisation_barrier(exchange_.rank()),
+                          reread_thread_index());
   }
 
-  // Slots of the block: [tensors, slots, threads]; the calling thread's first.
+  // The thread's first slot. The block's slots are [tensors, slots, threads].
   FUSED_BN_DEVICE Pack* own_slots() const { return shared_part<Pack>(at_.slots) + thread_index(); }
   FUSED_BN_DEVICE int second() const { return slots_ * kThreads; }
 
-  // The value of channel c in a unit of the block's part, whoever has copied it: that of its first column.
+  // Returns channel c's first value in a unit of the block's part, which any thread may have copied.
   FUSED_BN_DEVICE A element(int unit, int c) const {
     const int pass = unit / t_.pass_units, within = unit - pass * t_.pass_units;
     const bool along = t_.walk == Walk::along_rows;
@@ -75,8 +76,8 @@ class Resident {
 
   template <bool two>
   FUSED_BN_DEVICE void load(Vectors<mixed> at) const {
-    const auto* a = hidden(vectors_of<T, vector>(direction_.data(0), at.start()));
-    const auto* b = hidden(vectors_of<T, vector>(direction_.data(1), at.start()));
+    const auto* a = optimisation_barrier(vectors_of<T, vector>(direction_.data(0), at.start()));
+    const auto* b = optimisation_barrier(vectors_of<T, vector>(direction_.data(1), at.start()));
     Pack* slot = own_slots();
     const int count = static_cast<int>(at.count());
     FUSED_BN_UNROLL_BY(8)
@@ -103,21 +104,21 @@ class Resident {
   }
 
   FUSED_BN_DEVICE void tell(int iteration, int tile, int channels) {
-    const Team team(channels);
-    const int c = team.has_channel() ? team.index : 0;
+    const LaneGroup lanes(channels);
+    const int c = lanes.has_channel() ? lanes.index : 0;
     const auto sum = [&](auto scaled) {
       const Vectors<mixed> at = vectors(tile);
       return direction_.has_special_sums() ? sum_slots<scaled.value, true>(at)
                                            : sum_slots<scaled.value, false>(at);
     };
-    const auto sums = BlockSums::of<A, vector, mixed>(t_, shared_part<A>(at_.sums), team, c, sum);
+    const auto sums = BlockSums::of<A, vector, mixed>(t_, shared_part<A>(at_.sums), lanes, c, sum);
     const A inverse_count = A{1} / static_cast<A>(static_cast<int>(t_.block_values(exchange_.rank())));
-    exchange_.publish(iteration, team, c, direction_.partial(sums, c, inverse_count));
+    exchange_.publish(iteration, lanes, c, direction_.partial(sums, c, inverse_count));
   }
 
   FUSED_BN_DEVICE void finish(int iteration, int tile, int channels) const {
-    exchange_.merge(iteration, channels, [&](const Team& team, int c, bool leads, auto fetch) {
-      const auto merged = direction_.merge(team, c, fetch);
+    exchange_.merge(iteration, channels, [&](const LaneGroup& lanes, int c, bool leads, auto fetch) {
+      const auto merged = direction_.merge(lanes, c, fetch);
       if (!leads) return;
       const Word finished = direction_.finish(c, merged, exchange_.is_writer(), t_.first_channel(tile) + c);
       exchange_.publish_result(iteration, c, finished);
@@ -125,7 +126,7 @@ class Resident {
     exchange_.for_results(iteration, channels, [&](int c, const Word& word) { direction_.take(c, word); });
   }
 
-  // Writes the results of the tile a turn before `next`. has_next: loads that one's vectors in their place.
+  // Writes the results of the tile before `next`. has_next: loads the vectors of `next` into the same slots.
   template <bool special, bool has_next>
   FUSED_BN_DEVICE void apply(int next) const {
     Vectors<mixed> at = vectors(next - t_.groups);

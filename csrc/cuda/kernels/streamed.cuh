@@ -1,4 +1,5 @@
-// The streamed kernel: a reduce pass, and an apply pass that goes backwards, so that L2 serves its beginning.
+// The streamed kernels: a reduce pass, and an apply pass that goes backwards, so that L2 serves its
+// beginning.
 #pragma once
 
 #include "cuda/kernels/backward.cuh"
@@ -6,15 +7,14 @@
 
 namespace fused_bn::cuda {
 
-// Some of a thread's vectors, of one or two tensors: all of them are loaded before the first is used.
+// Some of a thread's vectors, of one or two tensors. All are loaded before the first is used.
 template <class Direction, int tensors, int count>
 struct Chunk {
   using Vector = typename Direction::Vector;
   Vector raw[count][tensors];
 
-  // From a place on. left: how many the thread has; those beyond are not loaded.
   FUSED_BN_DEVICE Chunk(const Direction& direction, Vectors<Direction::mixed> at, int64_t left) {
-    // Under one branch: loads under predicates of their own are not all issued before the first use.
+    // One branch for all: not all loads with their own predicates are issued before the first use.
     left >= count ? load<true>(direction, at, left) : load<false>(direction, at, left);
   }
   FUSED_BN_DEVICE const Vector& second(int i) const { return raw[i][tensors - 1]; }
@@ -36,7 +36,7 @@ struct Chunk {
   }
 };
 
-// A block's tile, and its place in the tile's group. Blocks side by side have tiles side by side.
+// A block's tile and its rank in the tile's group. Consecutive blocks have consecutive tiles.
 struct Place {
   int tile, rank;
 
@@ -69,7 +69,7 @@ class Reduce {
   }
 
  private:
-  // The value of channel c in a unit of the tile: that of its first column.
+  // Returns channel c's first value in a unit of the tile.
   FUSED_BN_DEVICE A element(int64_t unit, int c) const {
     const bool along = t_.walk == Walk::along_rows;
     const int64_t row =
@@ -99,35 +99,35 @@ class Reduce {
     return sums;
   }
 
-  // The block of a tile that comes here last merges the partial results of all: none waits for another.
+  // The last block of a tile to get here merges all partial results, so that no block waits for another.
   FUSED_BN_DEVICE void finish(int channels) const {
-    const Team team(channels);
-    const int c = team.has_channel() ? team.index : 0, channel = t_.first_channel(place_.tile) + c;
+    const LaneGroup lanes(channels);
+    const int c = lanes.has_channel() ? lanes.index : 0, channel = t_.first_channel(place_.tile) + c;
     const auto sums =
-        BlockSums::of<A, vector, mixed>(t_, shared_part<A>(p_.layout.sums), team, c, [&](auto scaled) {
+        BlockSums::of<A, vector, mixed>(t_, shared_part<A>(p_.layout.sums), lanes, c, [&](auto scaled) {
           return direction_.has_special_sums() ? sum<scaled.value, true>() : sum<scaled.value, false>();
         });
     launch_dependents();
-    const bool on = team.has_channel();
+    const bool on = lanes.has_channel();
     const A inverse_count = A{1} / static_cast<A>(t_.block_values(place_.rank));
     const Partial<A> own = direction_.partial(sums, c, inverse_count);
     Partial<A>* const partials =
         static_cast<Partial<A>*>(p_.partials) + static_cast<int64_t>(channel) * t_.group;
     if (t_.group > 1) {
-      if (on && team.sub == 0) partials[place_.rank] = own;
+      if (on && lanes.rank == 0) partials[place_.rank] = own;
       sync_block();
       const uint32_t last = static_cast<uint32_t>(t_.group - 1);
       const bool counts = thread_index() == 0;
       if (!any_in_block(counts && count_around(p_.scratch.arrivals + place_.tile, last) == last)) return;
     }
-    const auto merged = direction_.merge(team, c, [&](int first, Partial<A>(&batch)[kBatch]) {
+    const auto merged = direction_.merge(lanes, c, [&](int first, Partial<A>(&batch)[kBatch]) {
       FUSED_BN_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        const int block = first + i * team.size;
+        const int block = first + i * lanes.size;
         if (on && block < t_.group) batch[i] = t_.group == 1 ? own : load_result(partials + block);
       }
     });
-    if (on && team.sub == 0) direction_.write(c, merged, channel);
+    if (on && lanes.rank == 0) direction_.write(c, merged, channel);
   }
 
   const Params& p_;

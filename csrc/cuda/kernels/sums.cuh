@@ -1,4 +1,4 @@
-// A channel's two sums. The order of the additions depends on the tiling alone.
+// A channel's two sums. The order of additions depends on the tiling only.
 #pragma once
 
 #include <type_traits>
@@ -7,10 +7,10 @@
 
 namespace fused_bn::cuda {
 
-// Sums of elements that are this much smaller stay finite: by a power of two, which rounds nothing.
+// Sums of elements times this stay finite. A power of two rounds nothing.
 template <class A>
 constexpr A kSmaller = sizeof(A) == 8 ? static_cast<A>(0x1p-600) : static_cast<A>(0x1p-80);
-// A thread's sums up to here stay finite when a block's are added.
+// If a thread's sums are below this, the block's are finite.
 template <class A>
 constexpr A kLarge = sizeof(A) == 8 ? static_cast<A>(0x1p990) : static_cast<A>(0x1p110);
 
@@ -24,7 +24,7 @@ class ThreadSums {
     first_[k % kCount] += a;
     second_[k % kCount] = fma(b, c, second_[k % kCount]);
   }
-  // Sums of a few elements first: shorter chains of additions round less than one long one.
+  // Adding sums of a few elements rounds less than one long chain of additions.
   FUSED_BN_DEVICE void add(const ThreadSums& other) {
     FUSED_BN_UNROLL
     for (int k = 0; k < kCount; ++k) {
@@ -39,7 +39,7 @@ class ThreadSums {
     return !small;
   }
 
-  // Leaves the sums over the block's threads in shared memory: [sum_copies, 2, sum_columns].
+  // Stores the threads' sums in shared memory, [sum_copies, 2, sum_columns]; warps add theirs up first.
   FUSED_BN_DEVICE void leave(const Tiling& t, A* sums) {
     if constexpr (kCount > kOwn<vector, mixed>) {
       first_[0] += first_[1];
@@ -85,21 +85,21 @@ class ThreadSums {
   A first_[kCount] = {}, second_[kCount] = {};
 };
 
-// Lanes side by side that work for one channel: as many as there are for each, up to a warp.
-struct Team {
-  int channels, size, sub, index;
+// Neighbouring lanes that work on one channel: as many as each channel can have, up to a warp.
+struct LaneGroup {
+  int channels, size, rank, index;
 
-  FUSED_BN_DEVICE explicit Team(int channels_) : channels(channels_) {
+  FUSED_BN_DEVICE explicit LaneGroup(int channels_) : channels(channels_) {
     size = 32;
     while (size > 1 && size * channels > kThreads) size /= 2;
     index = thread_index() / size;
-    sub = thread_index() % size;
+    rank = thread_index() % size;
   }
 
-  // Whether it has a channel. Compared again each time: kept, the answer would take a register.
-  FUSED_BN_DEVICE bool has_channel() const { return anew(index) < channels; }
+  // Compares each time: a kept answer would take a register.
+  FUSED_BN_DEVICE bool has_channel() const { return optimisation_barrier(index) < channels; }
 
-  // Of each of its lanes, in all of them.
+  // Sums both values over the lanes; every lane gets the sums.
   FUSED_BN_DEVICE void add_up(double& a, double& b) const {
     for (int distance = 1; distance < size; distance *= 2) {
       a += shuffle_xor(a, distance);
@@ -108,44 +108,44 @@ struct Team {
   }
 };
 
-// A channel's sums over a block. Each lane of its team has them.
+// A channel's sums over a block. Every lane of the channel's group has them.
 struct BlockSums {
   double first = 0, second = 0;
-  bool scaled = false;  // of values that are kSmaller times as large
+  bool scaled = false;  // whether these are sums of values times kSmaller
 
-  // By all threads. sum(scaled) gives a thread's sums. Sums that overflow are made again of smaller values,
-  // but only for their own channels, since those of ordinary values would vanish.
+  // All threads call this. sum(scaled) returns a thread's sums. Sums that overflow are computed again from
+  // scaled values; other channels keep theirs, because small values would vanish.
   template <class A, int vector, bool mixed, class Sum>
-  FUSED_BN_DEVICE static BlockSums of(const Tiling& t, A* shared, const Team& team, int c, Sum sum) {
+  FUSED_BN_DEVICE static BlockSums of(const Tiling& t, A* shared, const LaneGroup& lanes, int c, Sum sum) {
     auto sums = sum(std::false_type{});
     const bool large = sums.large();
     sums.leave(t, shared);
     const bool again = any_in_block(large);
-    const BlockSums all = gather<A, vector, mixed>(t, shared, team, c);
+    const BlockSums all = reduce<A, vector, mixed>(t, shared, lanes, c);
     if (!again) return all;
     sync_block();
     sum(std::true_type{}).leave(t, shared);
     sync_block();
-    BlockSums smaller = gather<A, vector, mixed>(t, shared, team, c);
+    BlockSums smaller = reduce<A, vector, mixed>(t, shared, lanes, c);
     smaller.scaled = true;
     return is_finite(all.first) && is_finite(all.second) ? all : smaller;
   }
 
  private:
   template <class A, int vector, bool mixed>
-  FUSED_BN_DEVICE static BlockSums gather(const Tiling& t, const A* sums, const Team& team, int c) {
+  FUSED_BN_DEVICE static BlockSums reduce(const Tiling& t, const A* sums, const LaneGroup& lanes, int c) {
     BlockSums all;
     const int copies = sum_copies(t), columns = sum_columns(t);
     const bool along = !mixed && t.walk == Walk::along_rows;
     const int length = along ? 1 : mixed ? t.channel_length : t.channel_length / vector;
     const int own = length * t.fold;  // columns of the channel
-    const int column_step = own == 1 ? 1 : team.size, copy_step = own == 1 ? team.size : 1;
-    if (team.has_channel()) {
+    const int column_stride = own == 1 ? 1 : lanes.size, copy_stride = own == 1 ? lanes.size : 1;
+    if (lanes.has_channel()) {
       FUSED_BN_ROLLED
-      for (int copy = own == 1 ? team.sub : 0; copy < copies; copy += copy_step) {
+      for (int copy = own == 1 ? lanes.rank : 0; copy < copies; copy += copy_stride) {
         const A* from = sums + 2 * copy * columns;
         FUSED_BN_ROLLED
-        for (int j = own == 1 ? 0 : team.sub; j < own; j += column_step) {
+        for (int j = own == 1 ? 0 : lanes.rank; j < own; j += column_stride) {
           const int image = t.fold == 1 ? 0 : j / length;  // or pixel
           const int column = c * length + j + image * (t.tile_channels - 1) * length;
           all.first += static_cast<double>(from[column]);
@@ -153,7 +153,7 @@ struct BlockSums {
         }
       }
     }
-    team.add_up(all.first, all.second);
+    lanes.add_up(all.first, all.second);
     return all;
   }
 };

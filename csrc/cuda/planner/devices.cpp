@@ -15,12 +15,12 @@ constexpr Architecture kArchitectures[] = {
     {120, 99 * kKB, 100 * kKB, 1536, 8},
 };
 
-// Multiprocessors, L2 and bandwidths: NVIDIA's data sheets and white papers, or the source that stands below.
+// Multiprocessors, L2 and bandwidths are from NVIDIA's data sheets and white papers unless noted.
 Device model(const char* name, int architecture, int multiprocessors, int64_t l2_bytes,
              double memory_bandwidth, double l2_bandwidth) {
   const Architecture* a = kArchitectures;
   while (a->architecture != architecture) ++a;
-  // Measured of 132 multiprocessors, some of which large clusters leave out.
+  // Measured with 132 multiprocessors. Large clusters leave some of them idle.
   constexpr int kMeasured[] = {132, 66, 30, 15, 7};
   std::array<int, 5> active{};
   for (size_t i = 0; i < active.size() && 1 << i <= a->max_cluster; ++i) {
@@ -29,9 +29,9 @@ Device model(const char* name, int architecture, int multiprocessors, int64_t l2
   return {*a, name, multiprocessors, l2_bytes, memory_bandwidth, l2_bandwidth, active, /*cooperative=*/true};
 }
 
-// Bytes a clock and multiprocessor from L2, a guess: an A100's white paper gives 47, an H200 has shown 31.
+// Bytes per clock and multiprocessor from L2, a guess: an A100's white paper says 47, an H200 measured 31.
 constexpr double kL2 = 16;
-// Measured on an H200, and its L2 is what the driver says.
+// Measured on an H200; its L2 size is the driver's.
 constexpr double kL2Measured = 8200;
 
 }  // namespace

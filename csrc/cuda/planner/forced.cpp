@@ -15,12 +15,12 @@ Forced parse_forced(const std::string& text) {
   Forced forced;
   std::istringstream words(text);
   for (std::string word; words >> word;) {
-    bool known = word == "resident" || word == "streamed";
-    if (known) forced.resident = word == "resident";
+    bool valid = word == "resident" || word == "streamed";
+    if (valid) forced.resident = word == "resident";
     for (size_t i = 0; i < std::size(kExchanges); ++i) {
       if (word != std::string("exchange=") + kExchanges[i]) continue;
       forced.exchange = static_cast<Exchange>(i);
-      known = true;
+      valid = true;
     }
     const size_t digits = word.find('=') + 1;
     for (const auto& [name, member] : kNumbers) {
@@ -28,9 +28,9 @@ Forced parse_forced(const std::string& text) {
                           word.find_first_not_of("0123456789", digits) == word.npos && word[digits] != '0';
       if (!counts || word.substr(0, digits - 1) != name) continue;
       forced.*member = std::stoi(word.substr(digits));
-      known = true;
+      valid = true;
     }
-    if (!known) {
+    if (!valid) {
       throw std::invalid_argument(
           "a plan is 'resident' or 'streamed' and any of exchange=none|cluster|words, group=, groups=, tile= and "
           "slots= with a number from 1 to 999999999, but got '" +

@@ -4,23 +4,24 @@
 #include <sstream>
 #include <stdexcept>
 
-#include "cuda/planner/steps.h"
+#include "cuda/planner/internal.h"
 
 namespace fused_bn::cuda {
 namespace {
 
-constexpr int64_t kReservedShared = 1024;  // bytes of a multiprocessor, for each block
+constexpr int64_t kReservedShared = 1024;  // bytes of a multiprocessor, per block
 constexpr int kFirstWordsArchitecture = 80;
 constexpr int64_t kMostChannels = int64_t{1} << 29;
-constexpr int64_t kMostBlocks = int64_t{1} << 30;   // of a grid
-constexpr int64_t kMostStretch = int64_t{1} << 31;  // vectors of a block, which the resident kernel counts
+constexpr int64_t kMostBlocks = int64_t{1} << 30;  // of a grid
+constexpr int64_t kMostRange = int64_t{1} << 31;   // vectors that a block of the resident kernel spans
 
-// Blocks a multiprocessor of the reduce pass; vectors a thread; blocks a multiprocessor that the apply pass
-// has before threads get more vectors. Backward with up to 16 took 516 us for 411 MB, with 4 575 us.
+// Blocks per multiprocessor of the reduce pass; vectors per thread; blocks per multiprocessor of the apply
+// pass beyond which threads get more vectors. Backward of 411 MB: 516 us with up to 16 vectors, 575 us
+// with 4.
 constexpr int kReduceBlocks[] = {1, 2, 4};
 constexpr int64_t kInFlight = 4, kApplyBlocks = 2, kMostBackward = 16;
 
-// Prices are no better: a tensor that fits is streamed only where that is predicted to be clearly faster.
+// The error of predictions: a tensor that fits is streamed only if that is predicted to be clearly faster.
 constexpr double kDoubt = 1.1;
 
 template <class... Parts>
@@ -73,7 +74,7 @@ class Planner {
     return group != 1 && (exchange == Exchange::words || group <= d_.max_cluster);
   }
 
-  // Every tile has a group of its own.
+  // Each tile has its own group.
   void try_separate(Tiling t, Exchange exchange, int64_t group) {
     const bool alone = exchange == Exchange::none;
     const int64_t least = alone ? 1 : 2, most = alone ? 1 : d_.max_cluster;
@@ -86,7 +87,7 @@ class Planner {
     try_slots(t, exchange);
   }
 
-  // As many blocks as run at once, and no more; groups take tiles in turn.
+  // All blocks run at once; groups take tiles in turn.
   void try_words(const Tiling& t) {
     const bool can = d_.cooperative && d_.architecture >= kFirstWordsArchitecture;
     if (!can) return refused("words need cooperative launches and sm_80 or later");
@@ -122,7 +123,7 @@ class Planner {
     if (slots < needed) return refused("a thread needs ", needed, " slots, not ", slots);
     const int64_t units = divide_up(t.units, t.group);
     const int64_t rows = t.walk == Walk::down_columns ? units : units / t.tile_vectors + 2;
-    if (rows * t.row_vectors >= kMostStretch) return refused("a block would span ", rows, " rows");
+    if (rows * t.row_vectors >= kMostRange) return refused("a block would span ", rows, " rows");
     const int64_t rest = layout_of(t, Kernel::resident, 0, exchange).bytes;
     const int64_t bytes = slots * slot_bytes() + rest;
     if (bytes > d_.shared_per_block) {
@@ -145,7 +146,7 @@ class Planner {
     const int64_t by_shared = d_.shared_per_multiprocessor / (shared_bytes + kReservedShared);
     const bool backward = p_.direction == Direction::backward;
     const int64_t by_registers =
-        blocks_by_registers(d_.architecture, kernel, backward, t.mixed, curve_of(p_.activation));
+        blocks_by_registers(d_.architecture, kernel, backward, t.mixed, kind_of(p_.activation));
     const int64_t by_threads = d_.threads_per_multiprocessor / kThreads;
     return static_cast<int>(std::max<int64_t>(1, std::min({by_shared, by_registers, by_threads})));
   }
@@ -167,7 +168,7 @@ class Planner {
     const int64_t passes = t.passes;
     if (group > 1 && t.tiles > kMostGroups) return refused("blocks share at most ", kMostGroups, " tiles");
     t.group = static_cast<int32_t>(group);
-    t.interleaved = 1;  // so that the end of the tensor is read last
+    t.interleaved = 1;  // the end of the tensor is read last
     t.derive();
     t.interleaved = is_countable(t);
     t.derive();
@@ -208,7 +209,7 @@ class Planner {
 
   // ---- all
 
-  // Whether a tile has a part for each of its blocks, and the grid is none too large.
+  // Whether each block gets a part of its tile, and the grid is not too large.
   bool fits(const Tiling& t, int64_t parts) {
     const int64_t blocks = int64_t{t.groups} * t.group;
     if (t.group > parts) refused("a tile has ", parts, " parts, not one for each of ", t.group, " blocks");
@@ -223,7 +224,7 @@ class Planner {
     if (!best_ || plan.predicted_time * doubt < best_->predicted_time) best_ = plan;
   }
 
-  // Why the first one that was tried did not do.
+  // Keeps the reason why the first candidate was refused.
   template <class... Parts>
   void refused(const Parts&... parts) {
     if (!best_ && reason_.empty()) reason_ = joined(parts...);
@@ -246,7 +247,7 @@ Plan make_plan(const Problem& problem, const Device& device, const Forced& force
   if (problem.view.C > kMostChannels) {
     throw std::invalid_argument(joined("C must be at most ", kMostChannels, ", but got ", problem.view.C));
   }
-  // What is forced of the resident kernel says nothing of the apply pass alone.
+  // Options of the resident kernel do not apply to the apply pass alone.
   const bool of_resident =
       forced.resident.value_or(false) || forced.exchange || forced.slots || forced.groups;
   const Forced own = problem.part == Part::apply && of_resident ? Forced{} : forced;

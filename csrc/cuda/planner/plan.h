@@ -1,4 +1,4 @@
-// The launch planner: sizes in, launch parameters out. Pure host code; includes no CUDA header.
+// The launch planner: computes launch parameters from sizes. Pure host code; includes no CUDA header.
 #pragma once
 
 #include <array>
@@ -16,7 +16,7 @@ constexpr const char* kExchanges[] = {"none", "cluster", "words"};  // names, in
 
 enum class Direction : int8_t { forward, backward };
 
-// Sums and results, or one of them. Evaluation is apply, and so is backward that is given the sums.
+// The passes that run. Evaluation is apply, and so is backward with given sums.
 enum class Part : int8_t { both, reduce, apply };
 
 struct Problem {
@@ -34,66 +34,64 @@ struct Architecture {
   int64_t shared_per_block;           // bytes, the limit that a kernel can opt in to
   int64_t shared_per_multiprocessor;  // bytes, of which each block takes 1 KB more than it asks for
   int threads_per_multiprocessor;
-  int max_cluster;  // blocks; 1 where there are no clusters
+  int max_cluster;  // blocks; 1 if there are no clusters
 };
 
-// What a plan depends on; devices.cpp gives the sources. Bandwidths in GB/s.
+// The properties that a plan depends on; devices.cpp names the sources. Bandwidths are in GB/s.
 struct Device : Architecture {
   std::string name;
   int multiprocessors;
   int64_t l2_bytes;
   double memory_bandwidth;  // specified
   double l2_bandwidth;
-  std::array<int, 5> active_clusters;  // of 1, 2, 4, 8, 16 blocks, one a multiprocessor, that run at once
+  std::array<int, 5> active_clusters;  // of 1, 2, 4, 8, 16 blocks, one per multiprocessor, that run at once
   bool cooperative;
 };
 
-// Parts of a plan that are asked for; absent ones are the planner's choice.
+// The parts of a plan that the caller fixes; the planner chooses the others.
 struct Forced {
   std::optional<bool> resident;
   std::optional<Exchange> exchange;
   std::optional<int64_t> group;   // blocks that share a tile
-  std::optional<int64_t> groups;  // that run side by side, where they exchange words
+  std::optional<int64_t> groups;  // that run at once; exchange=words only
   std::optional<int64_t> tile_channels;
   std::optional<int64_t> slots;
 };
 
-// Bytes.
-struct Traffic {
+struct Traffic {    // bytes
   double read = 0;  // from device memory or L2
   double written = 0;
-  double l2_hits = 0;  // of a second read: what L2 is expected to serve
+  double l2_hits = 0;  // the part of a second read that L2 is expected to serve
 };
 
 struct Plan {
   bool resident;
-  Launch first;  // the resident kernel, or the reduce pass; no grid where only apply is asked for
-  Launch apply;  // the apply pass; no grid where there is none
+  Launch first;                   // the resident kernel or the reduce pass; no grid for Part::apply
+  Launch apply;                   // the apply pass; no grid if there is none
   int blocks_per_multiprocessor;  // of the first kernel
   int64_t partials_bytes;         // reduce pass
   Traffic traffic;
-  double floor_time;  // microseconds: of a copy of as many bytes as tensors have, each read or written once
+  double floor_time;  // microseconds that a copy of all tensors' bytes takes
   double predicted_time;
 };
 
-// The plan with what is forced and the least predicted time; a resident one where it takes at most a tenth
-// more. std::invalid_argument where there is none.
+// Returns the plan with the least predicted time; prefers a resident plan that takes at most a tenth more.
+// Throws std::invalid_argument if no plan fits.
 Plan make_plan(const Problem& problem, const Device& device, const Forced& forced = {});
 
-// Reads "resident exchange=words group=132 groups=4 tile=64 slots=12" or a part; std::invalid_argument else.
+// Parses any part of "resident exchange=words group=132 groups=4 tile=64 slots=12"; throws invalid_argument.
 Forced parse_forced(const std::string& text);
 
-// Their names are lower case: "h200".
+// Their names are lower-case: "h200".
 const std::vector<Device>& device_models();
-// The model whose prices stand in for a device of this architecture.
+// Returns the model whose prices serve for a device of this architecture.
 const Device& nearest_model(int architecture);
 
-// The text that parse_forced() takes for this plan.
+// Returns the text from which parse_forced() makes this plan.
 std::string describe(const Plan& plan);
 
 inline int element_bytes(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
 inline int compute_bytes(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
-// Tensors whose vectors the resident kernel keeps in slots.
 inline int tensors_kept(Direction direction, bool residual) {
   return direction == Direction::backward || residual ? 2 : 1;
 }

@@ -1,40 +1,40 @@
-// Measured on an H200 (tests/test_plan_prices.py). Other devices are taken to be like it by their bandwidths.
+// Predicts times from measurements on an H200 (tests/test_plan_prices.py), scaled by a device's bandwidths.
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/planner/steps.h"
+#include "cuda/planner/internal.h"
 
 namespace fused_bn::cuda {
 namespace {
 
-// Shares of the specified bandwidth of device memory, 4.8 TB/s: a copy by the driver; reading; writing beside
-// as many reads, where both come to 4.0. And what is left of these in runs of 32, 64, 128 and 256 bytes.
+// Shares of the specified 4.8 TB/s of device memory: a copy by the driver; reads; writes beside as many reads
+// (4.0 together). kReadRuns, kWriteRuns: the shares of these that runs of 32, 64, 128 and 256 bytes reach.
 constexpr double kCopy = 4.2 / 4.8, kRead = 4.45 / 4.8, kWrite = 3.63 / 4.8;
 constexpr double kReadRuns[] = {0.73, 0.84, 0.99, 1.0}, kWriteRuns[] = {0.40, 0.67, 0.84, 0.97};
-constexpr double kL2Kept = 0.5;  // of L2: what a second read, backwards, still finds
-constexpr double kAlone = 1.6;   // times its share of L2's bandwidth is what a multiprocessor can draw
+constexpr double kL2Kept = 0.5;  // the share of L2 from which a second read, backwards, is served
+constexpr double kAlone = 1.6;   // how many times its share of L2's bandwidth one multiprocessor can draw
 
-// Microseconds: of a node in a graph; of a kernel, until its first vectors are there and after its last;
-// until loads are there; of an exchange by a cluster; of a hop by words, and more beside other blocks'
-// transfers; from loading a few of the group's partial results to loading the next few.
+// Microseconds. kLaunch: a node of a graph. kStart: a kernel before its first vectors arrive and after its
+// last. kLatency: a load. kCluster: an exchange in a cluster. kWords: a hop of words; kLoaded more beside
+// other blocks' transfers. kMerge: a batch of the group's partial results.
 constexpr double kLaunch = 0.54, kStart = 0.86, kLatency = 0.6, kCluster = 0.35, kWords = 0.6, kLoaded = 1.4,
                  kMerge = 0.2;
-// Of a block beside its transfers and arithmetic: until its threads' sums are one; forward, pivots and
-// statistics; for each element of a vector, where these belong to several channels.
+// Microseconds of a block beside transfers and arithmetic. kSums: adding its threads' sums. kStatistics:
+// forward's pivots and statistics. kMixed: each element of a mixed vector.
 constexpr double kSums = 0.2, kStatistics = 0.4, kMixed = 0.22;
 
-// Instructions an element, counted in the prototypes' SASS; backward: of x and dy together. A single element
-// takes more. A multiprocessor issues four warps a clock at 1.98 GHz, if it has enough of them.
+// Instructions per element, counted in the prototypes' SASS; backward's are for x and dy together. Kernels of
+// single elements take kNarrow more. A multiprocessor with enough warps issues four per clock at 1.98 GHz.
 struct Instructions {
   double resident, reduce, apply;
 };
 constexpr Instructions kForward = {9, 6, 5}, kBackward = {18, 12, 11};
 constexpr double kNarrow = 10, kIssued = 4 * 32 * 1.98e3, kEnoughThreads = 512;
-// Vectors of a thread that are under way at once, of each tensor: as the kernels have them.
+// Vectors of each tensor that a thread loads at once, as in the kernels.
 constexpr double kInFlight = 4, kInForwardReduce = 8;
 
-// The share of the time in which one of the customers is served: a closed queue with exponential times. Here
-// blocks of a multiprocessor, or groups, transfer (are served), and compute or wait (think).
+// Returns the share of time in which the server of a closed queue with exponential times is busy. Its
+// customers, blocks or groups, transfer (are served), and compute or wait (think).
 double utilisation(double customers, double service, double thinking) {
   double sum = 1, term = 1;
   for (double left = customers; left > 0; --left) {
@@ -63,7 +63,7 @@ class Price {
     const double added = p.residual ? tensor : 0;
     const bool masked = p.residual && needs_mask(p.activation);
     const double mask = masked ? static_cast<double>(mask_bytes(p.view.elements())) : 0;
-    // What tells backward, beside x, where the slope is which.
+    // Backward reads the mask or the residual to find the slopes.
     const double saved = masked ? mask : p.activation == Activation::none ? 0 : added;
     const double first = forward_ ? tensor : 2 * tensor + saved;
     if (p.part != Part::apply && !plan.resident) sums_.read = first;
@@ -83,7 +83,7 @@ class Price {
 
   double predicted() const {
     if (plan_.resident) return kLaunch + resident();
-    const bool is_plain = p_.part == Part::both && d_.architecture < 90;  // without a programmatic edge
+    const bool is_plain = p_.part == Part::both && d_.architecture < 90;  // no programmatic dependent launch
     return kLaunch + (is_plain ? kLaunch : 0) + (p_.part == Part::apply ? 0 : reduce()) +
            (p_.part == Part::reduce ? 0 : passing(results_, each_.apply, plan_.apply, kInFlight));
   }
@@ -98,7 +98,7 @@ class Price {
                           b.written / (kWrite * d_.memory_bandwidth * left_of(kWriteRuns, run));
     return std::max(memory / 1e3, (b.read + b.written) / (alone() * on(blocks)));
   }
-  // Bytes of a multiprocessor in a microsecond.
+  // Bytes per microsecond of one multiprocessor.
   double alone() const { return kAlone * d_.l2_bandwidth * 1e3 / d_.multiprocessors; }
 
   double computing(double each, const Tiling& t, double blocks) const {
@@ -110,15 +110,15 @@ class Price {
     return all / (kIssued * on(blocks) * enough);
   }
 
-  // From a block's sums to its channels' results, beside the exchange.
+  // From a block's sums to its channels' results, without the exchange.
   double finishing(const Tiling& t) const {
     return kSums + (forward_ ? kStatistics : 0) + (t.mixed ? kMixed * t.vector : 0);
   }
-  // Of the group's partial results, by the threads of a block that share a channel.
+  // Merging a group's partial results by the lanes that share a channel.
   static double merging(const Tiling& t, int64_t channels) {
-    int64_t team = 32;
-    while (team > 1 && team * channels > t.threads) team /= 2;
-    return kMerge * static_cast<double>(divide_up(t.group, 4 * team));
+    int64_t lanes = 32;
+    while (lanes > 1 && lanes * channels > t.threads) lanes /= 2;
+    return kMerge * static_cast<double>(divide_up(t.group, 4 * lanes));
   }
   double exchanging(const Tiling& t) const {
     if (plan_.first.exchange == Exchange::none) return 0;
@@ -135,7 +135,7 @@ class Price {
     return static_cast<double>(active_clusters(d_, t.group, plan_.blocks_per_multiprocessor)) * t.group;
   }
 
-  // Generations of blocks, or iterations of groups: each transfers, computes, exchanges and transfers.
+  // Blocks run in generations, or groups in iterations: each transfers, computes, exchanges and transfers.
   double resident() const {
     const Tiling& t = plan_.first.tiling;
     const bool words = plan_.first.exchange == Exchange::words;
@@ -148,7 +148,7 @@ class Price {
     double turns = std::max(1.0, at_once / d_.multiprocessors), in_turn = thinking;
     if (words) {
       turns = std::min(turns, static_cast<double>(t.groups));
-      // Results are computed while the next tile is loaded.
+      // The next tile is loaded while results are computed.
       in_turn += (turns > 1 ? kLoaded : 0) - work / generations * each_.apply / (each_.reduce + each_.apply);
     }
     const double idle = 1 / utilisation(turns, time / generations / turns, in_turn) - 1;
@@ -170,9 +170,9 @@ class Price {
   }
   double reduce() const {
     const Tiling& t = plan_.first.tiling;
-    const double gathering = t.group > 1 ? kWords + merging(t, t.tile_channels) : 0;
+    const double merged = t.group > 1 ? kWords + merging(t, t.tile_channels) : 0;
     const double in_flight = forward_ ? kInForwardReduce : kInFlight;
-    return passing(sums_, each_.reduce, plan_.first, in_flight) + finishing(t) + gathering;
+    return passing(sums_, each_.reduce, plan_.first, in_flight) + finishing(t) + merged;
   }
 
   const Problem& p_;

@@ -2,29 +2,29 @@
 #include <limits>
 #include <numeric>
 
-#include "cuda/planner/steps.h"
+#include "cuda/planner/internal.h"
 
 namespace fused_bn::cuda {
 namespace {
 
 constexpr int64_t kVectorBytes = 16;
-// Copies by shorter runs a row are slow: 3.6 TB/s of 4.2 at 128 bytes, 2.95 at 64, 2.0 at 32.
+// Shorter contiguous runs are slow: a copy reaches 3.6 of 4.2 TB/s at 128 bytes, 2.95 at 64, 2.0 at 32.
 constexpr int64_t kShortestRun = 128;
-// So a thread's place, eight passes further, fits an int; and a quotient is exact, see Division.
+// Limits so that a thread's place fits an int eight passes further, and quotients are exact (Division).
 constexpr int64_t kMostRowVectors = int64_t{1} << 30, kMostProduct = int64_t{1} << 62;
 
-// The matrix of a tensor's vectors. Rows can be cut between units: the fewest channels with whole vectors.
+// A tensor as a matrix of vectors. Rows are cut between units, the fewest channels that fill whole vectors.
 struct Matrix {
   Tiling uncut;
   int64_t unit_vectors, unit_channels;
 };
 
 std::optional<Matrix> matrix_of(const View& v, int vector) {
-  // Of one value a channel and row, or one channel, the layouts are the same.
+  // With S = 1 or C = 1 both layouts are the same.
   const bool last = v.S == 1 || (v.C == 1 ? vector > 1 : v.layout == Layout::channels_last);
   const int64_t length = last ? 1 : v.S, row = v.C * length, rows = v.elements() / row;
   const int64_t channels = vector / std::gcd(length, int64_t{vector});
-  const int64_t longest = std::numeric_limits<int32_t>::max();  // along rows it is not looked at
+  const int64_t longest = std::numeric_limits<int32_t>::max();  // unused along rows
   Tiling t{};
   t.N = v.N;
   t.C = v.C;
@@ -54,8 +54,8 @@ Tiling tiling_of(const Matrix& m, Walk walk, int64_t units) {
   return t;
 }
 
-// Tiles of a row's units, each about twice as wide as the one before. A row's last one is not much narrower,
-// or where that cannot be had, as wide as possible.
+// Adds tilings, each about twice as wide as the one before. Prefers those whose last tile is not much
+// narrower; else takes the one whose last tile is widest.
 void add_columns(const Problem& p, const Matrix& m, int64_t most_channels, std::optional<int64_t> channels,
                  std::vector<Tiling>& found) {
   const int64_t all = m.uncut.row_vectors / m.unit_vectors;
@@ -82,10 +82,10 @@ std::vector<Tiling> tilings_of(const Problem& p, const Matrix& m, Kernel kernel,
                         m.unit_vectors <= kMostRowVectors &&
                         m.uncut.rows <= kMostProduct / m.unit_vectors / m.unit_vectors;
   if (has_rows && channels.value_or(1) == 1) found.push_back(tiling_of(m, Walk::along_rows, 1));
-  // Kernels that sum finish one channel a thread. A fold cannot be cut.
+  // In kernels that sum, each thread finishes one channel. A fold cannot be cut.
   const bool is_whole = kernel == Kernel::apply && m.uncut.fold > 1;
   add_columns(p, m, is_whole ? m.unit_channels : kThreads, channels, found);
-  // One channel goes along its rows; and the kernels divide by the vectors of a tile's row, see row_of().
+  // A single channel uses along_rows, and row_of() cannot divide by 1.
   const auto is_other = [&](const Tiling& t) {
     return t.walk == Walk::down_columns && !t.mixed &&
            (has_rows ? t.tile_channels == 1 : t.tile_vectors == 1 && t.row_vectors > 1);
@@ -113,11 +113,11 @@ std::vector<Tiling> tilings_for(const Problem& p, Kernel kernel, std::optional<i
 }
 
 bool is_countable(const Tiling& t) {
-  constexpr int64_t kCounted = int64_t{1} << 32, kSteps = 8;
+  constexpr int64_t kCounted = int64_t{1} << 32, kPasses = 8;
   if (t.units > kMostProduct / t.turn) return false;
   if (t.rows == 1 || t.rows <= kCounted / t.row_vectors) return true;
   if (!t.mixed && t.tile_vectors == 1) return false;  // row_of() cannot divide by 1
-  const int64_t units = kSteps * t.turn;
+  const int64_t units = kPasses * t.turn;
   const int64_t rows = t.walk == Walk::down_columns ? units : units / t.tile_vectors + 1;
   return rows <= (kCounted - t.tile_vectors) / t.row_vectors;
 }

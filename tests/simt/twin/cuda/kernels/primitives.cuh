@@ -1,4 +1,4 @@
-// The host's twin of csrc/cuda/kernels/primitives.cuh: the same names, on the executor's fibers.
+// The host's version of csrc/cuda/kernels/primitives.cuh, on the executor's fibers.
 //
 // Accesses to memory stay here, inline and plain, so that ThreadSanitizer sees them as the kernel's own.
 #pragma once
@@ -23,7 +23,7 @@ struct alignas(16) Pack {
 };
 
 FUSED_BN_DEVICE int thread_index() { return simt::here.thread; }
-FUSED_BN_DEVICE int thread_index_anew() { return thread_index(); }
+FUSED_BN_DEVICE int reread_thread_index() { return thread_index(); }
 FUSED_BN_DEVICE int block_index() { return static_cast<int>(simt::here.block); }
 FUSED_BN_DEVICE int grid_blocks() { return static_cast<int>(simt::here.grid); }
 
@@ -60,12 +60,12 @@ FUSED_BN_DEVICE A shuffle_from(A value, int lane) {
 FUSED_BN_DEVICE uint32_t ballot(bool condition) { return simt::ballot(condition); }
 
 template <class P>
-FUSED_BN_DEVICE P* hidden(P* pointer) {
+FUSED_BN_DEVICE P* optimisation_barrier(P* pointer) {
   return pointer;
 }
 
 template <class Raw>
-FUSED_BN_DEVICE Raw anew(const Raw& raw) {
+FUSED_BN_DEVICE Raw optimisation_barrier(Raw raw) {
   return raw;
 }
 
@@ -82,7 +82,7 @@ FUSED_BN_DEVICE void store_global(void* address, const Raw& raw) {
   *static_cast<Raw*>(address) = raw;
 }
 
-// As late as the device may do it: until wait_copies() there is NaN.
+// Copies as late as the device may: the target is NaN until wait_copies().
 FUSED_BN_DEVICE void copy_async(Pack* shared, const void* global) {
   simt::check_shared("copy_async", shared, sizeof(Pack));
   simt::check_global(global, sizeof(Pack));
@@ -213,7 +213,7 @@ FUSED_BN_DEVICE double widen(double value) { return value; }
 FUSED_BN_DEVICE float as_float(uint32_t bits) { return bits_as<float>(bits); }
 FUSED_BN_DEVICE uint32_t as_bits(float value) { return bits_as<uint32_t>(value); }
 
-// Ties go to the even neighbour, and a NaN becomes the one that the device makes.
+// Rounds ties to even. NaN becomes the device's NaN.
 FUSED_BN_DEVICE uint32_t shift_rounded(uint32_t value, int places) {
   const uint32_t half = uint32_t{1} << (places - 1);
   return (value + half - 1 + (value >> places & 1)) >> places;

@@ -1,15 +1,14 @@
-// Sums of every column of a matrix, see matrix.h.
+// Sums of every column of a matrix.
 #pragma once
 
 #include <memory>
 
-#include "cpu/matrix.h"
+#include "cpu/columns/matrix.h"
 
 namespace fused_bn::cpu {
 namespace {
 
-// A row of numbers, not initialised, whose vectors begin a cache line: those that cross one cost a load or a
-// store more each.
+// Uninitialised numbers, aligned to a cache line: vectors that cross one cost another load or store.
 template <class A>
 class AlignedRow {
   static constexpr size_t kBytes = 64;
@@ -27,23 +26,24 @@ class AlignedRow {
   A* data_;
 };
 
-// Read side by side. Of 8 rows backward of 8x256x56x56 took 1.08 times as long (Zen 5), of 32 the same time.
+// Rows that are summed together. With 8, backward of 8x256x56x56 took 1.08 times as long (Zen 5); with 32 the
+// same time.
 constexpr int kRowsAtOnce = 16;
 
-// Fetches what lies so many rows on: prefetchers follow no piece of a row into the next row's. Of tensors
-// that are in no cache, moments took 0.88 of the time; backward, which reads two, took the same.
+// Prefetches the rows after these, because hardware prefetchers do not follow pieces of rows. On uncached
+// tensors moments took 0.88 of the time; backward, which reads two tensors, gained nothing.
 template <class T>
 FUSED_BN_INLINE void fetch_next_rows(const T* x, int64_t at, const Block& block) {
   __builtin_prefetch(x + at + kRowsAtOnce * block.stride);
 }
 
-// How many vectors of columns pass side by side: as many as have their sums in registers, of which AVX-512
-// has 32 and the others 16.
+// Vectors of columns that are summed together: as many as have their sums in registers. AVX-512 has 32
+// registers, the others 16.
 template <class T>
 constexpr int kGroup = kVectorBytes == 64 ? 4 : 4 / kSumVectors<T>;
 
-// Calls body(j, vectors, lanes) over [0, columns): `vectors` neighbouring vectors at a time, a compile-time
-// number, so that their sums stay in registers while a few rows pass by; then what is left.
+// Calls body(j, vectors, lanes) over [0, columns), `vectors` vectors at a time, then one at a time. The
+// number is a constant, so that sums stay in registers.
 template <class A, int vectors, class Body>
 FUSED_BN_INLINE void for_each_group(int64_t columns, Body body) {
   constexpr int64_t width = vectors * kLanes<A>;
@@ -54,8 +54,8 @@ FUSED_BN_INLINE void for_each_group(int64_t columns, Body body) {
   });
 }
 
-// Two sums a column, over few rows. prepare(j, lanes) gives what column j's values share, and
-// add(prepared, at, lanes, first, second) adds the values there to a vector of each sum.
+// Two sums per column, over few rows. prepare(j, lanes) returns what the values of a column share;
+// add(prepared, at, lanes, first, second) adds a vector of values to both sums.
 template <class T>
 class ColumnSums {
   using A = Compute<T>;
@@ -64,18 +64,18 @@ class ColumnSums {
   explicit ColumnSums(int64_t columns) : first_(whole(columns)), second_(whole(columns)) {}
 
   template <class Prepare, class Add>
-  FUSED_BN_INLINE void gather(const Block& block, Prepare prepare, Add add) {
+  FUSED_BN_INLINE void reduce(const Block& block, Prepare prepare, Add add) {
     SumType<T>* const sums = first_.data();
     SumType<T>* const others = second_.data();
     for (int64_t r = 0; r < block.rows; r += kRowsAtOnce) {
       const int64_t end = std::min<int64_t>(r + kRowsAtOnce, block.rows);
       for_each_group<A, kGroup<T>>(block.columns, [&](int64_t j, auto vectors, auto lanes) {
         constexpr int n = decltype(vectors)::value;
-        // Sums of a few rows first: shorter chains of additions round less than one long one.
+        // Adding sums of a few rows rounds less than one long chain of additions.
         Wide<T> first[n] = {}, second[n] = {};
         decltype(prepare(j, lanes)) column[n];
         unrolled<n>([&](auto v) { column[v] = prepare(j + v * kLanes<A>, lanes); });
-        // A loop of one row took 92 or 104 us (32x96x14x14), by where in memory it came to lie.
+        // Without unrolling 32x96x14x14 took 92 or 104 us, depending on the loop's address.
 #pragma GCC unroll 2
         for (int64_t row = r; row < end; ++row) {
           const int64_t at = block.row(row) + j;
@@ -104,12 +104,12 @@ class ColumnSums {
   AlignedRow<SumType<T>> first_, second_;
 };
 
-// Calls body(block) for stretches of the block's rows.
+// Calls body(chunk) for chunks of the block's rows, whose sums keep full accuracy.
 template <class T, class Body>
-void for_each_stretch(const Block& block, Body body) {
-  const int64_t stretches = divide_up(block.rows, kFlushRows<T>);
-  for (int64_t i = 0; i < stretches; ++i) {
-    const int64_t first = block.rows * i / stretches, end = block.rows * (i + 1) / stretches;
+void for_each_chunk(const Block& block, Body body) {
+  const int64_t chunks = divide_up(block.rows, kFlushRows<T>);
+  for (int64_t i = 0; i < chunks; ++i) {
+    const int64_t first = block.rows * i / chunks, end = block.rows * (i + 1) / chunks;
     body(block.rows_between(first, end));
   }
 }

@@ -1,13 +1,13 @@
-// Mean and sum of squared deviations of the channels of a matrix, see matrix.h.
+// Mean and sum of squared deviations (m2) of the channels of a matrix.
 #pragma once
 
 #include "cpu/channel.h"
-#include "cpu/column_sums.h"
+#include "cpu/columns/sums.h"
 
 namespace fused_bn::cpu {
 namespace {
 
-// The moments of a tile's channels; all hold equally many values.
+// The moments of a tile's channels, which have the same count.
 struct TileMoments {
   double count = 0;
   std::vector<double> mean, m2;
@@ -18,10 +18,10 @@ struct TileMoments {
       : count(count_), mean(std::move(mean_)), m2(std::move(m2_)) {}
 };
 
-// Of x less its column's pivot, and of the squares.
+// Sums x - pivot and its square for each column.
 template <class T>
 void add_deviations(ColumnSums<T>& sums, const Compute<T>* pivot, const T* x, const Block& block) {
-  sums.gather(
+  sums.reduce(
       block, [=](int64_t j, auto lanes) { return load(pivot + j, lanes); },
       [=](Vec<Compute<T>> k, int64_t at, auto lanes, Wide<T>& sum, Wide<T>& squares) {
         fetch_next_rows(x, at, block);
@@ -31,18 +31,18 @@ void add_deviations(ColumnSums<T>& sums, const Compute<T>* pivot, const T* x, co
       });
 }
 
-// Mean and m2 of every column, gathered over a few rows, then kept in double.
+// Mean and m2 of every column, summed over a few rows, then kept in double.
 template <class T>
 class ColumnMoments {
   using A = Compute<T>;
 
  public:
-  // The means are told from the origin, one for each column of a whole row.
+  // Means are relative to the origin, which has a number for each column of a whole row.
   ColumnMoments(int64_t columns, const double* origin)
       : origin_(origin), pivot_(columns), sums_(columns), mean_(columns), m2_(columns) {}
 
-  // The pivot is the mean so far, which bounds the error by that of the deviations themselves; at first that
-  // of a few rows spread over the block, so that neither an outlier nor a trend makes a bad pivot.
+  // The pivot is the mean so far, so that only the deviations are rounded. The first one is the mean of a few
+  // rows spread over the block: neither an outlier nor a trend makes a bad pivot.
   void add(const T* x, const Block& block) {
     if (block.rows == 0) return;  // all values are in the short row
     const int64_t sampled = std::min<int64_t>(kRowsAtOnce, block.rows);
@@ -50,16 +50,16 @@ class ColumnMoments {
     for_each_vector<A, 1>(block.columns, [&](int64_t j, auto, auto lanes) {
       store(pivot_.data() + j, load(x + block.first + j, lanes), lanes);
     });
-    gather(x, sample);
+    reduce(x, sample);
     const double each = 1.0 / static_cast<double>(sample.rows);
     for (int64_t j = 0; j < block.columns; ++j) pivot_[j] += static_cast<A>(sums_.first()[j] * each);
-    for_each_stretch<T>(block, [&](const Block& stretch) {
-      gather(x, stretch);
-      flush(static_cast<double>(stretch.rows));
+    for_each_chunk<T>(block, [&](const Block& chunk) {
+      reduce(x, chunk);
+      flush(static_cast<double>(chunk.rows));
     });
   }
 
-  // Of the tile's channels; the columns hold equally many values each.
+  // Returns the moments of the tile's channels. All columns have the same count.
   TileMoments channels(const Matrix& m, int64_t tile, const Block& block) && {
     const ChannelColumns first = m.channel(tile, 0, block.columns);
     if (first.count == 1) return {count_, std::move(mean_), std::move(m2_)};
@@ -83,9 +83,9 @@ class ColumnMoments {
   }
 
  private:
-  void gather(const T* x, const Block& block) { add_deviations(sums_, pivot_.data(), x, block); }
+  void reduce(const T* x, const Block& block) { add_deviations(sums_, pivot_.data(), x, block); }
 
-  // Chan's merge, see moments.h, for all columns at once.
+  // Chan's merge (common/moments.h) for all columns.
   void flush(double rows) {
     const double inverse = 1 / rows, share = rows / (count_ + rows), between = count_ * share;
     const bool first = count_ == 0;
@@ -109,7 +109,7 @@ class ColumnMoments {
   double count_ = 0;
 };
 
-// The moments of a block's channels by sums wider than their terms, which need a pivot only where a mean is
+// The moments of a block's channels, from sums wider than their terms. These need a pivot only if a mean is
 // large.
 template <class T>
 class PlainColumns {
@@ -122,7 +122,7 @@ class PlainColumns {
   TileMoments moments(const T* x) && {
     TileMoments result(matrix_.channels(tile_));
     if (block_.rows == 0) return result;  // all values are in the short row
-    sums_.gather(
+    sums_.reduce(
         block_, [](int64_t, auto) { return 0; },
         [&](int, int64_t at, auto lanes, Wide<T>& sum, Wide<T>& squares) {
           fetch_next_rows(x, at, block_);
@@ -141,7 +141,7 @@ class PlainColumns {
   }
 
  private:
-  // From the sums of what lies above each channel's pivot, which its mean holds. Returns whether any cancel.
+  // Turns sums relative to the pivots, which result.mean holds, into moments. Returns whether any cancel.
   bool collect(TileMoments& result) const {
     const auto channels = static_cast<int64_t>(result.mean.size());
     result.count = static_cast<double>(block_.rows * (block_.columns / channels));
@@ -150,7 +150,7 @@ class PlainColumns {
     matrix_.fold(tile_, block_.columns, sums_.second(), squares.data());
     double *const mean = result.mean.data(), *const m2 = result.m2.data();
     const double count = result.count;
-    int64_t any = 0;  // as wide as the values, or the loop becomes no vectors
+    int64_t any = 0;  // as wide as the values, or the loop is not vectorised
     for (int64_t c = 0; c < channels; ++c) {
       const Moments moments = moments_of(count, mean[c], sum[c], squares[c]);
       any |= cancels(moments);

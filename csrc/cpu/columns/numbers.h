@@ -1,13 +1,13 @@
-// What backward sums of every column of a matrix, see matrix.h, and the numbers of each column's channel.
+// The coefficients of each column's channel.
 #pragma once
 
 #include "cpu/channels.h"
-#include "cpu/column_sums.h"
+#include "cpu/columns/sums.h"
 
 namespace fused_bn::cpu {
 namespace {
 
-// What the columns of a tile need of their channels, a row of numbers each.
+// The coefficients of a tile's columns, one row for each kind.
 template <class T>
 class ColumnNumbers {
   using A = Compute<T>;
@@ -30,14 +30,14 @@ class ColumnNumbers {
     m.spread(tile, row(kNegativeSlope));
   }
 
-  // Of the tile's channels, to be written before spread_factors.
+  // The channels' factors, which the caller writes before spread_factors().
   A* slopes() { return row(kSlope); }
   A* constants() { return row(kConstant); }
   void spread_factors() {
     for (const Field field : {kSlope, kConstant}) matrix_.spread(tile_, row(field));
   }
 
-  // Of the vector of columns that begins at j. A value, whose address loops do not read again and again.
+  // Reads the coefficients of a vector of columns. A copy, so that loops need not reload its members.
   class Reader {
    public:
     explicit Reader(const ColumnNumbers& n) : numbers_(n.numbers_.data()), row_(n.row_) {}
@@ -65,37 +65,6 @@ class ColumnNumbers {
   int64_t tile_, row_;
   AlignedRow<A> numbers_;
 };
-
-// The two sums of backward of a tile's channels.
-struct TileGradSums {
-  std::vector<double> grad, grad_centred;
-
-  explicit TileGradSums(int64_t channels = 0) : grad(channels), grad_centred(channels) {}
-
-  void add(const TileGradSums& other) {
-    for (size_t c = 0; c < grad.size(); ++c) grad[c] += other.grad[c];
-    for (size_t c = 0; c < grad.size(); ++c) grad_centred[c] += other.grad_centred[c];
-  }
-};
-
-// The two sums of backward of the channels of a tile over a block of its rows.
-template <class T, Path path>
-TileGradSums grad_sums(const BackwardElements<T, path>& elements, const Matrix& m, int64_t tile,
-                       const Block& block, const ColumnNumbers<T>& numbers) {
-  using A = Compute<T>;
-  TileGradSums result(m.channels(tile));
-  ColumnSums<T> sums(block.columns);
-  for_each_stretch<T>(block, [&](const Block& stretch) {
-    sums.gather(
-        stretch, [n = typename ColumnNumbers<T>::Reader(numbers)](int64_t j, auto) { return n.affine(j); },
-        [&](const Affine<Vec<A>>& a, int64_t at, auto lanes, Wide<T>& sum, Wide<T>& sum_centred) {
-          elements.add(at, a, lanes, sum, sum_centred);
-        });
-    m.fold(tile, block.columns, sums.first(), result.grad.data());
-    m.fold(tile, block.columns, sums.second(), result.grad_centred.data());
-  });
-  return result;
-}
 
 }  // namespace
 }  // namespace fused_bn::cpu

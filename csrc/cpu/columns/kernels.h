@@ -1,15 +1,15 @@
-// Forward and backward over a matrix, see matrix.h: channels last, and channels first with short rows.
+// Forward and backward over a matrix (matrix.h): channels last, and channels first with short rows.
 #pragma once
 
 #include <memory>
 
-#include "cpu/column_moments.h"
-#include "cpu/columns.h"
+#include "cpu/columns/gradients.h"
+#include "cpu/columns/moments.h"
 
 namespace fused_bn::cpu {
 namespace {
 
-// Chan's merge, see moments.h, for all channels of a tile at once.
+// Chan's merge (common/moments.h) for all channels of a tile.
 inline TileMoments merge_parts(const TileMoments* parts, int64_t count) {
   TileMoments total = parts[0];
   for (int64_t part = 1; part < count; ++part) {
@@ -25,9 +25,9 @@ inline TileMoments merge_parts(const TileMoments* parts, int64_t count) {
   return total;
 }
 
-// Runs write(j, at, lanes) for every element of a block, a row after the other: where rows are a multiple of
-// 4 KiB apart, a load from the next row would wait for the store to this one, which looks like its address.
-// by_bytes: whole vectors begin a byte of the mask.
+// Calls write(j, at, lanes) for all elements of a block. Goes row by row: if rows are a multiple of 4 KiB
+// apart, a load from the next row waits for a store to this one, whose lower address bits are the same.
+// by_bytes: whole vectors start at a byte of the mask.
 template <class A, bool streaming, bool by_bytes, class Write>
 FUSED_BN_INLINE void write_block(const Block& block, Write write) {
   for (int64_t r = 0; r < block.rows; ++r) {
@@ -42,14 +42,14 @@ FUSED_BN_INLINE void write_block(const Block& block, Write write) {
 }
 
 template <class T, Path path, bool streaming>
-struct MatrixKernels {
+struct ColumnKernels {
   using A = Compute<T>;
   using V = Vec<A>;
   using Numbers = std::unique_ptr<ColumnNumbers<T>>;
 
   static Matrix matrix(const View& view) { return {view, kLanes<A>}; }
 
-  static void forward(const ForwardParams& p) {
+  static void run(const ForwardParams& p) {
     const Matrix m = matrix(p.view);
     const T* x = static_cast<const T*>(p.input);
     std::vector<Numbers> numbers(m.tiles());
@@ -72,7 +72,7 @@ struct MatrixKernels {
         },
         [&](int64_t tile, int64_t part) {
           const ForwardElements<T, path> elements(p);
-          if (elements.written() == nullptr) return;
+          if (elements.output() == nullptr) return;
           const typename ColumnNumbers<T>::Reader n(*numbers[tile]);
           with_mask<path>(by_bytes, [&](auto by_bytes) {
             write_block<A, streaming, by_bytes>(m.block(tile, part), [&](int64_t j, int64_t at, auto lanes) {
@@ -82,7 +82,7 @@ struct MatrixKernels {
         });
   }
 
-  static void backward(const BackwardParams& p) {
+  static void run(const BackwardParams& p) {
     const Matrix m = matrix(p.view);
     void* statistics = const_cast<void*>(p.statistics);
     const bool reduces = needs_sums(p);
@@ -106,7 +106,7 @@ struct MatrixKernels {
         },
         [&](int64_t tile, int64_t part) {
           const BackwardElements<T, path> elements(p);
-          if (elements.written() == nullptr) return;
+          if (elements.output() == nullptr) return;
           const typename ColumnNumbers<T>::Reader n(*numbers[tile]);
           const auto write_part = [&](auto training) {
             write_block<A, streaming, false>(m.block(tile, part), [&](int64_t j, int64_t at, auto lanes) {

@@ -1,13 +1,13 @@
-// The input as a matrix whose columns each belong to one channel; vectors run along the columns.
+// The input as a matrix, each column of which belongs to one channel. Vectors span neighbouring columns.
 //
-// channels_last: a row is a pixel's C channels. Where C is small, several pixels make one row, so that every
+// channels_last: a row is a pixel's C channels. If C is small, several pixels form one row, so that every
 // vector is full: LeNet's 6 channels become rows of 48 columns.
-// channels_first with short rows (S = 49, say, is no multiple of a vector): a row is one n, and C * S columns
-// lie side by side.
 //
-// The latter are cut into tiles of whole channels, whose second read comes from cache; of channels_last a
-// tile would be many short pieces, which the prefetchers cannot follow, so it is one tile unless its rows are
-// few. The rows of a tile are cut into parts. All this depends on the shape alone.
+// channels_first with short rows: a row is one n with C * S columns.
+//
+// channels_first is cut into tiles of whole channels, whose second read comes from cache. channels_last is
+// one tile unless it has few rows, because prefetchers cannot follow many short pieces. The rows of a tile
+// are cut into parts. All this depends on the shape only.
 #pragma once
 
 #include <numeric>
@@ -19,37 +19,36 @@
 namespace fused_bn::cpu {
 namespace {
 
-// Float sums this short keep full accuracy; those in double are cut for the cache alone.
+// Float sums this short keep full accuracy. Double sums are cut only for the cache.
 template <class T>
 constexpr int64_t kFlushRows = kWiderSums<T> ? 1024 : 128;
-constexpr int64_t kTileColumns = 512;  // at least: 100 KB of 32 rows, which stays in the second-level cache
+constexpr int64_t kTileColumns = 512;  // at least; 100 KB with 32 rows, which stays in L2
 
-// Of a part, at least: with half as many the sums of 1,024 channels and their folding cost 8x1024x14x14
-// another 7 % of its time. Where rows are too few for two parts, threads share tiles.
+// At least, per part: with half as many, 8x1024x14x14 took 7% longer for its sums. If there are too few rows
+// for two parts, the matrix is cut into tiles.
 constexpr int64_t kPartRows = 128;
 
-// A rectangle of the matrix: rows of neighbouring columns, strides apart.
+// A rectangle of the matrix: neighbouring columns of some rows.
 struct Block {
   int64_t first, rows, columns, stride;
 
   FUSED_BN_INLINE int64_t row(int64_t r) const { return first + r * stride; }
   Block rows_between(int64_t begin, int64_t end) const { return {row(begin), end - begin, columns, stride}; }
-  Block every(int64_t step, int64_t count) const { return {first, count, columns, step * stride}; }
+  Block every(int64_t n, int64_t count) const { return {first, count, columns, n * stride}; }
 };
 
 // The columns of one channel within a block.
 struct ChannelColumns {
-  int64_t first, step, count;
+  int64_t first, stride, count;
 
-  FUSED_BN_INLINE int64_t at(int64_t i) const { return first + i * step; }
+  FUSED_BN_INLINE int64_t at(int64_t i) const { return first + i * stride; }
 };
 
 class Matrix {
  public:
-  // vector: how many columns make one.
   Matrix(const View& view, int64_t vector) : view_(view) {
-    const int64_t lanes =
-        std::max<int64_t>(vector, 8);  // no tiles share a byte of the mask where rows are whole bytes
+    // At least 8: tiles share no byte of the mask if rows are whole bytes.
+    const int64_t lanes = std::max<int64_t>(vector, 8);
     if (view.layout == Layout::channels_first) {
       per_channel_ = view.S;
       rows_ = view.N;
@@ -76,7 +75,7 @@ class Matrix {
   int64_t columns(int64_t tile) const { return channels(tile) * per_channel_ * pixels_; }
   int64_t stride() const { return stride_; }
 
-  // The short row is a part of its own, behind the others.
+  // A short last row is its own part.
   Block block(int64_t tile, int64_t part) const {
     const int64_t origin = first_channel(tile) * per_channel_;
     if (part == full_parts_) return {rows_ * stride_, 1, short_row_, stride_};
@@ -84,7 +83,7 @@ class Matrix {
     return {first * stride_ + origin, rows_ * (part + 1) / full_parts_ - first, columns(tile), stride_};
   }
 
-  // Adds the columns of each channel, of a row of so many of the tile's, to the channels' sums.
+  // Adds a row of `columns` numbers to the sums of their channels.
   template <class A>
   void fold(int64_t tile, int64_t columns, const A* row, double* sums) const {
     const int64_t count = channels(tile);
@@ -98,7 +97,7 @@ class Matrix {
     }
   }
 
-  // The numbers of the tile's channels, with which the row begins, to all columns of each.
+  // Copies the tile's channels' numbers, with which the row starts, to all of their columns.
   template <class A>
   void spread(int64_t tile, A* row) const {
     const int64_t count = channels(tile);
@@ -109,14 +108,14 @@ class Matrix {
     }
   }
 
-  // Channel c of the tile, in a block of so many columns.
+  // Channel c of the tile, in a block of `columns` columns.
   ChannelColumns channel(int64_t tile, int64_t c, int64_t columns) const {
     if (view_.layout == Layout::channels_first) return {c * per_channel_, 1, per_channel_};
     return {c, channels(tile), columns / channels(tile)};
   }
 
  private:
-  // So many that a row is a multiple of a vector, and of four where that is cheap.
+  // Enough for a row to be a multiple of a vector, or of four vectors if that is cheap.
   int64_t pixels_in_one_row(int64_t lanes) const {
     const int64_t full = lanes / std::gcd(view_.C, lanes);
     if (view_.C * full > 1024) return 1;

@@ -7,39 +7,41 @@
 namespace fused_bn::cpu {
 namespace {
 
-// What kernels are compiled for. The plain ones are those without residual and mask: in cache, asking for
-// these at every vector took up to 20% longer, and multiplying by a slope of 1 as much again (Xeon, AVX-512).
-// The others ask.
+// What kernels are compiled for. Plain ones have no residual and no mask: for data in cache, a test for these
+// at each vector took up to 20% longer, and a multiplication by a slope of 1 as much again (Xeon, AVX-512).
 enum class Path : int8_t { plain_none, plain_relu, relu, leaky_relu, prelu, other };
+constexpr int8_t kPaths = 6;
 
 constexpr bool is_plain(Path path) { return path <= Path::plain_relu; }
 
 FUSED_BN_INLINE Path path_of(Activation activation, bool plain) {
   if (plain && activation == Activation::none) return Path::plain_none;
   if (activation == Activation::prelu) return Path::prelu;
-  switch (curve_of(activation)) {
-    case Curve::relu:
+  switch (kind_of(activation)) {
+    case ActivationKind::relu:
       return plain ? Path::plain_relu : Path::relu;
-    case Curve::leaky_relu:
+    case ActivationKind::leaky_relu:
       return Path::leaky_relu;
     default:
       return Path::other;
   }
 }
 
-constexpr Curve curve_of(Path path) {
-  return path >= Path::prelu ? Curve::other : path == Path::leaky_relu ? Curve::leaky_relu : Curve::relu;
+constexpr ActivationKind kind_of(Path path) {
+  return path >= Path::prelu        ? ActivationKind::other
+         : path == Path::leaky_relu ? ActivationKind::leaky_relu
+                                    : ActivationKind::relu;
 }
 
-// Calls, not copies: all curves but the common two are long, and their arithmetic outweighs a call.
+// Not inlined: the code is long, and its arithmetic outweighs a call.
 template <class A>
 __attribute__((noinline)) Vec<A> activate_by_call(Vec<A> z, const Activated<A>& f) {
-  return fused_bn::activate<Curve::other, VectorMath<A>>(z, f);
+  return fused_bn::activate<ActivationKind::other, VectorMath<A>>(z, f);
 }
 
 template <class A>
 __attribute__((noinline)) Vec<A> activate_backward_by_call(Vec<A> z, Vec<A> grad, const Activated<A>& f) {
-  return fused_bn::activate_backward<Curve::other, VectorMath<A>>(z, grad, f);
+  return fused_bn::activate_backward<ActivationKind::other, VectorMath<A>>(z, grad, f);
 }
 
 // negative_slope: prelu's.
@@ -52,7 +54,7 @@ FUSED_BN_INLINE Vec<A> activate(Vec<A> z, Vec<A> negative_slope, const Activated
   } else if constexpr (path == Path::other) {
     return activate_by_call<A>(z, f);
   } else {
-    return fused_bn::activate<curve_of(path), VectorMath<A>>(z, f);
+    return fused_bn::activate<kind_of(path), VectorMath<A>>(z, f);
   }
 }
 
@@ -66,7 +68,7 @@ FUSED_BN_INLINE Vec<A> activate_backward(Vec<A> z, Vec<A> grad, Vec<A> negative_
   } else if constexpr (path == Path::other) {
     return activate_backward_by_call<A>(z, grad, f);
   } else {
-    return fused_bn::activate_backward<curve_of(path), VectorMath<A>>(z, grad, f);
+    return fused_bn::activate_backward<kind_of(path), VectorMath<A>>(z, grad, f);
   }
 }
 
