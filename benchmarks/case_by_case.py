@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import files
+from benchmarks.comparison import WrongResultError
 from benchmarks.console import EXIT_FAILED, EXIT_INTERRUPTED
-from benchmarks.contest import WrongResultError
 
 Row = TypeVar("Row")
 

@@ -36,7 +36,7 @@ class HistoryError(Exception):
 
 @dataclass(frozen=True)
 class RowSpeed:
-    """One competitor in one cell: medians over rounds; the ratio is eager's time over its own."""
+    """One row of one cell: medians over rounds; the ratio is eager's time over its own."""
 
     seconds: float
     ratio: float

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.contest import Case, Contest
+from benchmarks.comparison import Case, Comparison
 from benchmarks.grid import group, peers, steps
 from benchmarks.grid.cells import Cell, cells
 from benchmarks.grid.group import Measured
@@ -47,28 +47,28 @@ class Once:
         return outcome
 
 
-class Contests:
+class Comparisons:
     """One at a time: a case's directions come behind each other, and a large one holds 1 GB."""
 
     def __init__(self) -> None:
-        self._held: dict[Any, tuple[Contest, dict[str, str]]] = {}
+        self._held: dict[Any, tuple[Comparison, dict[str, str]]] = {}
 
-    def of(self, case: Case, device: str) -> tuple[Contest, dict[str, str]]:
+    def of(self, case: Case, device: str) -> tuple[Comparison, dict[str, str]]:
         """The case's modules whose results agree with eager's, and what went wrong with others."""
         if (case, device) not in self._held:
             self._held.clear()
             gc.collect()
             place = torch.device(device)
-            contest = Contest(case, place, compile=True, peers=peers.installed(case, place))
-            failures = {row: group.told(error) for row, error in contest.failures().items()}
-            self._held[case, device] = contest, failures
+            comparison = Comparison(case, place, compile=True, peers=peers.installed(case, place))
+            failures = {row: group.told(error) for row, error in comparison.failures().items()}
+            self._held[case, device] = comparison, failures
         return self._held[case, device]
 
     def drop(self) -> None:
         self._held.clear()
 
 
-ONCE, CONTESTS = Once(), Contests()
+ONCE, COMPARISONS = Once(), Comparisons()
 
 
 def measured_cell(cell: Cell, way: str, quick: bool) -> Measured:
@@ -76,9 +76,9 @@ def measured_cell(cell: Cell, way: str, quick: bool) -> Measured:
     device, _, graph = way.partition(" ")
 
     def measure() -> Measured:
-        contest, failures = CONTESTS.of(cell.case, device)
+        comparison, failures = COMPARISONS.of(cell.case, device)
         effort = group.QUICK if quick else group.FULL
-        return group.measure(cell, contest, effort, cold=graph != "", failures=failures)
+        return group.measure(cell, comparison, effort, cold=graph != "", failures=failures)
 
     return ONCE.of((cell, way, quick), measure)
 
@@ -89,7 +89,7 @@ def measured_steps(cell: StepCell, device: str, quick: bool) -> Measured:
     compile = cell.network == "LeNet-5" or place.type == "cuda"
 
     def measure() -> Measured:
-        CONTESTS.drop()
+        COMPARISONS.drop()
         return steps.measure(cell, place, group.QUICK if quick else group.FULL, compile)
 
     return ONCE.of((cell, device, quick), measure)

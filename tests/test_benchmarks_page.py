@@ -15,7 +15,7 @@ pytest.importorskip("jinja2")
 from benchmarks import history
 from benchmarks.accuracy import table as accuracy_table
 from benchmarks.accuracy.data import DATA, LENET
-from benchmarks.contest import DIRECTIONS, Case
+from benchmarks.comparison import DIRECTIONS, Case
 from benchmarks.grid.cells import cells
 from benchmarks.history import Run
 from benchmarks.instructions import stored

@@ -15,7 +15,7 @@ from benchmarks.compare.builds import Workshop
 from benchmarks.compare.crew import ROOT, Conditions, WorkerError
 from benchmarks.compare.revisions import Repository
 from benchmarks.compare.verdicts import Launch, Verdict
-from benchmarks.contest import Case
+from benchmarks.comparison import Case
 from benchmarks.grid.cells import Cell
 from tests.test_compare_builds import commit, repository, write  # noqa: F401 (repository is a fixture)
 from tests.test_compare_verdicts import launches

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import fused_bn
-from benchmarks.contest import WrongResultError
-from benchmarks.resnet import contest, job
-from benchmarks.resnet.contest import Case, Contest
+from benchmarks.comparison import WrongResultError
+from benchmarks.resnet import job
+from benchmarks.resnet.comparison import Case, Comparison
 from benchmarks.resnet.model import ResNet50
 from fused_bn import _recompute
 
@@ -31,9 +31,9 @@ def test_the_model_is_resnet_50() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_rows_agree_and_most_norms_are_fused(case: Case) -> None:
-    competing = Contest(case, CPU, make=SMALL)
-    competing.check()
-    report: Any = competing.models["fused"].fusion_report
+    comparison = Comparison(case, CPU, make=SMALL)
+    comparison.check()
+    report: Any = comparison.models["fused"].fusion_report
     # Of 12 norms all but the shortcuts' two, which are another norm's residual.
     assert report.share == pytest.approx(10 / 12)
 
@@ -45,9 +45,11 @@ def test_the_fused_model_takes_less_memory(case: Case, monkeypatch: pytest.Monke
     On smaller images what convolutions work in decides.
     """
     monkeypatch.setattr(_recompute, "WORTH_BYTES", 1)
-    competing = Contest(replace(case, batch=4, size=160), CPU, make=partial(ResNet50, depths=(4, 4), width=8))
+    comparison = Comparison(
+        replace(case, batch=4, size=160), CPU, make=partial(ResNet50, depths=(4, 4), width=8)
+    )
     required = job.REQUIRED["cpu"]["memory"]
-    assert competing.peak_activations("fused, recomputed") <= required * competing.peak_activations("eager")
+    assert comparison.peak_activations("fused, recomputed") <= required * comparison.peak_activations("eager")
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,15 +62,15 @@ def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         return model
 
     monkeypatch.setattr(fused_bn, "fuse", spoil)
-    competing = Contest(CASES[0], CPU, make=SMALL)
+    comparison = Comparison(CASES[0], CPU, make=SMALL)
     with pytest.raises(WrongResultError, match="fused: "):
-        competing.check()
+        comparison.check()
 
 
 def test_job_writes_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(job, "Contest", partial(contest.Contest, make=SMALL))
+    monkeypatch.setattr(job, "Comparison", partial(Comparison, make=SMALL))
     argv = ["--batch", "2", "--size", "32", "--rounds", "1", "--out", str(tmp_path)]
     assert job.main(argv) == 0
     written = json.loads((tmp_path / "results.json").read_text())

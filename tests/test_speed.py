@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fused_bn
 from benchmarks import memory, timing
-from benchmarks.contest import DIRECTIONS, SHAPES, Case, Contest, WrongResultError, grid
+from benchmarks.comparison import DIRECTIONS, SHAPES, Case, Comparison, WrongResultError, grid
 from benchmarks.speed import job, plots, results, tables
 from benchmarks.speed.results import CaseResult, Results
 from tests.lenet_data import one_thread  # noqa: F401
@@ -208,8 +208,8 @@ def test_peak_bytes() -> None:
 @pytest.mark.needs_extension
 def test_ours_needs_no_more_than_batch_norm_alone() -> None:
     result = CaseResult(CASE)
-    contest = Contest(CASE, CPU)
-    job._measure_memory(contest, result, CPU)
+    comparison = Comparison(CASE, CPU)
+    job._measure_memory(comparison, result, CPU)
     a_channel = 4 * CASE.shape[1]
     assert result.kept_bytes["ours"] <= result.kept_bytes["batch_norm"] + 2 * a_channel  # mean_lo, the bias
     assert result.peak_bytes["ours"] < result.peak_bytes["batch_norm"] < result.peak_bytes["eager"]
@@ -240,20 +240,20 @@ def test_a_wrong_kernel_is_refused(
     spoils: str, named: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case((64, 8, 12, 12), "contiguous", dtype)
-    Contest(case, CPU).check()
+    Comparison(case, CPU).check()
     monkeypatch.setattr(Wrong, "spoils", spoils)
     monkeypatch.setattr(fused_bn, "BatchNorm2d", Wrong)
     with pytest.raises(WrongResultError, match=f"ours: {named}"):
-        Contest(case, CPU).check()
+        Comparison(case, CPU).check()
 
 
 def test_wrong_running_statistics_are_refused() -> None:
-    contest = Contest(CASE, CPU)
-    norm = contest.modules["ours"]
+    comparison = Comparison(CASE, CPU)
+    norm = comparison.modules["ours"]
     assert isinstance(norm, nn.BatchNorm2d)
     norm.momentum = 0.2
     with pytest.raises(WrongResultError, match="ours: running_"):
-        contest.check()
+        comparison.check()
 
 
 @pytest.mark.usefixtures("short")

@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from benchmarks.resnet.model import ResNet50
 from benchmarks.sync import job, lockstep
 from benchmarks.sync.baseline import LeanSyncBatchNorm, PythonSyncBatchNorm, with_norms
-from benchmarks.sync.contest import LEAN, LOCAL, PYTHON, SYNCHRONISED
+from benchmarks.sync.comparison import LEAN, LOCAL, PYTHON, SYNCHRONISED
 from benchmarks.sync.traffic import Traffic
 
 pytestmark = pytest.mark.skipif(

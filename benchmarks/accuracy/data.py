@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import mnist
-from benchmarks.contest import LAYOUTS
+from benchmarks.comparison import LAYOUTS
 from benchmarks.lenet.model import NORM_LAYERS, VARIANTS
 from benchmarks.lenet.training import Data as Images
 from benchmarks.lenet.training import Settings, Trainer

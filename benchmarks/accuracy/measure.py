@@ -29,7 +29,7 @@ def measure(data: Data) -> list[Accuracy]:
     compiler; "ours". All in training mode, with float32 parameters and a gradient of N(0, 1).
     """
     input = data.input()
-    rows = competitors(input.shape[1])
+    rows = modules_by_row(input.shape[1])
     found: dict[str, dict[str, list[float]]] = {
         quantity: {row: [] for row in rows} for quantity in QUANTITIES
     }
@@ -55,7 +55,7 @@ def draws(input: Tensor) -> Iterator[tuple[nn.BatchNorm2d, Tensor]]:
         yield norm, torch.empty_like(input).copy_(torch.randn(input.shape, generator=generator))
 
 
-def competitors(channels: int) -> dict[str, nn.Module]:
+def modules_by_row(channels: int) -> dict[str, nn.Module]:
     """Batch norm and ReLU by row, with momentum 1."""
     torch_norm = partial(nn.BatchNorm2d, momentum=1.0)
     rows: dict[str, nn.Module] = {"eager": nn.Sequential(torch_norm(channels), nn.ReLU())}

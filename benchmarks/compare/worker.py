@@ -23,7 +23,7 @@ from torch import Tensor
 from benchmarks import timing
 
 if TYPE_CHECKING:  # at run time behind `load`: it imports fused_bn
-    from benchmarks.contest import Case, Contest
+    from benchmarks.comparison import Case, Comparison
 
 SPACER_BYTES = 2 << 20
 """At most: of the quick cells' largest tensors' size."""
@@ -55,7 +55,7 @@ class Server:
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
         self._case: Case | None = None
-        self._contest: Contest | None = None
+        self._comparison: Comparison | None = None
         self._direction = ""
         self._calls = 1
         self._spacers: list[Tensor] = []
@@ -71,45 +71,45 @@ class Server:
     def _prepare(
         self, shape: list[int], layout: str, dtype: str, direction: str, seconds: float
     ) -> dict[str, Any]:
-        from benchmarks.contest import Case
+        from benchmarks.comparison import Case
 
-        self._contest, self._direction = self._contest_of(Case(tuple(shape), layout, dtype)), direction
-        slot = self._contest.slots(direction)["ours"]
+        self._comparison, self._direction = self._comparison_of(Case(tuple(shape), layout, dtype)), direction
+        slot = self._comparison.slots(direction)["ours"]
         self._calls = timing.calls_lasting(seconds, slot, self._device)
         return {"calls": self._calls}
 
-    def _contest_of(self, case: "Case") -> "Contest":
-        from benchmarks.contest import Contest
+    def _comparison_of(self, case: "Case") -> "Comparison":
+        from benchmarks.comparison import Comparison
 
-        if self._contest is None or case != self._case:
-            self._case, self._contest = None, None  # not two at once
+        if self._comparison is None or case != self._case:
+            self._case, self._comparison = None, None  # not two at once
             gc.collect()
-            contest = Contest(case, self._device)
-            contest.check()
-            evaluating = contest.slots("evaluation")
-            contest.check_results("ours", "evaluation", evaluating["ours"](), evaluating["eager"]())
-            self._case, self._contest = case, contest
-        return self._contest
+            comparison = Comparison(case, self._device)
+            comparison.check()
+            evaluating = comparison.slots("evaluation")
+            comparison.check_results("ours", "evaluation", evaluating["ours"](), evaluating["eager"]())
+            self._case, self._comparison = case, comparison
+        return self._comparison
 
     def _read(self, readings: int) -> dict[str, Any]:
         """The first reading is the warm-up: what others left in caches, and where they still spin, goes."""
-        assert self._contest is not None
-        self._spacers = move(self._contest)
-        slot = self._contest.slots(self._direction)["ours"]
+        assert self._comparison is not None
+        self._spacers = move(self._comparison)
+        slot = self._comparison.slots(self._direction)["ours"]
         taken = [timing.seconds(slot, self._calls, self._device) for _ in range(1 + readings)]
         return {"seconds": taken[1:]}
 
 
-def move(contest: "Contest") -> list[Tensor]:
-    """Gives the contest's tensors another place in memory, and returns what must live to keep them there.
+def move(comparison: "Comparison") -> list[Tensor]:
+    """Gives the comparison's tensors another place in memory, and returns what must live to keep them there.
 
     Where the heap puts tensors decides whether they meet in the caches: forward and backward of 2 MB took
     230 to 400 us, the same for as long as they lay there. Over the rounds that becomes noise, which averages.
     """
-    contest.clear_gradients()
+    comparison.clear_gradients()
     spacers = [torch.empty(random.randrange(SPACER_BYTES), dtype=torch.uint8) for _ in range(3)]
-    contest.input = contest.input.detach().clone().requires_grad_()
-    contest.grad_output = contest.grad_output.clone()
+    comparison.input = comparison.input.detach().clone().requires_grad_()
+    comparison.grad_output = comparison.grad_output.clone()
     return spacers
 
 

@@ -6,7 +6,7 @@ A line a case and direction: the plans by the text that asked for them, each pla
 import sys
 from typing import Any
 
-from benchmarks.contest import WrongResultError
+from benchmarks.comparison import WrongResultError
 from benchmarks.gpu import rows
 from benchmarks.gpu.captured import own_stream
 from benchmarks.gpu.job import Job, main, require_kernels

@@ -1,4 +1,4 @@
-"""What competes: each row's forward and backward on one case's tensors, and whether they agree.
+"""The rows: each row's forward and backward on one case's tensors, and whether they agree.
 
 Forward is the bare computation, without the counter of batches. Backward runs on what one forward saved.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.contest import HALF, WrongResultError
+from benchmarks.comparison import HALF, WrongResultError
 from tests.cases import MEMORY_FORMATS, Case, Tensors, call_fused
 
 Function = Callable[[Case, Tensors], Tensor]

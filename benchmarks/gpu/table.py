@@ -171,9 +171,7 @@ def summary(seconds: Sequence[float], sets: int = 1) -> list[float]:
     return [round(1e6 * of(seconds) / sets, 3) for of in (min, statistics.median, max)]
 
 
-def measure(
-    case: Case, competitors: Mapping[str, Function], device: torch.device, job: Job
-) -> dict[str, Any]:
+def measure(case: Case, functions: Mapping[str, Function], device: torch.device, job: Job) -> dict[str, Any]:
     """Everything that is read of one case; its memory is free again afterwards."""
     bench = Bench(case, device, job.smoke)
     found: dict[str, Any] = {**bench.described(), "eager_backend": rows.eager_backend(case, bench.sets[0])}
@@ -181,7 +179,7 @@ def measure(
     for direction in rows.directions(case):
         with own_stream(device):
             race = Race(bench, direction)
-            for name, function in competitors.items():
+            for name, function in functions.items():
                 if name == "native" and found["eager_backend"] == "Native":
                     continue
                 try:
@@ -209,11 +207,11 @@ def free(device: torch.device) -> None:
 
 def work(job: Job) -> None:
     device = require_kernels(job)
-    competitors = {"eager": rows.eager, "native": rows.native, "ours": rows.ours}
+    functions = {"eager": rows.eager, "native": rows.native, "ours": rows.ours}
 
     def line(case: Case) -> dict[str, Any]:
         free(device)
-        return measure(case, competitors, device, job)
+        return measure(case, functions, device, job)
 
     job.each(named(SMOKE_CASES if job.smoke else CASES + MORE_CASES), line)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.contest import ALL_DIRECTIONS, LAYOUTS, Case
+from benchmarks.comparison import ALL_DIRECTIONS, LAYOUTS, Case
 
 Shape = tuple[int, ...]
 

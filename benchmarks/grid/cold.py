@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from benchmarks.contest import Contest, Slot
+from benchmarks.comparison import Comparison, Slot
 from benchmarks.gpu.captured import Captured
 from benchmarks.gpu.table import sets_beyond_l2
 
@@ -33,9 +33,9 @@ class ColdSlot:
         return self.captured.result[position]
 
 
-def sets_of(contest: Contest) -> list[Contest]:
-    """The contest and others on other tensors, more than L2 holds together."""
-    device = contest.device
+def sets_of(comparison: Comparison) -> list[Comparison]:
+    """The comparison and others on other tensors, more than L2 holds together."""
+    device = comparison.device
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
-    count = sets_beyond_l2(contest.case.tensor_bytes, l2_bytes)
-    return [contest, *(contest.another(seed) for seed in range(1, count))]
+    count = sets_beyond_l2(comparison.case.tensor_bytes, l2_bytes)
+    return [comparison, *(comparison.another(seed) for seed in range(1, count))]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.contest import Contest, Slot, WrongResultError
+from benchmarks.comparison import Comparison, Slot, WrongResultError
 from benchmarks.gpu.captured import own_stream
 from benchmarks.grid.cells import Cell
 from benchmarks.grid.cold import ColdSlot, sets_of, wipe
@@ -85,7 +85,7 @@ QUICK = Effort(rounds=5, slot_seconds=0.02)
 
 def measure(
     cell: Cell,
-    contest: Contest,
+    comparison: Comparison,
     effort: Effort,
     cold: bool = False,
     failures: Mapping[str, str] = MappingProxyType({}),
@@ -95,11 +95,11 @@ def measure(
     A row that raises or is wrong, or did so before (`failures`), is in `errors` and not timed. Where that is
     eager's, where a row is wrong after it was timed or did not run, the whole group raises.
     """
-    device = contest.device
+    device = comparison.device
     measured = Measured(cell, f"{device} graph" if cold else str(device), errors=dict(failures))
     # Autograd keeps the stream of a first forward: for a capture all of them must be on the capturing one.
     with own_stream(device) if cold else nullcontext():
-        sets = sets_of(contest) if cold else [contest]
+        sets = sets_of(comparison) if cold else [comparison]
         slots = [each.slots(cell.direction) for each in sets]
         checks = [Check(cell.direction, sets[i], slots[i]["eager"]) for i in (0, -1)]
         rows: dict[str, Runnable] = {}
@@ -120,8 +120,8 @@ def measure(
             _check(row, made, checks)
     measured.readings = {row: [value / len(sets) for value in values] for row, values in readings.items()}
     if not cold:
-        measured.peaks = {row: _peak(slot, contest) for row, slot in rows.items()}
-    contest.clear_gradients()
+        measured.peaks = {row: _peak(slot, comparison) for row, slot in rows.items()}
+    comparison.clear_gradients()
     return measured
 
 
@@ -133,8 +133,8 @@ def told(error: Exception) -> str:
 class Check:
     """What a slot must return on one set of tensors: what eager's did."""
 
-    def __init__(self, direction: str, contest: Contest, eager: Slot) -> None:
-        self.direction, self.contest = direction, contest
+    def __init__(self, direction: str, comparison: Comparison, eager: Slot) -> None:
+        self.direction, self.comparison = direction, comparison
         results = eager()
         self.expected = tuple(result.detach().clone() for result in results)
         wipe(results)
@@ -143,8 +143,8 @@ class Check:
         """Leaves NaN in the results, or the next row might be handed memory that holds the right ones."""
         try:
             if row != "copy":
-                self.contest.check_results(row, self.direction, results, self.expected)
-            elif not torch.equal(results[0], self.contest.input):
+                self.comparison.check_results(row, self.direction, results, self.expected)
+            elif not torch.equal(results[0], self.comparison.input):
                 raise WrongResultError("copy: is not the input")
         finally:
             wipe(results)
@@ -166,10 +166,10 @@ def _check(row: str, made: Runnable, checks: Sequence[Check]) -> None:
     checks[0](row, made())
 
 
-def _peak(slot: Runnable, contest: Contest) -> int:
-    contest.clear_gradients()
-    peak = peak_bytes(slot, contest.device)
-    contest.clear_gradients()
+def _peak(slot: Runnable, comparison: Comparison) -> int:
+    comparison.clear_gradients()
+    peak = peak_bytes(slot, comparison.device)
+    comparison.clear_gradients()
     return peak
 
 

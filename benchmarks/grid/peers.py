@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contest import Case, Maker
+from benchmarks.comparison import Case, Maker
 
 NEARLY_ZERO = 1e-6
 """The slope of a leaky ReLU that is ReLU to far within rounding; inplace_abn divides by it."""

@@ -7,14 +7,14 @@ from functools import partial
 import torch
 from torch import nn
 
-from benchmarks.contest import Case, WrongResultError
+from benchmarks.comparison import Case, WrongResultError
 from benchmarks.grid.cells import STEPS, Cell
 from benchmarks.grid.group import Effort, Measured, read
 from benchmarks.lenet.model import VARIANTS
 from benchmarks.lenet.training import Data, Settings, Trainer
 from benchmarks.memory import peak_bytes
-from benchmarks.resnet.contest import Case as ResNetCase
-from benchmarks.resnet.contest import Contest as ResNetContest
+from benchmarks.resnet.comparison import Case as ResNetCase
+from benchmarks.resnet.comparison import Comparison as ResNetComparison
 
 LENET_ROWS = {"eager": "torch-relu", "compile": "torch-relu", "ours": "fused-relu"}
 LOSS = 1e-5
@@ -100,7 +100,9 @@ def lenet_steps(case: Case, device: torch.device, compile: bool) -> Steps:
 def resnet_steps(case: Case, device: torch.device, compile: bool) -> Steps:
     """The rows of `python -m benchmarks.resnet`, "ours" as in the other groups."""
     batch, _, size, _ = case.shape
-    contest = ResNetContest(ResNetCase(batch, size, case.layout, case.dtype), device, compile)
-    contest.check()
+    comparison = ResNetComparison(ResNetCase(batch, size, case.layout, case.dtype), device, compile)
+    comparison.check()
     names = {"fused": "ours", "fused, recomputed": "ours, recomputed", "eager, compiled": "compile"}
-    return {names.get(row, row): Step(model, contest.step(row)) for row, model in contest.models.items()}
+    return {
+        names.get(row, row): Step(model, comparison.step(row)) for row, model in comparison.models.items()
+    }

@@ -14,7 +14,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import case_by_case, options, timing
 from benchmarks.environment import environment
-from benchmarks.keras.contest import Case, Contest
+from benchmarks.keras.comparison import Case, Comparison
 
 REQUIRED = 1.00
 """model.fit with our layer beside Keras': at least so many times as fast."""
@@ -59,17 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(case: Case, args: argparse.Namespace) -> list[Row]:
     """Checks, then times epochs of all rows of a case in turns."""
-    contest = Contest(case, args.steps)
-    contest.check(min(2, args.steps))
+    comparison = Comparison(case, args.steps)
+    comparison.check(min(2, args.steps))
     device = _device()
 
     def read(row: str) -> float:
-        contest.epoch(row, min(UNTIMED_STEPS, args.steps))
-        return timing.seconds(lambda: contest.epoch(row), 1, device)
+        comparison.epoch(row, min(UNTIMED_STEPS, args.steps))
+        return timing.seconds(lambda: comparison.epoch(row), 1, device)
 
     rounds = tqdm(range(args.rounds), desc=case.id, dynamic_ncols=True)
     with timing.without_garbage_collection():
-        times = timing.in_turns(contest.models, rounds, random.Random(args.seed), read)
+        times = timing.in_turns(comparison.models, rounds, random.Random(args.seed), read)
     return [
         Row(
             case.id,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from benchmarks.contest import ALL_DIRECTIONS
+from benchmarks.comparison import ALL_DIRECTIONS
 from benchmarks.grid.cells import FAMILIES, STEPS, cells
 from benchmarks.history import Accuracy, Instructions, Record, RowSpeed, Run, Speed
 

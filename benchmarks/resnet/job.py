@@ -14,7 +14,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import case_by_case, options, timing
 from benchmarks.environment import environment
-from benchmarks.resnet.contest import Case, Contest
+from benchmarks.resnet.comparison import Case, Comparison
 
 REQUIRED = {"cpu": {"speedup": 1.10, "memory": 0.85}, "cuda": {"speedup": 1.15}}
 """Fused beside eager: at least so many times as fast, at most so much of its peak memory."""
@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(case: Case, args: argparse.Namespace, **how: Any) -> list[Row]:
     """Checks, then times all rows of a case in turns, and measures their memory."""
-    contest = Contest(case, args.device, args.compile, **how)
-    contest.check()
-    peaks = {row: contest.peak_activations(row) for row in contest.models}
-    steps = {row: contest.step(row) for row in contest.models}
+    comparison = Comparison(case, args.device, args.compile, **how)
+    comparison.check()
+    peaks = {row: comparison.peak_activations(row) for row in comparison.models}
+    steps = {row: comparison.step(row) for row in comparison.models}
 
     def read(row: str) -> float:
         steps[row]()  # not timed: what the others left in caches and memory goes

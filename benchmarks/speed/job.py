@@ -11,7 +11,7 @@ from rich.console import Console
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import console, files, options, timing
-from benchmarks.contest import DIRECTIONS, DTYPES, SHAPES, Case, Contest, WrongResultError, grid
+from benchmarks.comparison import DIRECTIONS, DTYPES, SHAPES, Case, Comparison, WrongResultError, grid
 from benchmarks.environment import environment
 from benchmarks.memory import kept_bytes, peak_bytes
 from benchmarks.speed import plots, tables
@@ -106,41 +106,41 @@ def _work(args: argparse.Namespace, results: Results) -> None:
 
 
 def _host_times(args: argparse.Namespace, order: random.Random) -> dict[str, list[float]]:
-    contest = Contest(TINY, args.device, args.seed)
-    contest.check()
-    slots = contest.slots("forward+backward")
+    comparison = Comparison(TINY, args.device, args.seed)
+    comparison.check()
+    slots = comparison.slots("forward+backward")
     rounds = args.rounds if args.quick else max(args.rounds, HOST_ROUNDS)
     return timing.interleaved(slots, rounds, args.device, order)
 
 
 def _measure(case: Case, args: argparse.Namespace, order: random.Random, results: Results, bar: tqdm) -> None:
     """Results first, then memory, then time; each is kept as soon as it is there."""
-    contest = Contest(case, args.device, args.seed, args.compile)
+    comparison = Comparison(case, args.device, args.seed, args.compile)
     result = CaseResult(case)
     try:
-        contest.check()
+        comparison.check()
     except WrongResultError as error:
         result.wrong = str(error)
         results.results.append(result)
         bar.update(1 + len(DIRECTIONS))
         return
-    _measure_memory(contest, result, args.device)
+    _measure_memory(comparison, result, args.device)
     results.results.append(result)
     bar.update()
     for direction in DIRECTIONS:
-        slots = contest.slots(direction)
+        slots = comparison.slots(direction)
         result.timings[direction] = timing.interleaved(slots, args.rounds, args.device, order)
         bar.update()
 
 
-def _measure_memory(contest: Contest, result: CaseResult, device: torch.device) -> None:
-    competitors = {"batch_norm": contest.batch_norm, **contest.modules}
-    for row, module in competitors.items():
+def _measure_memory(comparison: Comparison, result: CaseResult, device: torch.device) -> None:
+    modules = {"batch_norm": comparison.batch_norm, **comparison.modules}
+    for row, module in modules.items():
         if row != "compile":  # its graph's own choice of what to keep is no tensor of ours or eager's
-            result.kept_bytes[row] = kept_bytes(module, contest.input)
-            contest.clear_gradients()
-            result.peak_bytes[row] = peak_bytes(contest.step(module), device)
-            contest.clear_gradients()
+            result.kept_bytes[row] = kept_bytes(module, comparison.input)
+            comparison.clear_gradients()
+            result.peak_bytes[row] = peak_bytes(comparison.step(module), device)
+            comparison.clear_gradients()
 
 
 def _leave(results: Results, args: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks import files
-from benchmarks.contest import DIRECTIONS
+from benchmarks.comparison import DIRECTIONS
 from benchmarks.speed.results import REQUIRED_CELL, Results, Seconds, speedup
 
 COLORS = {"forward": "#0072B2", "forward+backward": "#E69F00"}  # Okabe and Ito's palette

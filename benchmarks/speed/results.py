@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import files
-from benchmarks.contest import DIRECTIONS, Case
+from benchmarks.comparison import DIRECTIONS, Case
 
 FORMAT = 1
 """Goes up when a field of the JSON file changes its meaning or its name."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich import box
 from rich.table import Table
 
-from benchmarks.contest import DIRECTIONS
+from benchmarks.comparison import DIRECTIONS
 from benchmarks.speed.results import CaseResult, Results, copies, speedup
 
 CAPTION = """\

@@ -12,11 +12,11 @@ from rich.table import Column, Table
 from torch import nn
 
 from benchmarks import case_by_case, console, options, timing
-from benchmarks.contest import LAYOUTS, WrongResultError
+from benchmarks.comparison import LAYOUTS, WrongResultError
 from benchmarks.environment import environment
 from benchmarks.resnet.model import ResNet50
 from benchmarks.sync import cost, lockstep
-from benchmarks.sync.contest import LOCAL, PYTHON, SYNCHRONISED
+from benchmarks.sync.comparison import LOCAL, PYTHON, SYNCHRONISED
 from benchmarks.sync.traffic import Traffic
 
 REQUIRED = 1.30

@@ -14,9 +14,9 @@ from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import timing
-from benchmarks.contest import WrongResultError
+from benchmarks.comparison import WrongResultError
 from benchmarks.lenet import processes
-from benchmarks.sync.contest import Contest
+from benchmarks.sync.comparison import Comparison
 from benchmarks.sync.traffic import Traffic
 
 PROCESSES = 2
@@ -72,10 +72,10 @@ def _process(rank: int, folder: str, *work: Any) -> None:
 def _measured(
     batch: int, size: int, layout: str, rounds: int, seed: int, make: Callable[[], nn.Module]
 ) -> Findings:
-    contest = Contest(batch, size, layout, make)
-    contest.check()
-    traffic = {row: contest.traffic(row) for row in contest.models}
-    steps = {row: contest.step(row) for row in contest.models}
+    comparison = Comparison(batch, size, layout, make)
+    comparison.check()
+    traffic = {row: comparison.traffic(row) for row in comparison.models}
+    steps = {row: comparison.step(row) for row in comparison.models}
 
     def read(row: str) -> float:
         steps[row]()  # not timed: what the others left in caches and memory goes
@@ -87,7 +87,7 @@ def _measured(
     order = random.Random(seed)  # the same in all processes
     with timing.without_garbage_collection():
         times = timing.in_turns(steps, bar, order, read)
-    return Findings(times, traffic, contest.norms)
+    return Findings(times, traffic, comparison.norms)
 
 
 def _of_the_slowest(seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""The models that compete: the same ResNet-50, as it is and fused, on the same images."""
+"""The compared models: the same ResNet-50, as it is and fused, on the same images."""
 
 import copy
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fused_bn
-from benchmarks.contest import LAYOUTS, WrongResultError
+from benchmarks.comparison import LAYOUTS, WrongResultError
 from benchmarks.memory import peak_bytes
 from benchmarks.resnet.model import ResNet50
 
@@ -28,7 +28,7 @@ class Case:
         return f"{self.batch}x3x{self.size}x{self.size} {self.layout} {self.dtype}"
 
 
-class Contest:
+class Comparison:
     """The rows: "eager", the model as it is; "fused", after `fused_bn.fuse`; "fused, recomputed", where
     backward computes outputs of norms again instead of keeping them; on demand, the first two compiled.
 

@@ -1,4 +1,4 @@
-"""One case: its tensors, the modules that compete on them, and whether their results agree."""
+"""One case: its tensors, the modules that are compared on them, and whether their results agree."""
 
 import copy
 import math
@@ -41,9 +41,9 @@ TORCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.Ba
 
 @dataclass(frozen=True)
 class Case:
-    """What the modules compete on: an (N, C, ...) input; their parameters are float32 in every case.
+    """An (N, C, ...) input on which modules are compared. Their parameters are always float32.
 
-    channels_last is for inputs of rank 4.
+    channels_last needs an input of rank 4.
     """
 
     shape: tuple[int, ...]
@@ -76,7 +76,7 @@ class WrongResultError(Exception):
     """Results are not those of what a row is measured beside, to rounding: its speed says nothing."""
 
 
-class Contest:
+class Comparison:
     """The tensors and modules of one case, all from one seed.
 
     The rows: "copy" of the input, the yardstick; "eager", nn.BatchNorm and nn.ReLU; on demand "compile",
@@ -100,7 +100,7 @@ class Contest:
         nn.init.normal_(self.batch_norm.bias, generator=generator)
         if compile:
             torch.compiler.reset()  # or the shapes of many cases would be compiled as one dynamic shape
-        self.modules = self._competitors()
+        self.modules = self._modules()
         self.batch_norm.to(device)
         self._draw(generator)
 
@@ -119,13 +119,13 @@ class Contest:
             self.grad_output.masked_fill_(z.abs_() < WITHIN_ROUNDING, 0)
         self.input.requires_grad_()
 
-    def another(self, seed: int) -> "Contest":
+    def another(self, seed: int) -> "Comparison":
         """The same modules on other tensors."""
         twin = copy.copy(self)
         twin._draw(torch.Generator().manual_seed(seed))
         return twin
 
-    def _competitors(self) -> dict[str, nn.Module]:
+    def _modules(self) -> dict[str, nn.Module]:
         torch_norm = type(self.batch_norm)
         modules: dict[str, nn.Module] = {"eager": nn.Sequential(self._twin(torch_norm), nn.ReLU())}
         if self.compiles:
@@ -160,7 +160,7 @@ class Contest:
     @cached_property
     def evaluating(self) -> dict[str, nn.Module]:
         """The modules in evaluation, with running statistics as training leaves them."""
-        modules = self._competitors()
+        modules = self._modules()
         for module in modules.values():
             for name, buffer in module.named_buffers():
                 if name.endswith("running_mean"):
@@ -234,7 +234,7 @@ class Contest:
             raise error
 
     def failures(self) -> dict[str, Exception]:
-        """The rows that `check` would stop at, which are out of the contest from here on, and why."""
+        """The rows that `check` would stop at, which are out of the comparison from here on, and why."""
         expected = self._results(self.modules["eager"])
         found = dict(self.unmade)
         for row, module in self.modules.items():

@@ -1,4 +1,4 @@
-"""The models that compete: one ResNet-50 with norms of four kinds, on the same images, in every process."""
+"""The compared models: one ResNet-50 with norms of four kinds, on the same images, in every process."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -8,9 +8,9 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 import fused_bn
-from benchmarks.contest import LAYOUTS, WrongResultError
+from benchmarks.comparison import LAYOUTS, WrongResultError
 from benchmarks.parallel import data_parallel
-from benchmarks.resnet.contest import distance, training_step
+from benchmarks.resnet.comparison import distance, training_step
 from benchmarks.sync import traffic
 from benchmarks.sync.baseline import LeanSyncBatchNorm, PythonSyncBatchNorm, with_norms
 
@@ -18,7 +18,7 @@ LOCAL, SYNCHRONISED, PYTHON, LEAN = "own statistics", "synchronised", "Python", 
 """Ours by each process for itself; ours; `PythonSyncBatchNorm`; `LeanSyncBatchNorm`."""
 
 
-class Contest:
+class Comparison:
     """The models of one process, to be made, checked and run in all processes of the group at once.
 
     Args:

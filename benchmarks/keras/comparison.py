@@ -1,4 +1,4 @@
-"""The models that compete: the same network with Keras' layers and with ours, trained by `model.fit`."""
+"""The compared models: the same network with Keras' layers and with ours, trained by `model.fit`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from benchmarks.contest import WrongResultError
+from benchmarks.comparison import WrongResultError
 from fused_bn.keras import BatchNormalization
 
 SHAPE = (28, 28, 1)
@@ -34,7 +34,7 @@ class Case:
         return f"{self.network} {self.batch} {self.data_format}"
 
 
-class Contest:
+class Comparison:
     """A model for each of ROWS, all from the same weights, on the same batches of images of noise.
 
     Of MNIST's shape; their values have no influence on the time.
