@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from benchmarks.compare import crew, job, record
+from benchmarks.compare import job, record, workers
 from benchmarks.compare.builds import Workshop
-from benchmarks.compare.crew import ROOT, Conditions, WorkerError
 from benchmarks.compare.revisions import Repository
 from benchmarks.compare.verdicts import Launch, Verdict
+from benchmarks.compare.workers import ROOT, Conditions, WorkerError
 from benchmarks.comparison import Case
 from benchmarks.grid.cells import Cell
 from tests.test_compare_builds import commit, repository, write  # noqa: F401 (repository is a fixture)
@@ -64,11 +64,11 @@ def sabotaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.needs_extension
 def test_a_launch(sabotaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process has its own fused_bn; what one cell comes to does not stop the next, be it a crash."""
-    monkeypatch.setattr(crew, "READING_SECONDS", 1e-4)
+    monkeypatch.setattr(workers, "READING_SECONDS", 1e-4)
     cells = [cell(channels, "evaluation") for channels in (SLOW, CRASHES, WRONG, 4)]
     done: list[None] = []
     checkouts = {"base": ROOT, "twin": ROOT, "head": sabotaged}
-    found = crew.launch(cells, checkouts, conditions(), lambda: done.append(None))
+    found = workers.launch(cells, checkouts, conditions(), lambda: done.append(None))
     assert len(done) == len(found) == 4
     slow, crashed, wrong, same = (found[each.id] for each in cells)
     assert isinstance(slow, Launch)
@@ -95,20 +95,20 @@ def test_a_launch(sabotaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_revision_that_cannot_be_loaded(init: str, message: str, tmp_path: Path) -> None:
     write(tmp_path, {"fused_bn/__init__.py": init})
     with pytest.raises(WorkerError, match=message):
-        crew.launch([cell(4)], {"base": ROOT, "twin": ROOT, "head": tmp_path}, conditions(), int)
+        workers.launch([cell(4)], {"base": ROOT, "twin": ROOT, "head": tmp_path}, conditions(), int)
 
 
 def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "PATIENCE", 0.5)
+    monkeypatch.setattr(workers, "PATIENCE", 0.5)
     write(tmp_path, {"fused_bn/__init__.py": "import time; time.sleep(600)"})
     with pytest.raises(WorkerError, match="base: a process does not answer for 0 s"):
-        crew.launch([cell(4)], dict.fromkeys(crew.ROLES, tmp_path), conditions(), int)
+        workers.launch([cell(4)], dict.fromkeys(workers.ROLES, tmp_path), conditions(), int)
 
 
 def test_a_case_is_made_once() -> None:
     """Its directions come behind each other, in every order of the cases."""
     cells = [cell(channels, direction) for channels in (1, 2, 3) for direction in ("forward", "backward")]
-    orders = [[each.case for each in crew.shuffled(cells, random.Random(seed))] for seed in range(9)]
+    orders = [[each.case for each in workers.shuffled(cells, random.Random(seed))] for seed in range(9)]
     for cases in orders:
         assert cases[0] == cases[1] != cases[2] == cases[3] != cases[4] == cases[5]
     assert len({tuple(cases) for cases in orders}) > 1
@@ -139,7 +139,7 @@ def compared(
             cells: Sequence[Cell], checkouts: Mapping[str, Path], how: Conditions, done: Callable[[], object]
         ) -> dict[str, Launch | str]:
             nonlocal calls
-            assert set(checkouts) == set(crew.ROLES)
+            assert set(checkouts) == set(workers.ROLES)
             number = calls // job.LAUNCHES
             calls += 1
             found: dict[str, Launch | str] = {}
@@ -152,7 +152,7 @@ def compared(
                 done()
             return found
 
-        monkeypatch.setattr(crew, "launch", launch)
+        monkeypatch.setattr(workers, "launch", launch)
         code = job.main(["HEAD~1", "HEAD", "--out", str(out), *argv], repository.root)
         path = out / "compare.json"
         return code, json.loads(path.read_text()) if path.exists() else None

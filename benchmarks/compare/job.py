@@ -11,12 +11,12 @@ from rich.console import Console
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import console, options
-from benchmarks.compare import crew, tables, verdicts
+from benchmarks.compare import tables, verdicts, workers
 from benchmarks.compare.builds import BuildError, Workshop
-from benchmarks.compare.crew import ROOT, Conditions, WorkerError
 from benchmarks.compare.results import EXIT_ERROR, CellResult, Results
 from benchmarks.compare.revisions import SOURCES, NoHistoryError, Repository, Revision, RevisionError
 from benchmarks.compare.verdicts import Verdict
+from benchmarks.compare.workers import ROOT, Conditions, WorkerError
 from benchmarks.environment import environment
 from benchmarks.grid.cells import Cell, cells
 
@@ -158,7 +158,7 @@ def _pass(
     with tqdm(total=launches * len(todo), desc=title, mininterval=interval, dynamic_ncols=True) as bar:
         for _ in range(launches):
             able = {result.cell.id: result for result in todo if result.failed is None}
-            measured = crew.launch(
+            measured = workers.launch(
                 [result.cell for result in able.values()], checkouts, conditions, lambda: bar.update()
             )
             for id, readings in measured.items():
