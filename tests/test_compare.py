@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.compare import job, record, workers
-from benchmarks.compare.builds import Workshop
+from benchmarks.compare.builds import BuildCache
 from benchmarks.compare.revisions import Repository
 from benchmarks.compare.verdicts import Launch, Verdict
 from benchmarks.compare.workers import ROOT, Conditions, WorkerError
@@ -129,7 +129,7 @@ def compared(
 ) -> Callable[..., tuple[int, Any]]:
     """Runs the job on two commits and invented readings; the exit code, and what was written."""
     commit(repository, {"csrc/kernel.cpp": "head"})
-    monkeypatch.setattr(Workshop, "built", lambda *_: tmp_path)
+    monkeypatch.setattr(BuildCache, "built", lambda *_: tmp_path)
     out = tmp_path / "out"
 
     def run(truth: Truth, *argv: str) -> tuple[int, Any]:
@@ -333,7 +333,8 @@ def test_from_processes_to_verdict(
 ) -> None:
     """Of a real cell, in head a millisecond slower."""
     commit(repository, {"csrc/kernel.cpp": "head"})
-    monkeypatch.setattr(Workshop, "built", lambda _, revision: sabotaged if revision.name == "HEAD" else ROOT)
+    checkouts = {"HEAD": sabotaged, "HEAD~1": ROOT}
+    monkeypatch.setattr(BuildCache, "built", lambda _, revision: checkouts[revision.name])
     monkeypatch.setattr(job, "chosen", lambda _: [cell(SLOW, "evaluation")])
     argv = ["HEAD~1", "HEAD", "--launches", "2", "--rounds", "2", "--minutes", "0", "--out", str(tmp_path)]
     assert job.main(argv, repository.root) == 1

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.compare import builds
-from benchmarks.compare.builds import BuildError, Workshop
+from benchmarks.compare.builds import BuildCache, BuildError
 from benchmarks.compare.revisions import NoHistoryError, Repository, RevisionError
 
 CPU = torch.device("cpu")
@@ -150,14 +150,14 @@ def test_the_same_sources_are_built_once(repository: Repository, builds_made: li
     python_only = repository.revision("HEAD")
     commit(repository, {"csrc/kernel.cpp": "slow"})
     head = repository.revision("HEAD")
-    workshop = Workshop(repository, CPU)
-    checkouts = [workshop.built(revision) for revision in (base, base, python_only, head)]
+    cache = BuildCache(repository, CPU)
+    checkouts = [cache.built(revision) for revision in (base, base, python_only, head)]
     assert builds_made == [checkouts[0], checkouts[3]]
     texts = [(checkout / "fused_bn" / EXTENSION).read_text() for checkout in checkouts]
     assert texts == ["fast", "fast", "fast", "slow"]
     assert (checkouts[2] / "fused_bn/__init__.py").read_text() == "new = True"
     assert not (checkouts[3] / "build").exists()
-    Workshop(repository, CPU).built(head)  # another call
+    BuildCache(repository, CPU).built(head)  # another call
     assert len(builds_made) == 2
     assert repository.git("status", "--porcelain") == ""
 
@@ -166,42 +166,40 @@ def test_other_settings_are_another_build(
     repository: Repository, builds_made: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = repository.revision("HEAD")
-    Workshop(repository, CPU).built(head)
+    BuildCache(repository, CPU).built(head)
     monkeypatch.setenv("CXXFLAGS", "-O1")
-    Workshop(repository, CPU).built(head)
+    BuildCache(repository, CPU).built(head)
     assert len(builds_made) == 2
 
 
 def test_a_failing_build_shows_the_end_of_its_log(repository: Repository) -> None:
     commit(repository, {"csrc/kernel.cpp": "error"})
-    workshop = Workshop(repository, CPU)
+    cache = BuildCache(repository, CPU)
     for _ in range(2):  # nothing of the first is taken for built
         with pytest.raises(BuildError, match=r"expected ;\n.*could not be built \(exit code 1\)"):
-            workshop.built(repository.revision("HEAD"))
+            cache.built(repository.revision("HEAD"))
 
 
 def test_a_checkout_removed_by_hand_comes_back(repository: Repository) -> None:
-    workshop = Workshop(repository, CPU)
-    checkout = workshop.built(repository.revision("HEAD"))
+    cache = BuildCache(repository, CPU)
+    checkout = cache.built(repository.revision("HEAD"))
     subprocess.run(["rm", "-r", str(repository.root / "build")], check=True)
-    assert workshop.built(repository.revision("HEAD")) == checkout
+    assert cache.built(repository.revision("HEAD")) == checkout
     assert (checkout / "fused_bn" / EXTENSION).exists()
 
 
 def test_nothing_piles_up(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builds, "KEPT", 2)
-    workshop = Workshop(repository, CPU)
+    cache = BuildCache(repository, CPU)
     checkouts = []
     for number in range(4):
         commit(repository, {"csrc/kernel.cpp": f"{number}"})
-        checkouts.append(workshop.built(repository.revision("HEAD")))
+        checkouts.append(cache.built(repository.revision("HEAD")))
         os.utime(checkouts[-1], (number, number))  # seconds apart, as they were in life
-        os.utime(
-            workshop.directory / "extensions" / workshop.key(repository.revision("HEAD")), (number, number)
-        )
-        workshop.prune()
+        os.utime(cache.directory / "extensions" / cache.key(repository.revision("HEAD")), (number, number))
+        cache.prune()
     assert [checkout.exists() for checkout in checkouts] == [False, False, True, True]
-    assert len(list((workshop.directory / "extensions").iterdir())) == 2
+    assert len(list((cache.directory / "extensions").iterdir())) == 2
     assert repository.git("worktree", "list").count("\n") == 2
 
 
@@ -215,7 +213,7 @@ def made_by_make(repository: Repository) -> None:
 
 def test_what_make_built_is_taken(repository: Repository, builds_made: list[Path]) -> None:
     made_by_make(repository)
-    checkout = Workshop(repository, CPU).built(repository.revision("HEAD"))
+    checkout = BuildCache(repository, CPU).built(repository.revision("HEAD"))
     assert (checkout / "fused_bn" / EXTENSION).read_text() == "made"
     assert builds_made == []
 
@@ -243,5 +241,5 @@ def test_what_make_built_is_not_taken(
         monkeypatch.setenv("FUSED_BN_SANITIZE", "1")
     elif why == "gone":
         (repository.root / "fused_bn" / EXTENSION).unlink()
-    Workshop(repository, CPU).built(repository.revision("HEAD~1" if why == "another" else "HEAD"))
+    BuildCache(repository, CPU).built(repository.revision("HEAD~1" if why == "another" else "HEAD"))
     assert len(builds_made) == 1

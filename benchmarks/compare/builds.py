@@ -45,7 +45,7 @@ class BuildError(Exception):
     """A revision's extension could not be built; the text has the end of the log."""
 
 
-class Workshop:
+class BuildCache:
     """The directory below build/ where revisions are checked out and built for a type of device."""
 
     def __init__(self, repository: Repository, device: torch.device) -> None:

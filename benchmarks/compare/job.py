@@ -12,7 +12,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import console, options
 from benchmarks.compare import tables, verdicts, workers
-from benchmarks.compare.builds import BuildError, Workshop
+from benchmarks.compare.builds import BuildCache, BuildError
 from benchmarks.compare.results import EXIT_ERROR, CellResult, Results
 from benchmarks.compare.revisions import SOURCES, NoHistoryError, Repository, Revision, RevisionError
 from benchmarks.compare.verdicts import Verdict
@@ -84,11 +84,11 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         if not args.always and not repository.changed(base, head):
             print(f"{head} has the same {', '.join(SOURCES)} as {base}: nothing to time (--always does it)")
             return 0
-        workshop = Workshop(repository, args.device)
-        with workshop.locked():
-            checkouts = {"base": workshop.built(base), "head": workshop.built(head)}
+        cache = BuildCache(repository, args.device)
+        with cache.locked():
+            checkouts = {"base": cache.built(base), "head": cache.built(head)}
             checkouts["twin"] = checkouts["base"]
-            workshop.prune()
+            cache.prune()
             found = [CellResult(cell) for cell in chosen(args.only)]
             results = Results(base, head, options.plain(args), _environment(args), found)
             compare(results, checkouts, args)
