@@ -121,41 +121,41 @@ class Comparison:
 
     def another(self, seed: int) -> "Comparison":
         """The same modules on other tensors."""
-        twin = copy.copy(self)
-        twin._draw(torch.Generator().manual_seed(seed))
-        return twin
+        other = copy.copy(self)
+        other._draw(torch.Generator().manual_seed(seed))
+        return other
 
     def _modules(self) -> dict[str, nn.Module]:
         torch_norm = type(self.batch_norm)
-        modules: dict[str, nn.Module] = {"eager": nn.Sequential(self._twin(torch_norm), nn.ReLU())}
+        modules: dict[str, nn.Module] = {"eager": nn.Sequential(self._with_state(torch_norm), nn.ReLU())}
         if self.compiles:
             # Its backward may run again on what one forward saved.
             functorch_config.donated_buffer = False
-            plain = nn.Sequential(self._twin(torch_norm), nn.ReLU())
+            plain = nn.Sequential(self._with_state(torch_norm), nn.ReLU())
             compiled = torch.compile(plain, dynamic=False)
             assert isinstance(compiled, nn.Module)  # of a module, as its types do not say
             modules["compile"] = compiled
         ours = partial(getattr(fused_bn, torch_norm.__name__), activation="relu")
-        modules["ours"] = self._twin(ours)
+        modules["ours"] = self._with_state(ours)
         for row, make in self.peers.items():
             try:
-                modules[row] = self._twin(make)
+                modules[row] = self._with_state(make)
             except Exception as error:  # of another library, which must not cost the other rows
                 self.unmade[row] = error
         for module in modules.values():
             module.to(self.device)
         return modules
 
-    def _twin(self, make: Maker) -> nn.Module:
+    def _with_state(self, make: Maker) -> nn.Module:
         """A module with the parameters and buffers of `batch_norm`, however deep it holds them."""
-        twin = make(self.batch_norm.num_features)
+        module = make(self.batch_norm.num_features)
         state = self.batch_norm.state_dict()
-        for name, tensor in twin.state_dict().items():
+        for name, tensor in module.state_dict().items():
             if (own := name.rpartition(".")[2]) in state:
                 tensor.copy_(state.pop(own))
         if state.keys() - {"num_batches_tracked"}:
-            raise ValueError(f"{type(twin).__name__} has no {', '.join(state)}")
-        return twin
+            raise ValueError(f"{type(module).__name__} has no {', '.join(state)}")
+        return module
 
     @cached_property
     def evaluating(self) -> dict[str, nn.Module]:

@@ -100,14 +100,14 @@ def test_jvp_of_a_module_updates_the_buffers_once(training: bool, momentum: floa
     """As calls without a derivative do; nn.BatchNorm2d itself refuses to count inside torch.func.jvp."""
     torch.manual_seed(0)
     ours = fused_bn.BatchNorm2d(3, momentum=momentum, activation="relu").train(training)
-    twin = copy.deepcopy(ours)
+    copied = copy.deepcopy(ours)
     x, t = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
     for calls in (1, 2):
         y, dy = with_tangent(ours, x, t)
-        torch.testing.assert_close(y, twin(x), rtol=0, atol=2 * OUTPUT_TOLERANCE)
+        torch.testing.assert_close(y, copied(x), rtol=0, atol=2 * OUTPUT_TOLERANCE)
         assert dy.abs().max() > 0.1
         assert ours.num_batches_tracked == (calls if training else 0)
-        assert_same_state(ours, twin, OUTPUT_TOLERANCE)
+        assert_same_state(ours, copied, OUTPUT_TOLERANCE)
 
 
 @pytest.mark.needs_extension

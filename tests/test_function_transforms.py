@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, grad_and_value, hessian, jacrev, s
 
 from fused_bn._activations import ACTIVATIONS
 from tests.cases import present
-from tests.twins import FP64_TOLERANCE, Original, assert_near, assert_same_buffers, batch, twins
+from tests.twins import FP64_TOLERANCE, Original, assert_near, assert_same_buffers, batch, ours_and_original
 
 pytestmark = pytest.mark.needs_extension  # the fallback is PyTorch, with PyTorch's limits
 
@@ -24,12 +24,12 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def pair(mode: str, activation: str, **options: Any) -> tuple[nn.Module, Original]:
-    ours, theirs = twins(activation=activation, **MODES[mode], **options)
+    ours, theirs = ours_and_original(activation=activation, **MODES[mode], **options)
     return ours.train(mode != "evaluation"), theirs.train(mode == "training without statistics")
 
 
 def small(count: int = 1) -> Tensor:
-    """Enough for a Hessian, of the six channels of the twins."""
+    """Enough for a Hessian, for the modules' six channels."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(4, 3, 6, 2, 1, generator=generator, dtype=torch.float64)[:count] * 3
 
@@ -106,19 +106,19 @@ def test_every_activation_is_transformed(activation: str) -> None:
 @pytest.mark.parametrize("transform", ["grad", "grad of the residual", "vjp", "jacrev"])
 def test_one_transform_in_training_moves_the_statistics_once(transform: str, momentum: float | None) -> None:
     """As a call without it does. nn.BatchNorm2d raises here, because it counts in a call of its own."""
-    ours, theirs = twins(momentum=momentum)
+    ours, theirs = ours_and_original(momentum=momentum)
     with pytest.raises(RuntimeError, match="would mutate a captured Tensor"):
         TRANSFORMS[transform](theirs)
-    twin = copy.deepcopy(ours)
+    copied = copy.deepcopy(ours)
     for count in (1, 2):
         TRANSFORMS[transform](ours)
-        twin(small()[0])
-        assert_same_buffers(ours, twin)
+        copied(small()[0])
+        assert_same_buffers(ours, copied)
         assert ours.num_batches_tracked == count
 
 
 def test_gradients_in_training_are_those_of_autograd() -> None:
-    ours, _ = twins()
+    ours, _ = ours_and_original()
     x, residual, _ = batch()
     found = grad(cubes(ours), argnums=(0, 1))(x, residual)
     given = [x.requires_grad_(), residual.requires_grad_()]
@@ -132,7 +132,7 @@ VMAPS = ["vmap", "vmap with a residual", "vmap of vmap", "vmap of grad", "grad o
 @pytest.mark.parametrize("transform", VMAPS)
 def test_vmap_in_training_raises_what_nn_batchnorm_raises(transform: str, momentum: float | None) -> None:
     """One set of statistics for many batches: refused in PyTorch's words, and nothing is counted."""
-    ours, theirs = twins(momentum=momentum)
+    ours, theirs = ours_and_original(momentum=momentum)
     before = copy.deepcopy(ours.state_dict())
     texts = []
     for module in (theirs, ours):
@@ -148,7 +148,7 @@ def test_vmap_in_training_raises_what_nn_batchnorm_raises(transform: str, moment
 @pytest.mark.parametrize("transform", ["grad of grad", "hessian"])
 def test_nested_transforms_in_training_are_refused_and_change_nothing(transform: str) -> None:
     """torch allows no write to the counter from within two: neither may the statistics have moved by then."""
-    for module in twins():
+    for module in ours_and_original():
         before = copy.deepcopy(module.state_dict())
         with pytest.raises(RuntimeError, match="would mutate a captured Tensor"):
             TRANSFORMS[transform](module)
@@ -156,7 +156,7 @@ def test_nested_transforms_in_training_are_refused_and_change_nothing(transform:
 
 
 def test_statistics_given_to_functional_call_are_those_that_move() -> None:
-    ours, _ = twins()
+    ours, _ = ours_and_original()
     before = copy.deepcopy(ours.state_dict())
     given = {name: value.clone() for name, value in ours.state_dict().items()}
     x, residual, _ = batch()
@@ -194,7 +194,7 @@ def test_an_ensemble_is_the_models_one_by_one(mode: str) -> None:
 def test_an_ensemble_in_training_moves_each_models_statistics() -> None:
     """Buffers that are stacked may be written, and are, one by one: as with nn.BatchNorm2d."""
     results: list[list[Tensor]] = []
-    for module in twins():
+    for module in ours_and_original():
         models = [copy.deepcopy(module) for _ in range(2)]
         parameters, buffers = stack_module_state(models)
 

@@ -103,14 +103,14 @@ def by_torch(model: nn.Module) -> nn.Module:
 def test_copies_are_fused_and_independent(way: Callable[[nn.Module], nn.Module], make: Any) -> None:
     """Catches a copy whose forward still runs the parameters of the original."""
     model = fused_bn.fuse(made(make))
-    twin = way(model)
-    assert type(twin) is type(model)
-    assert "fused: " in repr(twin)
-    assert str(twin.fusion_report) == str(model.fusion_report)
+    copied = way(model)
+    assert type(copied) is type(model)
+    assert "fused: " in repr(copied)
+    assert str(copied.fusion_report) == str(model.fusion_report)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    assert_same(made(make), twin, images())
+    assert_same(made(make), copied, images())
 
 
 @pytest.mark.parametrize("name", BLOCKS)

@@ -115,7 +115,7 @@ def state(layer: Any) -> list[Tensor]:
     return [variable.value.detach().clone() for variable in layer.weights]
 
 
-def twins(x: Tensor, **arguments: Any) -> tuple[Any, Any]:
+def ours_and_keras(x: Tensor, **arguments: Any) -> tuple[Any, Any]:
     """Our layer and Keras' with the same weights, none of them at its initial value."""
     mine, theirs = Ours(**arguments), Theirs(**arguments)
     for layer in (mine, theirs):
@@ -138,7 +138,7 @@ INFERENCE: tuple[dict[str, Any], ...] = (
 def test_inference_modes(how: dict[str, Any]) -> None:
     """By default, told so, or frozen: the moving statistics, which stay as they are, to the bit."""
     x = randn(8, 5, 4, 6)
-    mine, theirs = twins(x)
+    mine, theirs = ours_and_keras(x)
     how = dict(how)
     mine.trainable = theirs.trainable = not how.pop("frozen", False)
     before = state(mine)
@@ -150,7 +150,7 @@ def test_inference_modes(how: dict[str, Any]) -> None:
 
 def test_frozen_layers_pass_gradients_through_the_moving_statistics() -> None:
     x = randn(8, 5, requires_grad=True)
-    mine, _ = twins(x.detach())
+    mine, _ = ours_and_keras(x.detach())
     mine.trainable = False
     mine(x, training=True).sum().backward()
     slope = mine.gamma.value / (mine.moving_variance.value + mine.epsilon).sqrt()
@@ -272,7 +272,7 @@ def test_fallbacks_are_keras_to_the_bit(kind: str, monkeypatch: pytest.MonkeyPat
     x, arguments, call = FALLBACKS[kind]
     if "renorm" in arguments and not hasattr(Theirs(), "renorm"):
         pytest.skip("this Keras has no batch renormalisation")
-    mine, theirs = twins(x, **arguments)
+    mine, theirs = ours_and_keras(x, **arguments)
     mine.activation = keras.activations.tanh
     monkeypatch.setattr("fused_bn.keras.batch_norm", None)
     output, expected = (layer(x, training=True, **call) for layer in (mine, theirs))
@@ -298,7 +298,7 @@ def test_synchronized_is_refused_in_keras_words() -> None:
 def test_calls_without_side_effects() -> None:
     """Keras' stateless_call gives the new values and writes none."""
     x = randn(6, 5)
-    mine, theirs = twins(x)
+    mine, theirs = ours_and_keras(x)
     before = state(mine)
     results = [
         layer.stateless_call(
@@ -317,7 +317,7 @@ def test_calls_without_side_effects() -> None:
 def test_regularisers_and_constraints() -> None:
     arguments = {"gamma_regularizer": "l2", "beta_regularizer": "l1", "gamma_constraint": "non_neg"}
     x = randn(6, 5)
-    mine, theirs = twins(x, **arguments)
+    mine, theirs = ours_and_keras(x, **arguments)
     for layer in (mine, theirs):
         layer(x, training=True)
     assert len(mine.losses) == 2

@@ -147,19 +147,19 @@ def test_copies_are_equal_and_independent(way: str) -> None:
     x = torch.randn(4, 5, 3, 3)
     norm(x)
     if way == "deepcopy":
-        twin = copy.deepcopy(norm)
+        copied = copy.deepcopy(norm)
     elif way == "pickle":
-        twin = pickle.loads(pickle.dumps(norm))
+        copied = pickle.loads(pickle.dumps(norm))
     else:
         file = io.BytesIO()
         torch.save(norm, file)
         file.seek(0)
-        twin = torch.load(file, weights_only=False)
-    assert (twin.activation, twin.eps, twin.momentum) == ("relu", 0.1, None)
+        copied = torch.load(file, weights_only=False)
+    assert (copied.activation, copied.eps, copied.momentum) == ("relu", 0.1, None)
     before = copy.deepcopy(norm.state_dict())
-    assert torch.equal(twin(x), copy.deepcopy(norm)(x))
+    assert torch.equal(copied(x), copy.deepcopy(norm)(x))
     assert all(torch.equal(before[name], value) for name, value in norm.state_dict().items())
-    assert twin.num_batches_tracked == 2
+    assert copied.num_batches_tracked == 2
     assert norm.num_batches_tracked == 1
 
 
@@ -327,13 +327,13 @@ def test_sequential_of_conv_norm_trains_like_the_original(device: str) -> None:
 
     original = losses("contiguous", nn.BatchNorm2d(8), nn.ReLU())
     assert original[-1] < original[0]
-    twins = []
-    for seed in range(agreement.TWINS):
+    controls = []
+    for seed in range(agreement.CONTROLS):
         generator = torch.Generator(device).manual_seed(seed)
         norm = (nn.BatchNorm2d(8), agreement.Rounding(generator), nn.ReLU())
-        twins.append(losses("contiguous", *norm))
+        controls.append(losses("contiguous", *norm))
     for layout in ("contiguous", "channels_last"):
         ours = losses(layout, fused_bn.BatchNorm2d(8, activation="relu"))
-        differences, bounds = agreement.compare(original, ours, twins)
+        differences, bounds = agreement.compare(original, ours, controls)
         assert (differences <= bounds).all(), layout
         assert bounds.max() < 1e-3  # else it would show nothing

@@ -15,7 +15,7 @@ from fused_bn._activations import ACTIVATIONS
 from tests.cases import Case, Tensors, call_fused, in_layout, make_tensors, present, same_bits
 from tests.test_autograd import VIEWS
 from tests.test_module import RANKS
-from tests.twins import assert_near, assert_same_buffers, batch, step, twins
+from tests.twins import assert_near, assert_same_buffers, batch, ours_and_original, step
 
 LAZY = {
     "1d of rank 2": fused_bn.LazyBatchNorm1d,
@@ -41,7 +41,7 @@ def test_every_activation_follows_the_original(
     kind: str, activation: str, residual: bool, device: str
 ) -> None:
     """Two steps of training and one evaluation: outputs, gradients, statistics, layouts."""
-    ours, theirs = twins(kind, activation, device=device)
+    ours, theirs = ours_and_original(kind, activation, device=device)
     for seed, training in enumerate((True, True, False)):
         x, r, grad_output = batch(kind, seed=seed, device=device)
         given = (x, r if residual else None, grad_output)
@@ -58,7 +58,7 @@ def test_every_option_with_a_residual_follows_the_original(
     kind: str, options: str, activation: str, device: str
 ) -> None:
     """Whatever parameter or statistic is absent; bias=False on every version of torch."""
-    ours, theirs = twins(kind, activation, device=device, **OPTIONS[options])
+    ours, theirs = ours_and_original(kind, activation, device=device, **OPTIONS[options])
     for seed, training in enumerate((True, True, False)):
         given = batch(kind, seed=seed, device=device)
         assert_near(step(ours.train(training), *given), step(theirs.train(training), *given))
@@ -110,8 +110,8 @@ def test_strides_of_the_residual_do_not_matter(view: str, layouts: tuple[str, st
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
 def test_frozen_statistics_survive_train(activation: str, device: str) -> None:
     """In train() output and gradients are those of evaluation, and nothing is written or counted."""
-    frozen, _ = twins("2d", activation, device=device, frozen=True)
-    expected, _ = twins("2d", activation, device=device)
+    frozen, _ = ours_and_original("2d", activation, device=device, frozen=True)
+    expected, _ = ours_and_original("2d", activation, device=device)
     before = {name: (value.clone(), value._version) for name, value in frozen.named_buffers()}
     given = batch(device=device)
     mine, other = step(frozen.train(), *given), step(expected.eval(), *given)
@@ -123,7 +123,7 @@ def test_frozen_statistics_survive_train(activation: str, device: str) -> None:
 
 def test_freezing_and_thawing_at_any_time(device: str) -> None:
     """The attribute is read at each call, and train() and eval() leave it alone."""
-    ours, theirs = twins(device=device)
+    ours, theirs = ours_and_original(device=device)
     x, _, _ = batch(device=device)
     for frozen in (False, True, False):
         setattr(ours, "frozen", frozen)  # noqa: B010  (nn.Module's own type)
@@ -234,7 +234,7 @@ def test_state_of_lazy_modules_goes_both_ways() -> None:
     """Before the first call a state_dict holds nothing yet; loading one is as good as the call."""
     uninitialised = fused_bn.LazyBatchNorm2d(activation="relu")
     fused_bn.LazyBatchNorm2d().load_state_dict(uninitialised.state_dict())
-    trained, original = twins(dtype=torch.float32)
+    trained, original = ours_and_original(dtype=torch.float32)
     x, residual, _ = batch(dtype=torch.float32)
     for state in (trained.state_dict(), original.norm.state_dict()):
         lazy = fused_bn.LazyBatchNorm2d(activation="relu", weight_init=0)

@@ -62,10 +62,10 @@ def test_the_parameter_is_the_modules_own() -> None:
     norm = fused_bn.BatchNorm2d(6, activation=activation)
     assert norm.prelu_weight is activation.weight
     assert [name for name, _ in norm.named_parameters()] == ["weight", "bias", "prelu_weight"]
-    twin = copy.deepcopy(norm)
-    assert twin.prelu_weight is not norm.prelu_weight
-    twin.load_state_dict({name: value + 1 for name, value in norm.state_dict().items()})
-    assert torch.equal(twin.prelu_weight, activation.weight + 1)
+    copied = copy.deepcopy(norm)
+    assert copied.prelu_weight is not norm.prelu_weight
+    copied.load_state_dict({name: value + 1 for name, value in norm.state_dict().items()})
+    assert torch.equal(copied.prelu_weight, activation.weight + 1)
 
 
 def test_by_name_it_learns_one_slope() -> None:

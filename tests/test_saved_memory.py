@@ -15,7 +15,7 @@ from fused_bn._activations import ACTIVATIONS
 from tests.cases import PARAMS, in_layout, layouts, present
 from tests.test_autograd import tensors_saved_by
 from tests.test_operator import WITH_MASK
-from tests.twins import assert_near, assert_same_buffers, batch, twins
+from tests.twins import assert_near, assert_same_buffers, batch, ours_and_original
 
 pytestmark = pytest.mark.needs_extension
 
@@ -131,7 +131,7 @@ def test_a_residual_changed_in_place_is_noticed_where_it_is_needed(activation: s
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_activation_checkpointing_with_a_residual(activation: str, reentrant: bool, device: str) -> None:
     """Gradients as without, statistics moved twice, as nn.BatchNorm2d's are [96136]."""
-    ours, theirs = twins(activation=activation, device=device)
+    ours, theirs = ours_and_original(activation=activation, device=device)
     x, residual, grad_output = batch(device=device)
     found: list[list[Tensor | None]] = []
     for module in (ours, theirs):

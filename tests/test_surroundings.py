@@ -16,7 +16,7 @@ import fused_bn
 from fused_bn._activations import ActivationName
 from tests.cases import HALF_DTYPES, present, same_bits
 from tests.test_module import CASTS
-from tests.twins import Original, assert_near, assert_same_buffers, batch, step, twins
+from tests.twins import Original, assert_near, assert_same_buffers, batch, ours_and_original, step
 
 
 class Exponential(nn.Module):
@@ -33,7 +33,7 @@ def test_parametrised_parameters_are_read_through_their_parametrisation(
     names: tuple[str, ...], device: str
 ) -> None:
     """Values, gradients of the originals, and the same names in the state_dict; also removed again."""
-    ours, theirs = twins(device=device)
+    ours, theirs = ours_and_original(device=device)
     for module in (ours, theirs):
         for name in names:
             parametrize.register_parametrization(norm_of(module), name, Exponential())
@@ -49,7 +49,7 @@ def test_parametrised_parameters_are_read_through_their_parametrisation(
 
 def test_pruned_weights_are_those_used(device: str) -> None:
     """Pruning puts a plain tensor in the parameter's place, and computes it anew before each call."""
-    ours, theirs = twins(device=device)
+    ours, theirs = ours_and_original(device=device)
     for module in (ours, theirs):
         prune.l1_unstructured(norm_of(module), "weight", amount=2)
     for seed in range(2):
@@ -62,7 +62,7 @@ def test_pruned_weights_are_those_used(device: str) -> None:
 @pytest.mark.parametrize("by_name", [False, True], ids=["by position", "by name"])
 def test_hooks_see_and_change_what_nn_modules_show_them(by_name: bool, device: str) -> None:
     """Forward hooks get the residual however it was given; backward hooks its gradient."""
-    ours, _ = twins(activation="silu", device=device)
+    ours, _ = ours_and_original(activation="silu", device=device)
     seen: dict[str, Any] = {}
     x, residual, grad_output = batch(device=device)
     expected = step(copy.deepcopy(ours), x + 1, residual, 2 * grad_output)
@@ -157,7 +157,7 @@ def test_cast_modules_with_a_residual_follow_the_original(
     activation: str, dtype: torch.dtype, device: str
 ) -> None:
     """.double(), .half() and .bfloat16() of a trained module: dtype and values of the output and buffers."""
-    ours, theirs = twins(activation=activation, device=device)
+    ours, theirs = ours_and_original(activation=activation, device=device)
     ours, theirs = ours.to(dtype), theirs.to(dtype)
     x, residual, _ = batch(device=device, dtype=dtype)
     for training in (True, False):
@@ -192,14 +192,14 @@ def test_copies_keep_every_option(way: str) -> None:
     norm = fused_bn.BatchNorm2d(
         6, activation="elu", activation_param=0.5, bias=False, weight_init=filled_with_3, frozen=True
     )
-    twin = COPIES[way](norm)
-    assert repr(twin) == repr(norm)
+    copied = COPIES[way](norm)
+    assert repr(copied) == repr(norm)
     x, residual, _ = batch(dtype=torch.float32)
-    assert torch.equal(twin(x, residual), norm(x, residual))
-    nn.init.zeros_(present(twin.get_parameter("weight")))
-    twin.reset_parameters()  # type: ignore[operator]
-    assert (twin.get_parameter("weight") == 3).all()
-    assert twin.get_buffer("running_mean").data_ptr() != present(norm.running_mean).data_ptr()
+    assert torch.equal(copied(x, residual), norm(x, residual))
+    nn.init.zeros_(present(copied.get_parameter("weight")))
+    copied.reset_parameters()  # type: ignore[operator]
+    assert (copied.get_parameter("weight") == 3).all()
+    assert copied.get_buffer("running_mean").data_ptr() != present(norm.running_mean).data_ptr()
 
 
 def test_modules_pickled_before_they_had_options_run() -> None:
@@ -217,7 +217,7 @@ def test_modules_pickled_before_they_had_options_run() -> None:
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_inference_mode_gives_the_same_bits(training: bool, device: str) -> None:
     """Of modules made outside and inside, which train and evaluate there like any other."""
-    ours, _ = twins(device=device)
+    ours, _ = ours_and_original(device=device)
     x, residual, _ = batch(device=device)
     with torch.inference_mode():
         inside = copy.deepcopy(ours).train(training)
@@ -261,12 +261,12 @@ def _deterministic() -> Iterator[None]:
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_deterministic_mode_changes_nothing(activation: str, device: str) -> None:
     """Nothing here is nondeterministic: no error, no warning, the same bits."""
-    ours, _ = twins(activation=activation, device=device)
-    twin = copy.deepcopy(ours)
+    ours, _ = ours_and_original(activation=activation, device=device)
+    copied = copy.deepcopy(ours)
     given = batch(device=device)
     found = step(ours, *given)
     torch.use_deterministic_algorithms(False)
-    assert all(map(same_bits, found, step(twin, *given)))
+    assert all(map(same_bits, found, step(copied, *given)))
 
 
 @pytest.mark.needs_extension

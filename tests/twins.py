@@ -43,7 +43,7 @@ class Original(nn.Module):
         return self.activation(z if residual is None else z + residual)
 
 
-def twins(
+def ours_and_original(
     kind: str = "2d",
     activation: str = "relu",
     *,

@@ -33,25 +33,25 @@ def truth(input: Tensor, grad_output: Tensor, norm: nn.BatchNorm2d) -> Truth:
     values = input.detach().double()
     shift = values.mean(OVER_CHANNEL).float().double()
     centred = (values - _as_channel(shift)).requires_grad_()
-    twin = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum).double()
-    twin.load_state_dict(norm.state_dict())
-    z = twin(centred)
+    reference = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum).double()
+    reference.load_state_dict(norm.state_dict())
+    z = reference(centred)
     grad_output = torch.where(z.detach().abs() < NEAR_ZERO, 0, grad_output)
     output = torch.relu(z)
     grad_input, grad_weight, grad_bias = torch.autograd.grad(
-        output, [centred, twin.weight, twin.bias], grad_output.double()
+        output, [centred, reference.weight, reference.bias], grad_output.double()
     )
-    assert twin.running_mean is not None
-    assert twin.running_var is not None
+    assert reference.running_mean is not None
+    assert reference.running_var is not None
     exact = {
         "output": output.detach(),
         "grad_input": grad_input,
         "grad_weight": grad_weight,
         "grad_bias": grad_bias,
-        "mean": twin.running_mean + shift,
-        "variance": twin.running_var,
+        "mean": reference.running_mean + shift,
+        "variance": reference.running_var,
     }
-    return Truth(exact, _scales(centred.detach(), z.detach(), grad_output, twin), grad_output)
+    return Truth(exact, _scales(centred.detach(), z.detach(), grad_output, reference), grad_output)
 
 
 def _as_channel(values: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Launch:
-    """Seconds a call, a value a round: of base, of head, and of the base's twin, another process of it."""
+    """Seconds a call, one value a round; `twin` is the A/A control: base again, in a process of its own."""
 
     base: Sequence[float]
     twin: Sequence[float]
@@ -95,14 +95,14 @@ def ambiguous(verdict: Verdict, passes: int) -> bool:
 
 
 def _judge(launches: Sequence[Launch], seed: int) -> Judgement:
-    base, twin, head = (
+    base, control, head = (
         np.log([getattr(launch, role) for launch in launches]) for role in ("base", "twin", "head")
     )
     generator = np.random.default_rng(seed)
-    noise = interval(twin - base, generator)
-    found = interval(head - (base + twin) / 2, generator)
+    noise = interval(control - base, generator)
+    found = interval(head - (base + control) / 2, generator)
     return Judgement(
-        base=math.exp(float(np.median([base, twin]))),
+        base=math.exp(float(np.median([base, control]))),
         head=math.exp(float(np.median(head))),
         head_to_base=found,
         twin_to_base=noise,
@@ -111,7 +111,7 @@ def _judge(launches: Sequence[Launch], seed: int) -> Judgement:
 
 
 def verdict(found: Interval, noise: Interval) -> Verdict:
-    """Of head to base, given the twin to base."""
+    """Head against base; `noise` is the A/A control against base."""
     bound = 1 + max(LEAST, noise.noise)
     if found.low > bound:
         return Verdict.SLOWER

@@ -49,7 +49,7 @@ def layer(case: Case, device: torch.device, seed: int = 0) -> Tensors:
     return replace(rows.tensors_on(device, case, seed), num_batches_tracked=counter)
 
 
-def twin(tensors: Tensors) -> Tensors:
+def copied(tensors: Tensors) -> Tensors:
     return tensors.clone().require_grad()
 
 
@@ -84,7 +84,7 @@ def repeat(case: Case, device: torch.device, runs: int) -> list[str]:
     matrix = torch.full((2048 if device.type == "cuda" else 16,) * 2, 1e-3, device=device)
     product, side = torch.empty_like(matrix), another_stream(device)
     synchronize(device)
-    expected = step(case, twin(start))
+    expected = step(case, copied(start))
     kept, found = [], []
     for run in range(1, runs):
         with beside(side):
@@ -94,20 +94,20 @@ def repeat(case: Case, device: torch.device, runs: int) -> list[str]:
             elif run % 4 == 3:
                 step(other, load)
         kept.append(torch.empty(1000 * (run % 7) + 1, device=device))  # so that addresses differ
-        names = differences(step(case, twin(start)), expected)
+        names = differences(step(case, copied(start)), expected)
         found += [f"run {run}: {', '.join(names)}"] if names else []
     return found
 
 
 def replay(case: Case, device: torch.device, replays: int) -> list[str]:
-    """Two layers in one graph, with new inputs for every replay; their eager twins run on another stream."""
+    """Replays a graph of two layers, each time with new inputs. Copies run eagerly on another stream."""
     layers = [layer(case, device, seed) for seed in (1, 2)]
     captured = Captured(lambda: [step(case, own) for own in layers], device)
-    twins = [twin(own) for own in layers]
+    copies = [copied(own) for own in layers]
     side = another_stream(device)
     found = []
     for number in range(1, replays + 1):
-        for own, other in zip(layers, twins, strict=True):
+        for own, other in zip(layers, copies, strict=True):
             with torch.no_grad():
                 other.input.copy_(own.input.normal_())
                 other.grad_output.copy_(own.grad_output.normal_())
@@ -119,7 +119,7 @@ def replay(case: Case, device: torch.device, replays: int) -> list[str]:
             side.wait_stream(torch.cuda.current_stream(device))
         captured.replay()
         with beside(side):
-            expected = [step(case, other) for other in twins]
+            expected = [step(case, other) for other in copies]
         if side is not None:
             torch.cuda.current_stream(device).wait_stream(side)
         for i in range(2) if checked else ():
