@@ -1,6 +1,6 @@
-"""Part forced: cases of the table by other plans than the planner's, timed in the same way.
+"""Part forced: cases of part table with other plans than the planner's, timed in the same way.
 
-A line a case and direction: the plans by the text that asked for them, each plan's times and prediction.
+One line per case and direction: the plans by the text that asked for them, with times and predictions.
 """
 
 import sys
@@ -45,14 +45,14 @@ SMOKE_TEXTS = ("", "resident", "streamed")
 
 
 def measure(case: Case, direction: str, texts: tuple[str, ...], job: Job) -> dict[str, Any]:
-    """Plans that several texts ask for are timed once."""
+    """A plan that several texts ask for is timed once."""
     device = job.device
     free(device)
     bench = Bench(case, device, job.smoke)
     asked: dict[str, str] = {}
     with own_stream(device):
         race = Race(bench, direction)
-        calls = race.calls(rows.ours)  # of backward, the forward by the planner's own plan
+        calls = race.calls(rows.ours)  # for backward, the forward runs with the planner's own plan
         for text in texts:
             try:
                 with forced(text):
@@ -61,7 +61,7 @@ def measure(case: Case, direction: str, texts: tuple[str, ...], job: Job) -> dic
                     if plan not in race.slots:
                         race.add(plan, calls)
                 asked[text] = plan
-            except ValueError as error:  # it does not fit
+            except ValueError as error:  # the plan does not fit
                 asked[text] = f"refused: {error}"
             except WrongResultError as error:
                 asked[text] = f"wrong: {error}"

@@ -1,4 +1,4 @@
-"""What the parts' processes share: their arguments, the device, the time left, and the lines they write."""
+"""What the parts' processes share: arguments, the device, the time left, and the output lines."""
 
 import argparse
 import contextlib
@@ -19,15 +19,15 @@ from benchmarks.timing import synchronize
 T = TypeVar("T")
 
 MARGIN_SECONDS = 2.0
-"""Before the limit at which a part is ended: no case is begun in it."""
+"""No case starts in the last seconds before the part's time limit."""
 
 
 class SkippedError(Exception):
-    """This machine lacks what the part needs; that is no failure."""
+    """This machine lacks what the part needs. That is no failure."""
 
 
 class Job:
-    """One part at work. Without a file its lines are only printed."""
+    """A running part. Without a file it only prints its lines."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        """The GPU; a smoke run does with the CPU."""
+        """The GPU. A smoke run may use the CPU."""
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         if self.smoke:
@@ -65,12 +65,12 @@ class Job:
             append(self._file, self.part, **fields)
 
     def fail(self, text: str) -> None:
-        """Notes a failure and goes on."""
+        """Records a failure and goes on."""
         self.failed = True
         self.write(failed=text)
 
     def each(self, cases: Mapping[str, T], work: Callable[[T], dict[str, Any]]) -> None:
-        """Writes what `work` returns of every case that no earlier process of this part has begun."""
+        """Writes the result of `work` for every case that no earlier process of this part has started."""
         for name, case in cases.items():
             if name in self._begun:
                 continue
@@ -115,14 +115,14 @@ def main(work: Callable[[Job], None], argv: Sequence[str] | None = None) -> int:
     except SkippedError as reason:
         job.write(skipped=str(reason))
         return EXIT_SKIPPED
-    except Exception as error:  # whatever it is, the file is to say so
+    except Exception as error:  # the output file must record any error
         traceback.print_exc()
         job.fail(told(error))
     return int(job.failed)
 
 
 def require_kernels(job: Job) -> torch.device:
-    """The device, with its environment noted; raises where fused_bn would compute with torch's own calls."""
+    """The device. Records its environment. Raises an error if fused_bn would use torch's own calls."""
     from benchmarks.environment import environment
     from benchmarks.history import current_commit
     from fused_bn._extension import devices_with_kernels

@@ -1,7 +1,7 @@
-"""Parts models and compiled: training steps of ResNet-50 in bfloat16, channels last; a line a row.
+"""Parts models and compiled: training steps of ResNet-50 in bfloat16, channels last; one line per row.
 
-models has them eager and fused. compiled has torch.compile's, then its rows in the table: each takes seconds
-to a minute to compile, and is a line as soon as it is timed.
+models times eager and fused models. compiled times torch.compile's, then its rows in the table. Each takes
+seconds to a minute to compile, and is written as soon as it is timed.
 """
 
 import copy
@@ -31,14 +31,14 @@ def comparison(job: Job) -> Comparison:
 
 
 def measure(comparison: Comparison, job: Job, *left_out: str) -> None:
-    """All rows in turns, after a look at their losses; a line each."""
+    """Checks all losses, then times all rows in turns. Writes one line per row."""
     comparison.check()
     models = [row for row in comparison.models if row not in left_out]
     peaks = {row: comparison.peak_activations(row) for row in models}
     steps = {row: comparison.step(row) for row in models}
 
     def read(row: str) -> float:
-        steps[row]()  # not timed: what the others left in caches and memory goes
+        steps[row]()  # not timed: warms up caches and memory after the other rows
         return timing.seconds(steps[row], STEPS_A_TURN, comparison.device)
 
     rounds = range(SMOKE_ROUNDS if job.smoke else ROUNDS)
