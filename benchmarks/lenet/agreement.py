@@ -27,7 +27,7 @@ from benchmarks.lenet.model import VARIANTS, NormFactory, Variant, relu_after
 from benchmarks.lenet.training import Data, Settings, Trainer
 
 PAIRS = {"fused": "torch", "fused-relu": "torch-relu"}
-"""Which variant each of ours must follow."""
+"""The variant that each of ours must follow."""
 
 STEPS = 100
 CONTROLS = 3
@@ -37,7 +37,7 @@ FACTOR = 8.0
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the losses of `ours` are from those of `reference`; lists have one entry a step."""
+    """The distance of `ours`' losses from `reference`'s. Lists have one entry per step."""
 
     reference: str
     ours: str
@@ -69,8 +69,9 @@ class Agreement:
 class Rounding(nn.Module):
     """Moves each value, and in backward each gradient, by up to ROUNDING_UNITS float32 roundings.
 
-    By at least one rounding of its own dtype, at random and evenly; the rounding of a value x of a tensor
-    with root mean square r is eps * (|x| + r), because a norm adds and subtracts terms of that size.
+    The moves are random and uniform, and at least one rounding of the value's dtype. The rounding of a value
+    x in a tensor with root mean square r is eps * (|x| + r), because a norm adds and subtracts terms of that
+    size.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -101,7 +102,7 @@ def _rounded(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def compare(reference: Tensor, ours: Tensor, controls: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The relative differences of `ours` and their bounds; all are losses a step, of one shape (steps,)."""
+    """The relative differences of `ours` and their bounds. All arguments are losses of shape (steps,)."""
 
     def relative(losses: Tensor) -> Tensor:
         return (losses - reference).abs() / reference.abs()
@@ -111,10 +112,10 @@ def compare(reference: Tensor, ours: Tensor, controls: list[Tensor]) -> tuple[Te
 
 
 def follow(ours: Variant, data: Data, settings: Settings, trainer: type[Trainer] = Trainer) -> Agreement:
-    """Trains `ours`, the variant it must follow, and the A/A controls, each STEPS steps from `settings.seed`.
+    """Trains `ours`, its reference and the A/A controls, each for STEPS steps from `settings.seed`.
 
-    `ours` is trained by a `trainer`, which may share with other processes that all call this; the first of
-    them alone trains the others.
+    `trainer` trains `ours` and may share the work with other processes, which all call this. The first
+    process alone trains the others.
     """
     reference = VARIANTS[PAIRS[ours.id]]
 
