@@ -1,4 +1,4 @@
-"""Charts of speed: how many times faster than eager, and the achieved beside the possible bandwidth."""
+"""Charts of speed: speedup over eager, and achieved bandwidth beside possible bandwidth."""
 
 import statistics
 from collections import defaultdict
@@ -16,7 +16,7 @@ BAR = 0.72
 
 
 def bars(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
-    """A chart a family."""
+    """One chart per family."""
     for family in families(found):
         cells = [cell for cell in found if cell.family == family]
         name = "Whole training steps" if family == STEPS else f"Layers ({family})"
@@ -60,14 +60,14 @@ def _bars(axes: Axes, cells: Sequence[Cell], places: Sequence[int]) -> None:
 
 
 def rooflines(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
-    """One of the calls that have a floor, and one of replays of graphs."""
+    """A chart of the calls that have a floor, and one of replays of graphs."""
     cells = [cell for cell in found if cell.speed.floor_seconds > 0 and cell.speed.bytes > 0]
     for ending, of_way in by_way(cells).items():
         yield _roofline(run, of_way, ending)
 
 
 def _roofline(run: Run, cells: Sequence[Cell], ending: str) -> Chart:
-    """A panel a direction."""
+    """One panel per direction."""
     names = directions(cells)
     columns = min(2, len(names))
     figure = drawing.new_figure(
@@ -119,7 +119,7 @@ def _rates_over_sizes(axes: Axes, cells: Sequence[Cell]) -> None:
 
 
 def _rates(cell: Cell) -> dict[str, float]:
-    """GB/s by row; the copy is the line."""
+    """GB/s by row. The copy is the line."""
     rows = {name: row for name, row in cell.speed.rows.items() if name != "copy"}
     return {name: cell.speed.bytes / row.seconds / 1e9 for name, row in rows.items()}
 

@@ -1,4 +1,4 @@
-"""The job behind `python -m benchmarks.speed`: arguments, the order of work, and what is left at its end."""
+"""The job behind `python -m benchmarks.speed`: its arguments, the order of work, and its results."""
 
 import argparse
 import random
@@ -21,12 +21,12 @@ QUICK_SHAPES = SHAPES[:2]
 QUICK_ROUNDS = 3
 ROUNDS = 11
 TINY = Case((2, 4, 2, 2), "contiguous", "float32")
-"""So small that its time is what the host needs to call anything."""
+"""A case so small that only the host's time counts."""
 HOST_ROUNDS = 25
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line; exits with a message and status 2 where it is wrong."""
+    """Parses the command line. Exits with a message and status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed",
         description="Times fused_bn.BatchNorm2d(activation='relu') beside eager nn.BatchNorm2d + nn.ReLU and "
@@ -77,7 +77,7 @@ def _cases(args: argparse.Namespace) -> list[Case]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the job; 1 for a wrong result or, with --check, a figure missed; 130 when interrupted."""
+    """Runs the job. Returns 1 for a wrong result or, with --check, a missed figure; 130 when interrupted."""
     args = arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -93,7 +93,7 @@ def _work(args: argparse.Namespace, results: Results) -> None:
     """Fills `results` as far as it gets."""
     order = random.Random(args.seed)
     cases = _cases(args)
-    # Where no terminal redraws the bar, a line of it every ten seconds is enough.
+    # Without a terminal every update of the bar is a new line, so one every ten seconds is enough.
     interval = 0.1 if sys.stderr.isatty() else 10
     total = 1 + len(cases) * (1 + len(DIRECTIONS))
     with tqdm(total=total, mininterval=interval, dynamic_ncols=True) as bar:
@@ -114,7 +114,7 @@ def _host_times(args: argparse.Namespace, order: random.Random) -> dict[str, lis
 
 
 def _measure(case: Case, args: argparse.Namespace, order: random.Random, results: Results, bar: tqdm) -> None:
-    """Results first, then memory, then time; each is kept as soon as it is there."""
+    """Checks results, then measures memory, then time. Each measurement is kept at once."""
     comparison = Comparison(case, args.device, args.seed, args.compile)
     result = CaseResult(case)
     try:
@@ -136,7 +136,7 @@ def _measure(case: Case, args: argparse.Namespace, order: random.Random, results
 def _measure_memory(comparison: Comparison, result: CaseResult, device: torch.device) -> None:
     modules = {"batch_norm": comparison.batch_norm, **comparison.modules}
     for row, module in modules.items():
-        if row != "compile":  # its graph's own choice of what to keep is no tensor of ours or eager's
+        if row != "compile":  # its graph decides itself what to keep
             result.kept_bytes[row] = kept_bytes(module, comparison.input)
             comparison.clear_gradients()
             result.peak_bytes[row] = peak_bytes(comparison.step(module), device)
@@ -144,7 +144,7 @@ def _measure_memory(comparison: Comparison, result: CaseResult, device: torch.de
 
 
 def _leave(results: Results, args: argparse.Namespace) -> int:
-    """Writes and prints what was measured, and returns the exit code; nothing measured, nothing written."""
+    """Writes and prints the measurements, if any, and returns the exit code."""
     if not results.results:
         print("Interrupted before a case was measured: nothing is written.", file=sys.stderr)
         return console.EXIT_INTERRUPTED
@@ -154,7 +154,7 @@ def _leave(results: Results, args: argparse.Namespace) -> int:
         if args.markdown:
             files.write_whole(args.markdown, tables.markdown(results))
     finally:
-        # Where no terminal tells its width, the table is wider than the 80 columns that rich assumes.
+        # If output is no terminal, rich assumes 80 columns, and the table is wider.
         Console(width=None if sys.stdout.isatty() else 120).print(tables.terminal(results))
         print(*results.requirements(), sep="\n")
     for result in results.wrong:
