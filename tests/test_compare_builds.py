@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.compare` asks of git, and when it builds: on a small repository."""
+"""What `python -m benchmarks.compare` asks of git, and when it builds, on a small repository."""
 
 import os
 import subprocess
@@ -26,12 +26,12 @@ if "error" in source:
 pathlib.Path("fused_bn/_C" + sysconfig.get_config_var("EXT_SUFFIX")).write_text(source)
 pathlib.Path("build").mkdir()
 """
-"""Compiles, in a way: the extension is a copy of the source."""
+"""A fake compiler: the extension is a copy of the source."""
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
-    """Of one commit; git sees no settings but its own."""
+    """A repository with one commit. git uses no settings but its own."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     for variable in (*builds.STEERING, "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "FUSED_BN_BASE"):
         monkeypatch.delenv(variable, raising=False)
@@ -108,8 +108,7 @@ def test_before_the_first_commit_there_is_nothing(repository: Repository) -> Non
 
 
 def test_before(repository: Repository) -> None:
-    """That before the last change of sources; where HEAD has left origin/main, the last one they share; what
-    is asked for."""
+    """The commit before the last change of sources, the last one shared with main, or $FUSED_BN_BASE."""
     first = repository.git("rev-parse", "HEAD")
     second = commit(repository, {"csrc/kernel.cpp": "second"})
     third = commit(repository, {"csrc/kernel.cpp": "third"})
@@ -175,7 +174,7 @@ def test_other_settings_are_another_build(
 def test_a_failing_build_shows_the_end_of_its_log(repository: Repository) -> None:
     commit(repository, {"csrc/kernel.cpp": "error"})
     cache = BuildCache(repository, CPU)
-    for _ in range(2):  # nothing of the first is taken for built
+    for _ in range(2):  # no file of the first attempt counts as built
         with pytest.raises(BuildError, match=r"expected ;\n.*could not be built \(exit code 1\)"):
             cache.built(repository.revision("HEAD"))
 
@@ -195,7 +194,7 @@ def test_nothing_piles_up(repository: Repository, monkeypatch: pytest.MonkeyPatc
     for number in range(4):
         commit(repository, {"csrc/kernel.cpp": f"{number}"})
         checkouts.append(cache.built(repository.revision("HEAD")))
-        os.utime(checkouts[-1], (number, number))  # seconds apart, as they were in life
+        os.utime(checkouts[-1], (number, number))  # seconds apart, as real runs are
         os.utime(cache.directory / "extensions" / cache.key(repository.revision("HEAD")), (number, number))
         cache.prune()
     assert [checkout.exists() for checkout in checkouts] == [False, False, True, True]
@@ -204,7 +203,7 @@ def test_nothing_piles_up(repository: Repository, monkeypatch: pytest.MonkeyPatc
 
 
 def made_by_make(repository: Repository) -> None:
-    """What `make build` leaves behind."""
+    """The files that `make build` leaves behind."""
     settings = f"{sys.executable}\n{sys.version} {metadata.version('torch')}\n,,,\n,,,\n"
     write(
         repository.root, {f"fused_bn/{EXTENSION}": "made", "build/settings": settings, "build/extension": ""}
@@ -222,7 +221,7 @@ def test_what_make_built_is_taken(repository: Repository, builds_made: list[Path
 def test_what_make_built_is_not_taken(
     repository: Repository, why: str, builds_made: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it may not be what the revision's sources make."""
+    """Cases in which the extension may not fit the revision's sources."""
     if why == "another":
         commit(repository, {"csrc/kernel.cpp": "another"})
     made_by_make(repository)
@@ -233,7 +232,7 @@ def test_what_make_built_is_not_taken(
         write(repository.root, {"csrc/kernel.cpp": "changed"})
         os.utime(repository.root / "build/extension", (later, later))
     elif why == "untracked":
-        write(repository.root, {"csrc/kernel.so": ""})  # one that git ignores would be compiled, too
+        write(repository.root, {"csrc/kernel.so": ""})  # git ignores this file, but the compiler would use it
         os.utime(repository.root / "build/extension", (later, later))
     elif why == "settings":
         write(repository.root, {"build/settings": f"{sys.executable}\n3.9 1.0\n,,,\n,,,\n"})
