@@ -1,4 +1,4 @@
-"""`pytest benchmarks`: what it measures is complete, right and in turns, and what failed is never fast."""
+"""`pytest benchmarks`: it measures everything, correctly and in turns, and a failure never counts as fast."""
 
 import argparse
 import json
@@ -47,7 +47,8 @@ def fabricated(**readings: list[float]) -> Measured:
 
 def test_the_grid_has_what_it_is_for() -> None:
     shapes = {each.case.shape for each in cells()}
-    # Where others are slow: tall, wide, few channels with long rows, 7x7, odd C, NCHW half, many rows.
+    # Slow in other implementations: tall, wide, few channels with long rows, 7x7, odd C, NCHW half, many
+    # rows.
     assert {
         (125000, 50),
         (32, 4096),
@@ -95,7 +96,7 @@ def test_every_row_is_read(direction: str, shape: tuple[int, ...]) -> None:
     assert list(measured.readings) == ["copy", "eager", "ours"]
     assert all(len(values) == 3 for values in measured.readings.values())
     assert measured.errors == {}
-    # A result is new memory, but for the copy's.
+    # Results are in new memory, except for the copy's.
     assert measured.peaks["copy"] == 0
     assert measured.peaks["ours"] >= case.tensor_bytes
     record = measured.record()
@@ -116,7 +117,7 @@ def test_evaluation_uses_running_statistics() -> None:
 
 
 def test_numbers_of_a_row() -> None:
-    """A copy of two units of traffic takes 2 s: the floor of forward; ratios are taken within a round."""
+    """A copy of two units of traffic takes 2 s, which is forward's floor. Ratios are taken within a round."""
     measured = fabricated(copy=[2.0] * 3, eager=[8.0, 80.0, 80.0], ours=[4.0, 40.0, 20.0])
     numbers = measured.row("ours")
     assert numbers.ratio == 2
@@ -128,7 +129,7 @@ def test_numbers_of_a_row() -> None:
 
 
 class Wrong(fused_bn.BatchNorm2d):
-    """One percent off, from the call on that `rights` names."""
+    """A row whose results are off by one percent from call `rights` on."""
 
     rights = 0
 
@@ -201,7 +202,7 @@ def test_a_replay_that_computes_nothing_fails(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_call_that_computes_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though it be handed the very memory that eager's last result has left."""
+    """It fails even if it gets the memory of eager's last result."""
     comparison = Comparison(CASE, CPU)
     slots = comparison.slots("forward")
     left: list[Tensor] = []
@@ -243,7 +244,7 @@ def test_a_row_that_cannot_be_captured_costs_the_others_nothing(monkeypatch: pyt
 
 
 class PixelNorm(nn.BatchNorm2d):
-    """As apex has it: of (N, H, W, C)."""
+    """A layer like apex': for (N, H, W, C)."""
 
     def __init__(self, channels: int, fuse_relu: bool) -> None:
         super().__init__(channels)
@@ -254,7 +255,7 @@ class PixelNorm(nn.BatchNorm2d):
 
 
 class InPlace(nn.BatchNorm2d):
-    """As inplace_abn has it: the input is overwritten."""
+    """A layer like inplace_abn's: it overwrites its input."""
 
     def __init__(self, channels: int, activation: str, activation_param: float) -> None:
         super().__init__(channels)
@@ -320,7 +321,7 @@ def test_lenet_steps() -> None:
 
 
 def test_the_compiled_lenet_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one graph, which here is not made into code."""
+    """In one graph, which is not compiled to code here."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     before = counters["stats"]["unique_graphs"]
     made = steps.lenet_steps(steps.STEP_CELLS[0].case, CPU, compile=True)
@@ -330,7 +331,7 @@ def test_the_compiled_lenet_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("row", ["eager", "ours"])
 def test_a_peak_does_not_depend_on_gradients_left_behind(row: str) -> None:
-    """Those of the first measurement lie there when the second begins, whose profiler sees what is freed."""
+    """The second measurement's profiler sees that the first one's gradients are freed."""
     step = steps.lenet_steps(steps.STEP_CELLS[0].case, CPU, compile=False)[row]
     first, second = (step.peak_bytes(CPU) for _ in range(2))
     parameters = list(step.model.parameters())

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.keras`: what it times is right, and what it writes is what it measured."""
+"""`python -m benchmarks.keras`: its models agree, and its file has what it measured."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def test_rows_train_alike_and_by_the_layer_they_name(case: Case) -> None:
     comparison.check()
     for model, weights in zip(comparison.models.values(), before, strict=True):
         for found, weight, first in zip(model.get_weights(), weights, before[0], strict=True):
-            np.testing.assert_array_equal(found, weight)  # as if nothing had been checked
+            np.testing.assert_array_equal(found, weight)  # state is as before the check
             np.testing.assert_array_equal(weight, first)
     for row, model in comparison.models.items():
         norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
@@ -80,7 +80,7 @@ def test_an_interrupted_job_keeps_what_it_measured(tmp_path: Path, monkeypatch: 
 
 
 def test_missed_figures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of our rows alone; with --check they are a failure."""
+    """Only our rows are required. With --check a miss is a failure."""
     rows = [
         job.Row("even", "ours", 1.0, 1.0),
         job.Row("slow", "ours", 1.0, 0.99),

@@ -1,4 +1,4 @@
-"""The comparison of losses passes what differs by rounding, and fails what is only slightly wrong."""
+"""The comparison of losses passes rounding differences and fails slightly wrong norms."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +14,7 @@ from tests.lenet_data import one_thread, small_data  # noqa: F401
 
 
 class WrittenOut(nn.BatchNorm2d):
-    """The same function as nn.BatchNorm2d in training, in other operations, with room for a fault."""
+    """nn.BatchNorm2d's training function in other operations, in which a fault can be planted."""
 
     def __init__(self, channels: int, correction: int = 0, detach_mean: bool = False) -> None:
         super().__init__(channels)
