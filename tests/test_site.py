@@ -1,4 +1,4 @@
-"""The site that `make docs` builds: strict, whole, and shown by a real browser without any other host."""
+"""The site that `make docs` builds: strict, complete, and shown by a real browser without other hosts."""
 
 import os
 import re
@@ -34,7 +34,7 @@ const look = () => {
 
 
 def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    """As `make docs` does it."""
+    """Builds the site as `make docs` does."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(config)]
     environment = {
         **os.environ,
