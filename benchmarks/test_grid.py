@@ -40,7 +40,7 @@ class Once:
             try:
                 self._outcomes[key] = measure()
             except Exception as error:
-                self._outcomes[key] = group.told(error)
+                self._outcomes[key] = group.error_text(error)
         outcome = self._outcomes[key]
         if isinstance(outcome, str):
             pytest.fail(outcome)
@@ -60,7 +60,7 @@ class Comparisons:
             gc.collect()
             place = torch.device(device)
             comparison = Comparison(case, place, compile=True, peers=peers.installed(case, place))
-            failures = {row: group.told(error) for row, error in comparison.failures().items()}
+            failures = {row: group.error_text(error) for row, error in comparison.failures().items()}
             self._held[case, device] = comparison, failures
         return self._held[case, device]
 

@@ -60,9 +60,9 @@ def test_a_failed_part_does_not_stop_the_next(tmp_path: Path, capsys: pytest.Cap
     states = ["failed", "crashed", "ok", "skipped", "found", "failed"]
     assert values(run, "state") == {name: [state] for name, state in zip(scripts, states, strict=True)}
     assert run.failed
-    told = capsys.readouterr().out
-    assert "what went wrong" in told
-    assert "fine" not in told
+    printed = capsys.readouterr().out
+    assert "what went wrong" in printed
+    assert "fine" not in printed
     assert "fine" in (tmp_path / "log.txt").read_text()
     assert not run_scripts(tmp_path, {"three": "", "four": f"sys.exit({EXIT_SKIPPED})"}).failed
 
@@ -233,21 +233,21 @@ def test_report(tmp_path: Path) -> None:
     append(file, "tests", state="ok", seconds=1.0)
     with file.open("a") as lines:
         lines.write('{"part": "tests", "cou')
-    told = report.write(tmp_path)
-    assert told == (tmp_path / "table.txt").read_text()
-    assert "device a GPU\n" in told
-    assert "tests      ok           1.0 s  5 passed" in told
-    assert "table      killed" in told
-    assert "FAILED table: a case was lost" in told
-    assert "9x9x9x9" not in told
-    assert "SMOKE" not in told
+    printed = report.write(tmp_path)
+    assert printed == (tmp_path / "table.txt").read_text()
+    assert "device a GPU\n" in printed
+    assert "tests      ok           1.0 s  5 passed" in printed
+    assert "table      killed" in printed
+    assert "FAILED table: a case was lost" in printed
+    assert "9x9x9x9" not in printed
+    assert "SMOKE" not in printed
     words = {
-        line.split(" cf ")[0]: line.split()[3:] for line in told.splitlines() if "float32 forward " in line
+        line.split(" cf ")[0]: line.split()[3:] for line in printed.splitlines() if "float32 forward " in line
     }
     assert words["2x3x4x5"][:6] == ["forward", "1.0", "6.0", "2.0", "2.00", "3.00"]
     assert words["1x2x3x4"][2] == "-"  # no eager row there
-    assert "eager/ours, forward: geometric mean 6.00 of 2 cases" in told  # the mean of 3 and 12
-    fastest, planned = told[told.index("forced:") :].splitlines()[3:5]
+    assert "eager/ours, forward: geometric mean 6.00 of 2 cases" in printed  # the mean of 3 and 12
+    fastest, planned = printed[printed.index("forced:") :].splitlines()[3:5]
     assert fastest.split() == ["3.0", "1.50", "3.1", "streamed"]
     assert planned.split() == ["planned", "4.0", "2.00", "-", "resident"]
     assert json.loads((tmp_path / "results.json").read_text())["parts"]["tests"][1] == {

@@ -141,7 +141,7 @@ class Wrong(fused_bn.BatchNorm2d):
 def test_a_wrong_row_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_bn, "BatchNorm2d", Wrong)
     comparison = Comparison(CASE, CPU)
-    failures = {row: group.told(error) for row, error in comparison.failures().items()}
+    failures = {row: group.error_text(error) for row, error in comparison.failures().items()}
     assert list(failures) == ["ours"]
     measured = group.measure(cell("forward"), comparison, SHORT, failures=failures)
     assert list(measured.readings) == ["copy", "eager"]
@@ -295,7 +295,7 @@ def test_a_peer_that_fails_costs_the_others_nothing() -> None:
         return norm
 
     comparison = Comparison(CASE, CPU, peers={"broken": broken})
-    failures = {row: group.told(error) for row, error in comparison.failures().items()}
+    failures = {row: group.error_text(error) for row, error in comparison.failures().items()}
     measured = group.measure(cell("forward"), comparison, SHORT, failures=failures)
     assert measured.errors == {"broken": "ZeroDivisionError: division by zero"}
     assert list(measured.readings) == ["copy", "eager", "ours"]

@@ -57,8 +57,8 @@ def test_a_source_distribution_needs_no_torch() -> None:
 def test_the_version_stands_in_one_place_and_names_torch_and_cuda_where_compiled() -> None:
     assert fused_bn.__version__ == __version__
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
-    told = python("-m", "fused_bn", "--version")
-    assert told.stdout == f"fused_bn {__version__}\n", told.stderr
+    printed = python("-m", "fused_bn", "--version")
+    assert printed.stdout == f"fused_bn {__version__}\n", printed.stderr
     assert python("setup.py", "--version", FUSED_BN_NO_EXTENSION="1").stdout.split()[-1] == __version__
     compiled = python("setup.py", "--version", FUSED_BN_CPU_ONLY="1").stdout.split()[-1]
     assert compiled == f"{__version__}+{build.local_version(torch.__version__, '')}"

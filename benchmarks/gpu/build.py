@@ -28,9 +28,9 @@ def compile_it(job: Job) -> None:
     subprocess.run(command, cwd=ROOT, env={**os.environ, **chosen}, check=True)
     # In a process of its own, because this one may have imported the old extension.
     doctor = [sys.executable, "-m", "fused_bn"]
-    told = subprocess.run(doctor, cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    job.write(doctor=told.splitlines())
-    if "ok, compiled kernels on " not in told:
+    printed = subprocess.run(doctor, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    job.write(doctor=printed.splitlines())
+    if "ok, compiled kernels on " not in printed:
         job.fail("the doctor (python -m fused_bn) found no compiled kernels for the GPU")
 
 

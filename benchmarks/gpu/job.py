@@ -83,7 +83,7 @@ class Job:
                 result = work(case)
             except Exception as error:  # a case's failure must not cost the others
                 traceback.print_exc()
-                self.fail(f"{name}: {told(error)}")
+                self.fail(f"{name}: {error_text(error)}")
                 self._leave_a_lost_device()
             else:
                 self.write(case=name, **result, took=round(time.monotonic() - start, 2))
@@ -95,7 +95,7 @@ class Job:
             sys.exit(EXIT_AGAIN)
 
 
-def told(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
@@ -117,7 +117,7 @@ def main(work: Callable[[Job], None], argv: Sequence[str] | None = None) -> int:
         return EXIT_SKIPPED
     except Exception as error:  # the output file must record any error
         traceback.print_exc()
-        job.fail(told(error))
+        job.fail(error_text(error))
     return int(job.failed)
 
 

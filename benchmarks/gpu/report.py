@@ -24,9 +24,9 @@ def write(directory: Path) -> str:
     files.write_whole(
         directory / "results.json", json.dumps({"format": FORMAT, "parts": parts}, indent=1) + "\n"
     )
-    told = text(parts)
-    files.write_whole(directory / "table.txt", told)
-    return told
+    content = text(parts)
+    files.write_whole(directory / "table.txt", content)
+    return content
 
 
 def packed(lines: Iterable[str]) -> dict[str, list[Line]]:
@@ -78,9 +78,9 @@ def outcomes(parts: dict[str, list[Line]]) -> Iterator[str]:
         ended = next((line for line in lines if "state" in line), {"state": "killed", "seconds": 0})
         cases = sum("case" in line for line in lines)
         counts: dict[str, int] = next((line["counts"] for line in reversed(lines) if "counts" in line), {})
-        told = [f"{cases} cases"] if cases else [f"{count} {name}" for name, count in counts.items()]
-        told += [line["skipped"] for line in lines if "skipped" in line]
-        yield f"{part:<10} {ended['state']:<9} {ended['seconds']:6.1f} s  {', '.join(told)}".rstrip()
+        details = [f"{cases} cases"] if cases else [f"{count} {name}" for name, count in counts.items()]
+        details += [line["skipped"] for line in lines if "skipped" in line]
+        yield f"{part:<10} {ended['state']:<9} {ended['seconds']:6.1f} s  {', '.join(details)}".rstrip()
 
 
 def failures(parts: dict[str, list[Line]]) -> Iterator[str]:

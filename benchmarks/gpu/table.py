@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.gpu import rows
 from benchmarks.gpu.captured import Captured, own_stream
-from benchmarks.gpu.job import Job, main, require_kernels, told
+from benchmarks.gpu.job import Job, error_text, main, require_kernels
 from benchmarks.gpu.planned import last_plan, predicted
 from benchmarks.gpu.rows import Call, Function
 from tests.cases import Case
@@ -186,7 +186,7 @@ def measure(case: Case, functions: Mapping[str, Function], device: torch.device,
                 try:
                     race.add(name, race.calls(function))
                 except Exception as error:  # a row's failure must not cost the others
-                    job.fail(f"{case}, {name}: {told(error)}")
+                    job.fail(f"{case}, {name}: {error_text(error)}")
                 if name == "ours":
                     found["plan"][direction] = last_plan()
             found["us"][direction] = times = race.microseconds()

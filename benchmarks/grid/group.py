@@ -112,7 +112,7 @@ def measure(
             except Exception as error:
                 if row in ("copy", "eager"):
                     raise
-                measured.errors[row] = told(error)
+                measured.errors[row] = error_text(error)
             else:
                 rows[row] = made
         readings = read(rows, effort, device)
@@ -125,7 +125,7 @@ def measure(
     return measured
 
 
-def told(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error as text. Unlike its traceback, the text keeps no tensor alive."""
     return f"{type(error).__name__}: {error}"
 

@@ -122,7 +122,7 @@ def follow(ours: Variant, data: Data, settings: Settings, trainer: type[Trainer]
     def losses(norm: NormFactory | None, trainer: type[Trainer] = Trainer) -> Tensor:
         return trainer(norm, ours.tanh, data, settings).losses(STEPS)
 
-    reference_losses, controls = processes.told(
+    reference_losses, controls = processes.broadcast(
         lambda: (losses(reference.norm), [losses(_control(ours.tanh, settings, i)) for i in range(CONTROLS)])
     )
     our_losses = losses(ours.norm, trainer)

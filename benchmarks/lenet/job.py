@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _job(argv: Sequence[str] | None) -> int:
     with processes.one_voice(errors=True):
         args = arguments(argv)
-    images = processes.told(partial(_images, args.data))
+    images = processes.broadcast(partial(_images, args.data))
     if images is None:
         return console.EXIT_FAILED
     device = processes.own(args.device)

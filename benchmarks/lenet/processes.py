@@ -83,7 +83,7 @@ def one_voice(errors: bool = False) -> Iterator[None]:
         yield
 
 
-def told(ask: Callable[[], Answer]) -> Answer:
+def broadcast(ask: Callable[[], Answer]) -> Answer:
     """Calls `ask` in the first process and returns its answer, which must be picklable, in all."""
     if not _together():
         return ask()

@@ -50,4 +50,4 @@ class SharedTrainer(Trainer):
 
     def evaluate(self) -> dict[str, float]:
         """The first process evaluates. The others wait for its result."""
-        return processes.told(super().evaluate)
+        return processes.broadcast(super().evaluate)
