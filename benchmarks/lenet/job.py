@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _job(argv: Sequence[str] | None) -> int:
-    with processes.one_voice(errors=True):
+    with processes.only_first_prints(errors=True):
         args = arguments(argv)
     images = processes.broadcast(partial(_images, args.data))
     if images is None:
@@ -103,7 +103,7 @@ def _job(argv: Sequence[str] | None) -> int:
     found = {"mnist": images.source, "processes": processes.count()}
     results = Results(options.plain(args), {**environment(device), **found})
     try:
-        with processes.one_voice():
+        with processes.only_first_prints():
             _work(args, Data.of(images, device), settings, results)
     except KeyboardInterrupt:
         results.interrupted = True

@@ -73,7 +73,7 @@ def leave() -> None:
 
 
 @contextmanager
-def one_voice(errors: bool = False) -> Iterator[None]:
+def only_first_prints(errors: bool = False) -> Iterator[None]:
     """Only the first process prints in the `with` block. `errors` silences the others' error texts too."""
     with ExitStack() as stack:
         if not first():
