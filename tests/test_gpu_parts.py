@@ -16,7 +16,7 @@ from benchmarks.gpu import bits, build, correct, counters, forced, job, models, 
 from benchmarks.gpu.captured import Captured, own_stream
 from benchmarks.gpu.job import Job, SkippedError
 from benchmarks.gpu.parts import EXIT_AGAIN, EXIT_SKIPPED, append
-from benchmarks.gpu.table import Bench, Race
+from benchmarks.gpu.table import Bench, TimedRows
 from tests.cases import Case, Result, Tensors, run_fused
 from tests.lenet_data import one_thread  # noqa: F401
 
@@ -160,9 +160,9 @@ def test_a_wrong_row_is_not_timed(run: Runner, monkeypatch: pytest.MonkeyPatch) 
 def test_torch_compile_computes_what_eager_does(case: Case) -> None:
     bench = Bench(case, CPU, smoke=True)
     for direction in rows.directions(case):
-        race = Race(bench, direction)
-        race.add("compile", race.calls(rows.compiled("aot_eager")))
-        assert torch.equal(race.slots["copy"].result[0][0], bench.sets[0].input)
+        timed = TimedRows(bench, direction)
+        timed.add("compile", timed.calls(rows.compiled("aot_eager")))
+        assert torch.equal(timed.slots["copy"].result[0][0], bench.sets[0].input)
 
 
 def test_forced_plans_that_do_not_fit_are_told(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

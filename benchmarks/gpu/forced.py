@@ -11,7 +11,7 @@ from benchmarks.gpu import rows
 from benchmarks.gpu.captured import own_stream
 from benchmarks.gpu.job import Job, main, require_kernels
 from benchmarks.gpu.planned import forced, last_plan, predicted
-from benchmarks.gpu.table import LENET, SMOKE_CASES, Bench, Race, case, free
+from benchmarks.gpu.table import LENET, SMOKE_CASES, Bench, TimedRows, case, free
 from tests.cases import Case
 
 ROUNDS = 5
@@ -51,28 +51,28 @@ def measure(case: Case, direction: str, texts: tuple[str, ...], job: Job) -> dic
     bench = Bench(case, device, job.smoke)
     asked: dict[str, str] = {}
     with own_stream(device):
-        race = Race(bench, direction)
-        calls = race.calls(rows.ours)  # for backward, the forward runs with the planner's own plan
+        timed = TimedRows(bench, direction)
+        calls = timed.calls(rows.ours)  # for backward, the forward runs with the planner's own plan
         for text in texts:
             try:
                 with forced(text):
                     calls[0]()
                     plan = last_plan() or text or "planned"
-                    if plan not in race.slots:
-                        race.add(plan, calls)
+                    if plan not in timed.slots:
+                        timed.add(plan, calls)
                 asked[text] = plan
             except ValueError as error:  # the plan does not fit
                 asked[text] = f"refused: {error}"
             except WrongResultError as error:
                 asked[text] = f"wrong: {error}"
                 job.fail(f"{case}, {direction}, {text}: {error}")
-        times = race.microseconds(ROUNDS)
+        times = timed.microseconds(ROUNDS)
     return {
         **bench.described(),
         "direction": direction,
         "asked": asked,
         "us": times,
-        "floor": race.floor(times),
+        "floor": timed.floor(times),
         "predicted": {plan: predicted(case, device, direction, plan) for plan in times if plan != "copy"},
     }
 

@@ -114,7 +114,7 @@ class Bench:
         }
 
 
-class Race:
+class TimedRows:
     """One direction of a bench: captures the rows, compares them with eager, and times them in turns.
 
     Make and use it within `own_stream`.
@@ -179,18 +179,18 @@ def measure(case: Case, functions: Mapping[str, Function], device: torch.device,
     found.update(us={}, floor={}, plan={}, predicted={}, mean=case in CASES)
     for direction in rows.directions(case):
         with own_stream(device):
-            race = Race(bench, direction)
+            timed = TimedRows(bench, direction)
             for name, function in functions.items():
                 if name == "native" and found["eager_backend"] == "Native":
                     continue
                 try:
-                    race.add(name, race.calls(function))
+                    timed.add(name, timed.calls(function))
                 except Exception as error:  # a row's failure must not cost the others
                     job.fail(f"{case}, {name}: {error_text(error)}")
                 if name == "ours":
                     found["plan"][direction] = last_plan()
-            found["us"][direction] = times = race.microseconds()
-            found["floor"][direction] = race.floor(times)
+            found["us"][direction] = times = timed.microseconds()
+            found["floor"][direction] = timed.floor(times)
         found["predicted"][direction] = predicted(case, device, direction)
     return found
 
