@@ -39,7 +39,7 @@ def device() -> torch.device:
     return _device
 
 
-class Team:
+class Processes:
     """The requested number of processes with one thread each: gloo's on the CPU, NCCL's on "cuda".
 
     Work is a module's top-level function. Its arguments and results are pickled; result tensors come back on

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import fused_bn
 from fused_bn import _recompute
 from tests.cases import DEVICES
-from tests.processes import NEEDS_GLOO, Team, device, whole
+from tests.processes import NEEDS_GLOO, Processes, device, whole
 from tests.test_module import OUTPUT_TOLERANCE, PARAMETER_TOLERANCE
 from tests.twins import Original
 
@@ -141,9 +141,9 @@ def new_norm() -> nn.Module:
 @pytest.fixture(scope="module", params=DEVICES)
 def ran(request: pytest.FixtureRequest) -> Iterator[tuple[list[Any], nn.Module]]:
     """Each process' results, and the module in shared memory that the first process changed."""
-    team, shared = Team(PROCESSES, request.param), new_norm().share_memory()
-    yield team.run(process, shared), shared
-    team.close()
+    processes, shared = Processes(PROCESSES, request.param), new_norm().share_memory()
+    yield processes.run(process, shared), shared
+    processes.close()
 
 
 @pytest.mark.parametrize("way", WAYS)

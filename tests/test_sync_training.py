@@ -13,16 +13,16 @@ from torch.utils.checkpoint import checkpoint
 
 import fused_bn
 from tests.cases import DEVICES
-from tests.processes import NEEDS_GLOO, Team, device, whole
+from tests.processes import NEEDS_GLOO, Processes, device, whole
 
 pytestmark = NEEDS_GLOO
 
 
 @pytest.fixture(scope="module", params=DEVICES)
-def two(request: pytest.FixtureRequest) -> Iterator[Team]:
-    team = Team(2, request.param)
-    yield team
-    team.close()
+def two(request: pytest.FixtureRequest) -> Iterator[Processes]:
+    processes = Processes(2, request.param)
+    yield processes
+    processes.close()
 
 
 class Net(nn.Module):
@@ -102,7 +102,7 @@ def trained(rank: int, cuts: tuple[int, ...] | None, options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_training_in_two_processes_is_training_in_one(name: str, two: Team) -> None:
+def test_training_in_two_processes_is_training_in_one(name: str, two: Processes) -> None:
     """Parameters and running statistics after two steps, with half of the batch each, or 2 and 4 images."""
     options = OPTIONS[name]
     for cuts in ((3,), (2,)):
@@ -136,9 +136,9 @@ def test_a_process_that_is_gone_is_an_error_that_names_the_layer(way: str) -> No
 
     Only on the CPU, because NCCL's watchdog ends the process instead of raising an error.
     """
-    team = Team(2, patience=3)
+    processes = Processes(2, patience=3)
     start = time.monotonic()
-    first, _ = team.outcomes(leaves, way)
+    first, _ = processes.outcomes(leaves, way)
     assert time.monotonic() - start < 30
-    team.close()
+    processes.close()
     assert "norm2: the 2 processes of its group could not exchange their batch statistics" in str(first)
