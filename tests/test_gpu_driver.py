@@ -86,7 +86,7 @@ def test_a_case_that_crashes_or_hangs_costs_no_other(tmp_path: Path) -> None:
 def test_a_hanging_part_is_ended_with_all_that_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "MERCY_SECONDS", 0.2)
+    monkeypatch.setattr(driver, "GRACE_SECONDS", 0.2)
     child = tmp_path / "child"
     hang = (
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"

@@ -33,7 +33,7 @@ from benchmarks.gpu.parts import (
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1
-MERCY_SECONDS = 3.0
+GRACE_SECONDS = 3.0
 """Seconds between asking a process to end and killing it."""
 WITHOUT_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_MODULE_LOADING": "LAZY"}
 """For sanitizers: memory that torch caches for reuse would hide accesses past a tensor's end."""
@@ -238,5 +238,5 @@ def _end_group(process: "subprocess.Popen[bytes]") -> None:
         except ProcessLookupError:  # the whole group has already ended
             break
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(MERCY_SECONDS)
+            process.wait(GRACE_SECONDS)
     process.wait()
