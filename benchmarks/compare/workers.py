@@ -136,7 +136,7 @@ def launch(
         with ExitStack() as stack:
             workers = {role: stack.enter_context(Worker(checkouts[role], conditions)) for role in ROLES}
             for role, worker in workers.items():
-                _greet(role, worker)
+                _wait_until_ready(role, worker)
             crashed = False
             while waiting and not crashed:
                 cell = waiting.pop(0)
@@ -157,7 +157,7 @@ def shuffled(cells: Sequence[Cell], order: random.Random) -> list[Cell]:
     return sorted(cells, key=lambda cell: cases.index(cell.case))
 
 
-def _greet(role: str, worker: Worker) -> None:
+def _wait_until_ready(role: str, worker: Worker) -> None:
     try:
         worker.answer()
     except (CellError, WorkerError) as error:
