@@ -18,7 +18,7 @@ Row = TypeVar("Row")
 
 def run(
     cases: Iterable[Sequence[Row]],
-    leave: Callable[[Sequence[Row]], None],
+    write_rows: Callable[[Sequence[Row]], None],
     missed: Callable[[Sequence[Row]], list[str]],
     check: bool,
 ) -> int:
@@ -26,7 +26,7 @@ def run(
 
     Args:
         cases: iterating over a case measures its rows.
-        leave: gets all rows. After Ctrl-C it gets the rows of the finished cases, if any.
+        write_rows: gets all rows. After Ctrl-C it gets the rows of the finished cases, if any.
         missed: returns one sentence for each required figure that the rows miss.
     """
     rows: list[Row] = []
@@ -39,9 +39,9 @@ def run(
     except KeyboardInterrupt:
         print("Interrupted: only what was finished before is written.", file=sys.stderr)
         if rows:
-            leave(rows)
+            write_rows(rows)
         return EXIT_INTERRUPTED
-    leave(rows)
+    write_rows(rows)
     sentences = missed(rows)
     for sentence in sentences:
         print(sentence, file=sys.stderr)

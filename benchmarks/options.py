@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 
-def ending(parser: argparse.ArgumentParser, turns: str, out: str) -> None:
+def add_last_arguments(parser: argparse.ArgumentParser, turns: str, out: str) -> None:
     """Adds the last arguments of jobs with required figures and `turns`: --check, --seed and --out."""
     parser.add_argument("--check", action="store_true", help="exit code 1 where a required figure is missed")
     parser.add_argument("--seed", type=seed, default=0, help=f"of the order of the {turns}")

@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     except KeyboardInterrupt:
         print("Interrupted before anything was measured: nothing is written.", file=sys.stderr)
         return console.EXIT_INTERRUPTED
-    return _leave(results, args.out)
+    return _write_results(results, args.out)
 
 
 def _revisions(args: argparse.Namespace, repository: Repository) -> tuple[Revision, Revision]:
@@ -167,7 +167,7 @@ def _pass(
         result.judge()
 
 
-def _leave(results: Results, out: Path) -> int:
+def _write_results(results: Results, out: Path) -> int:
     """Prints and writes the results and returns the exit code."""
     if all(result.verdict is Verdict.NO_DATA and result.failed is None for result in results.cells):
         print("Interrupted before a cell could be judged: nothing is written.", file=sys.stderr)

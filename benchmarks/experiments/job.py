@@ -108,9 +108,9 @@ def _job(args: argparse.Namespace) -> bool:
             _run(results, args, api)
         except KeyboardInterrupt:
             results.interrupted = True
-            _leave(results, args.out)
+            _write_results(results, args.out)
             raise
-        _leave(results, args.out)
+        _write_results(results, args.out)
         held = held and all(judged.verdict.holds for judged in results.judged())
     return held
 
@@ -152,7 +152,7 @@ def _run(results: Results, args: argparse.Namespace, api: Api) -> None:
             results.add(curves)
 
 
-def _leave(results: Results, directory: Path) -> None:
+def _write_results(results: Results, directory: Path) -> None:
     """Writes and prints the finished seeds, if any."""
     if results.interrupted:
         left = "only whole seeds are" if results.seeds else "before a seed was finished: nothing is"

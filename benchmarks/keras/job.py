@@ -46,7 +46,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=options.positive, default=64, help="images a step")
     parser.add_argument("--steps", type=options.positive, default=20, help="steps an epoch")
     parser.add_argument("--rounds", type=options.positive, default=11, help="epochs of each model")
-    options.ending(parser, turns="epochs", out="results/keras")
+    options.add_last_arguments(parser, turns="epochs", out="results/keras")
     return parser.parse_args(argv)
 
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the job. Returns 0, 1 (a wrong result, or with --check a missed figure) or 130 (interrupted)."""
     args = arguments(argv)
     cases = (measure(Case(network, data_format, args.batch), args) for network, data_format in CELLS)
-    return case_by_case.run(cases, partial(_leave, args=args), missed_figures, args.check)
+    return case_by_case.run(cases, partial(_write_results, args=args), missed_figures, args.check)
 
 
 def measure(case: Case, args: argparse.Namespace) -> list[Row]:
@@ -95,7 +95,7 @@ def _device() -> torch.device:
     return torch.device(keras.ops.zeros(()).device)
 
 
-def _leave(rows: Sequence[Row], args: argparse.Namespace) -> None:
+def _write_results(rows: Sequence[Row], args: argparse.Namespace) -> None:
     table = Table("case", "model.fit with", "ms a step", "speed-up")
     for row in rows:
         table.add_row(row.case, row.row, f"{row.step_ms:,.2f}", f"{row.speedup:.2f}x")

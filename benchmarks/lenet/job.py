@@ -107,9 +107,9 @@ def _job(argv: Sequence[str] | None) -> int:
             _work(args, Data.of(images, device), settings, results)
     except KeyboardInterrupt:
         results.interrupted = True
-        _leave(results, args.out)
+        _write_results(results, args.out)
         raise
-    _leave(results, args.out)
+    _write_results(results, args.out)
     return 0 if all(a.passed for a in results.agreements) else console.EXIT_FAILED
 
 
@@ -166,7 +166,7 @@ def _show(bar: tqdm, done_before: int, progress: Progress) -> None:
     bar.update(done_before + progress.steps - bar.n)
 
 
-def _leave(results: Results, directory: Path) -> None:
+def _write_results(results: Results, directory: Path) -> None:
     """Writes and prints the finished epochs. If there are none, keeps earlier files.
 
     Only the first process does this.

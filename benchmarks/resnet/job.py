@@ -51,7 +51,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=options.positive, default=224, help="pixels along an image's side")
     parser.add_argument("--rounds", type=options.positive, default=5, help="readings a cell")
     parser.add_argument("--compile", action="store_true", help="both under torch.compile too")
-    options.ending(parser, turns="readings", out="results/resnet")
+    options.add_last_arguments(parser, turns="readings", out="results/resnet")
     return parser.parse_args(argv)
 
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     cases = (measure(Case(args.batch, args.size, layout, dtype), args) for layout, dtype in CELLS)
     missed = partial(missed_figures, device=args.device)
-    return case_by_case.run(cases, partial(_leave, args=args), missed, args.check)
+    return case_by_case.run(cases, partial(_write_results, args=args), missed, args.check)
 
 
 def measure(case: Case, args: argparse.Namespace, **how: Any) -> list[Row]:
@@ -102,7 +102,7 @@ def missed_figures(rows: Sequence[Row], device: torch.device) -> list[str]:
     return found
 
 
-def _leave(rows: Sequence[Row], args: argparse.Namespace) -> None:
+def _write_results(rows: Sequence[Row], args: argparse.Namespace) -> None:
     table = Table("case", "model", "images/s", "speed-up", "activations", "of eager's")
     for row in rows:
         memory = f"{row.peak_bytes / 1e6:,.0f} MB"

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _work(args, results)
     except KeyboardInterrupt:
         results.interrupted = True
-    return _leave(results, args)
+    return _write_results(results, args)
 
 
 def _work(args: argparse.Namespace, results: Results) -> None:
@@ -143,7 +143,7 @@ def _measure_memory(comparison: Comparison, result: CaseResult, device: torch.de
             comparison.clear_gradients()
 
 
-def _leave(results: Results, args: argparse.Namespace) -> int:
+def _write_results(results: Results, args: argparse.Namespace) -> int:
     """Writes and prints the measurements, if any, and returns the exit code."""
     if not results.results:
         print("Interrupted before a case was measured: nothing is written.", file=sys.stderr)

@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None, make: Callable[[], nn.Module] = ResN
         print("Interrupted: nothing is written.", file=sys.stderr)
         return console.EXIT_INTERRUPTED
     measured = rows(found, args.batch)
-    _leave(measured, args)
+    _write_results(measured, args)
     speedup = next(row.speedup for row in measured if row.row == SYNCHRONISED)
     if missed := speedup < REQUIRED:
         print(f"{speedup:.2f}x as fast as in Python, required {REQUIRED:.2f}x", file=sys.stderr)
@@ -105,7 +105,7 @@ def rows(found: lockstep.Findings, batch: int) -> list[Row]:
     ]
 
 
-def _leave(measured: Sequence[Row], args: argparse.Namespace) -> None:
+def _write_results(measured: Sequence[Row], args: argparse.Namespace) -> None:
     images = f"{args.batch}x3x{args.size}x{args.size}"
     table = Table(
         title=f"ResNet-50, {lockstep.PROCESSES} processes, {images} each, {args.layout}",
