@@ -207,7 +207,7 @@ def test_instruction_counts() -> None:
     torch, python = run.environment["torch"], ".".join(run.environment["python"].split(".")[:2])
     begin = f"torch {torch}, python {python} "
     entries = [counts for key, counts in stored.load().items() if key.startswith(begin)]
-    assert f"fails from {100 * stored.TOLERANCE:g} % more on" in unwrapped(PAGE)
+    assert f"fails if a call takes {100 * stored.TOLERANCE:g} % more" in unwrapped(PAGE)
     assert any(
         all(abs(stored.change(found[call], entry[call])) <= stored.TOLERANCE for call in entry)
         for entry in entries  # one set of counts per compiler
