@@ -69,13 +69,13 @@ def test_errors_count_in_the_larger_of_value_and_scale() -> None:
         (math.inf, math.inf, 0.0),
     ],
 )
-def test_what_is_not_finite_on_one_side_only_is_infinitely_wrong(
+def test_nan_or_infinity_on_one_side_is_an_infinite_error(
     found: float, exact: float, expected: float
 ) -> None:
     assert ulps(fp64(found, 1.0).float(), fp64(exact, 1.0), fp64(1.0)) == expected
 
 
-def test_nothing_is_wrong_in_nothing() -> None:
+def test_an_empty_result_has_no_error() -> None:
     assert ulps(torch.empty(0), torch.empty(0, dtype=torch.float64), fp64(1.0)) == 0
 
 
@@ -224,7 +224,7 @@ def small(name: str, mean: float, deviation: float, dtype: str = "float32") -> D
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_ordinary_data_cost_nobody_digits(dtype: str) -> None:
+def test_ordinary_data_cost_no_digits(dtype: str) -> None:
     records = measure.measure(small("small", 0.5, 2.0, dtype))
     assert [record.quantity for record in records] == list(measure.QUANTITIES)
     for record in records:

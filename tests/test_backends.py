@@ -62,7 +62,7 @@ def test_core_tests_pass_on_the_fallback() -> None:
 
 @pytest.mark.needs_extension
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_the_variable_is_obeyed(capability: str) -> None:
+def test_the_environment_variable_selects_the_kernels(capability: str) -> None:
     """Otherwise the tests above would all run the same kernels."""
     assert extension is not None
     if why_not(capability) and capability != extension.active_cpu_capability():

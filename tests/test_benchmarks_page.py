@@ -57,7 +57,7 @@ def test_the_table_of_layers_and_its_required_figures() -> None:
     assert f"{results.environment['date'][:10]}; `benchmarks/results/cpu/speed.json`" in text(PAGE)
 
 
-def test_what_is_said_of_compile_and_of_another_machine() -> None:
+def test_the_figures_of_compile_and_of_another_machine() -> None:
     ours, compiled = (
         [mean_speedup(speed("speed.json"), direction, row) for direction in DIRECTIONS]
         for row in ("ours", "compile")
@@ -264,7 +264,7 @@ def version(environment: dict[str, Any]) -> str:
     return f"torch {environment['torch'].split('+')[0]}"
 
 
-def test_the_machine_is_the_recorded_one() -> None:
+def test_the_conditions_are_the_recorded_ones() -> None:
     """The conditions of all tables of the page. Instructions are counted on one thread."""
     names = ("speed.json", "lenet/results.json", "resnet.json")
     environments = [measured(name)["environment"] for name in names]

@@ -107,7 +107,7 @@ def test_before_the_first_commit_there_is_nothing(repository: Repository) -> Non
         repository.before({})
 
 
-def test_before(repository: Repository) -> None:
+def test_the_default_base(repository: Repository) -> None:
     """The commit before the last change of sources, the last one shared with main, or $FUSED_BN_BASE."""
     first = repository.git("rev-parse", "HEAD")
     second = commit(repository, {"csrc/kernel.cpp": "second"})
@@ -187,7 +187,9 @@ def test_a_checkout_removed_by_hand_comes_back(repository: Repository) -> None:
     assert (checkout / "fused_bn" / EXTENSION).exists()
 
 
-def test_nothing_piles_up(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_worktrees_and_extensions_are_removed(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(builds, "KEPT", 2)
     cache = BuildCache(repository, CPU)
     checkouts = []
@@ -210,7 +212,7 @@ def made_by_make(repository: Repository) -> None:
     )
 
 
-def test_what_make_built_is_taken(repository: Repository, builds_made: list[Path]) -> None:
+def test_an_extension_that_make_built_is_used(repository: Repository, builds_made: list[Path]) -> None:
     made_by_make(repository)
     checkout = BuildCache(repository, CPU).built(repository.revision("HEAD"))
     assert (checkout / "fused_bn" / EXTENSION).read_text() == "made"
@@ -218,7 +220,7 @@ def test_what_make_built_is_taken(repository: Repository, builds_made: list[Path
 
 
 @pytest.mark.parametrize("why", ["newer", "changed", "untracked", "settings", "variable", "another", "gone"])
-def test_what_make_built_is_not_taken(
+def test_an_extension_that_may_not_fit_is_not_used(
     repository: Repository, why: str, builds_made: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cases in which the extension may not fit the revision's sources."""

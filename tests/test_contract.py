@@ -270,7 +270,7 @@ def test_an_activation_is_known_in_all_the_ways_people_write_it(name: str) -> No
     assert torch.equal(found, named)
 
 
-def test_what_is_no_number_or_tensor_is_one_sentence() -> None:
+def test_a_wrong_argument_type_is_one_sentence() -> None:
     """Our error, not that of an operator's schema."""
     wrong: dict[str, Any] = {"momentum": "0.1", "weight_init": "zeros", "bias_init": torch.zeros(3)}
     for name, value in wrong.items():
@@ -391,7 +391,7 @@ def test_a_counter_that_cannot_be_written_is_refused_first() -> None:
 
 
 @pytest.mark.needs_extension
-def test_a_refused_call_counts_nothing_in_another_type() -> None:
+def test_a_refused_call_does_not_count_in_another_type() -> None:
     counter = torch.tensor(2.0)
     with pytest.raises(ValueError, match="eps"):
         fused_bn.functional.batch_norm(

@@ -70,7 +70,7 @@ def test_circles_are_the_published_ones() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_digits() -> None:
+def test_mnist_is_split_as_published() -> None:
     whole, some = data.digits(0, None, None), data.digits(0, 50, None)
     original = small_mnist()
     np.testing.assert_array_equal(np.rint(whole.train.inputs[..., 0] * 255), original.train_images)

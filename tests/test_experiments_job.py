@@ -90,7 +90,9 @@ def test_all_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("api", job.APIS)
-def test_options_are_in_what_is_left(api: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_are_in_the_names_of_files(
+    api: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if api == "keras":
         pytest.importorskip("keras")
     arguments = ["circles", "--quick", "--api", api, "--seeds", "1", "--norm", "framework"]

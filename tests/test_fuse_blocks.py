@@ -168,7 +168,7 @@ def test_every_way_to_write_it(kind: type[nn.Module], labels: tuple[str, ...]) -
     assert report["bn"].fused == labels
 
 
-def test_of_two_norms_that_are_added_one_is_the_others_residual() -> None:
+def test_one_of_two_added_norms_is_the_others_residual() -> None:
     report = assert_fuses_to_the_same(made(lambda: BothAreNorms(bn2=nn.BatchNorm2d(4))), images())
     assert report["bn2"].fused == ("add, relu",)
     assert report["bn"].reason == "it is the residual of another norm"

@@ -100,7 +100,7 @@ class NamedThreshold(Written):
         (NamedThreshold, "softplus follows"),
     ],
 )
-def test_what_is_no_pair_stays_as_written(kind: type[nn.Module], reason: str) -> None:
+def test_code_that_is_no_pair_stays_as_written(kind: type[nn.Module], reason: str) -> None:
     report = assert_fuses_to_the_same(made(kind), images())
     assert reason in report["bn"].reason
 

@@ -161,7 +161,7 @@ def test_elementwise_gives_what_forward_gave(case: Case, device: str) -> None:
     assert torch.equal(statistics, before)
 
 
-def test_elementwise_of_nothing(device: str) -> None:
+def test_elementwise_of_an_empty_batch(device: str) -> None:
     for shape in ((0, 3, 4, 4), (2, 3, 0, 4)):
         arguments = forward_arguments(Case((2, 3, 4, 4)), device, input=torch.ones(shape, device=device))
         output, mask = elementwise(arguments | {"statistics": torch.zeros(3, 3, device=device)})

@@ -121,7 +121,7 @@ def test_frozen_statistics_survive_train(activation: str, device: str) -> None:
         assert value._version == before[name][1]
 
 
-def test_freezing_and_thawing_at_any_time(device: str) -> None:
+def test_frozen_may_change_at_any_time(device: str) -> None:
     """The attribute is read at each call. train() and eval() do not change it."""
     ours, theirs = ours_and_original(device=device)
     x, _, _ = batch(device=device)

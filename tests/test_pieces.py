@@ -105,7 +105,7 @@ def test_unwanted_gradients_are_empty(mask: tuple[bool, bool], activation: str, 
         assert parameter.shape == ((5,) if wanted else (0,))
 
 
-def test_nothing_in_this_process(device: str) -> None:
+def test_a_process_with_an_empty_batch(device: str) -> None:
     """It sends this to the others and gets their statistics."""
     x = torch.empty(0, 3, 4, 4, device=device)
     none = OPERATORS.batch_norm_moments(x)

@@ -48,7 +48,7 @@ def test_a_single_value(layout: str, direction: str, part: str) -> None:
     ],
     ids=lambda value: f"{value.N}x{value.C}x{value.S}" if isinstance(value, Problem) else "",
 )
-def test_how_tensors_are_cut(each: Problem, expected: tuple[str, bool, int, int, int]) -> None:
+def test_tilings_of_single_shapes(each: Problem, expected: tuple[str, bool, int, int, int]) -> None:
     """Whole vectors for every shape that has them, whatever the number of channels in a tile."""
     first = each.plan().first
     assert first is not None
@@ -148,7 +148,7 @@ def test_a_device_of_its_own() -> None:
         ("slots=30 tile=32", ("words", 33, 4, 32)),
     ],
 )
-def test_forced_parts_are_had(forced: str, expected: tuple[str, int, int, int]) -> None:
+def test_forced_fields_are_in_the_plan(forced: str, expected: tuple[str, int, int, int]) -> None:
     plan = Problem(256, 1024, 196).plan(forced)
     first = plan.first
     assert first is not None
@@ -204,7 +204,7 @@ def test_a_forced_plan_that_does_not_fit_is_one_sentence(
 @pytest.mark.parametrize(
     "word", ["fast", "group=", "group=0", "tile=-1", "exchange=mail", "slots=1e3", "group=1234567890"]
 )
-def test_a_plan_that_is_none_is_refused(word: str) -> None:
+def test_an_invalid_plan_is_refused(word: str) -> None:
     with pytest.raises(
         ValueError, match=f"a plan is 'resident' or 'streamed' and any of .*, but got '{word}'"
     ):

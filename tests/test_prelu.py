@@ -68,7 +68,7 @@ def test_the_parameter_is_the_modules_own() -> None:
     assert torch.equal(copied.prelu_weight, activation.weight + 1)
 
 
-def test_by_name_it_learns_one_slope() -> None:
+def test_prelu_by_name_learns_one_slope() -> None:
     norm = fused_bn.BatchNorm2d(6, activation="prelu", activation_param=0.1, dtype=torch.float64)
     assert norm.prelu_weight.shape == (1,)
     assert norm.prelu_weight.dtype is torch.float64
@@ -174,7 +174,7 @@ def test_the_activation_may_be_changed() -> None:
 
 
 @pytest.mark.parametrize("slopes", [torch.ones(6, 1), torch.ones(6, dtype=torch.int64)])
-def test_what_cannot_be_slopes_is_refused(slopes: Tensor) -> None:
+def test_invalid_slopes_are_refused(slopes: Tensor) -> None:
     with pytest.raises(ValueError, match="activation_param of prelu must be a floating-point tensor"):
         fused_bn.BatchNorm2d(6, activation="prelu", activation_param=slopes)
     with pytest.raises(ValueError, match="activation_param of prelu must be a floating-point tensor"):

@@ -16,7 +16,7 @@ def grid() -> list[figures.Cell]:
     return [found for run in history.load() if (found := figures.measured(run))][-1]
 
 
-def test_it_is_read_in_two_minutes() -> None:
+def test_the_readme_is_short() -> None:
     assert len(text(README).splitlines()) <= 150
 
 

@@ -322,7 +322,7 @@ def test_a_residual_that_nobody_keeps_is_not_relied_on() -> None:
     assert all(map(torch.equal, gradients(kept, images()), gradients(model, images())))
 
 
-def test_a_traced_model_is_traced() -> None:
+def test_a_fused_model_can_be_traced() -> None:
     _, model = fused_both_ways(lambda: chain(2))
     model.eval()
     traced = torch.jit.trace(model, images().detach(), check_trace=False)

@@ -242,7 +242,7 @@ def _seen(axes: Axes, name: str, box: object) -> bool:
     return bool(low - 1 <= place <= high + 1)
 
 
-def test_a_dollar_is_a_dollar(drawn: list[Figure]) -> None:
+def test_a_dollar_in_a_name_is_printed(drawn: list[Figure]) -> None:
     run = Run(
         "r", "a1", environment("2026-12-01T10:00:00+00:00", "$x^"), [speed_of(2.0, "$\\frac", family="$")]
     )

@@ -72,7 +72,7 @@ def test_summaries() -> None:
 
 
 @pytest.mark.parametrize(("ratio", "marked"), [(0.9949, True), (0.9951, False), (1.0049, False), (0.5, True)])
-def test_what_is_slower_is_what_is_shown_as_slower(ratio: float, marked: bool) -> None:
+def test_a_cell_is_slower_if_its_shown_ratio_is(ratio: float, marked: bool) -> None:
     """0.9951 is shown as 1.00 in every table."""
     assert figures.slower(ratio) == marked == (f"{ratio:.2f}" < "1.00")
     summary, _ = figures.summaries(cells_of(speed(ratio, compiled=1.0)))
@@ -176,7 +176,7 @@ def test_trend_of_training_steps_has_no_shares_and_stays_out_of_the_means() -> N
     assert list(found.shares) == [("forward", "lenet")]
 
 
-def test_trend_of_replays_of_graphs_is_another() -> None:
+def test_replays_of_graphs_have_a_trend_of_their_own() -> None:
     runs = [
         run_of(speed(2.0), speed(8.0, graph=True), commit="c1"),
         run_of(speed(3.0), speed(9.0, graph=True), commit="c2"),

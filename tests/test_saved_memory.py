@@ -101,7 +101,7 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for(activation: str, device:
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_what_is_kept_is_freed_by_backward(activation: str, training: bool, device: str) -> None:
+def test_backward_frees_what_forward_kept(activation: str, training: bool, device: str) -> None:
     """As in PyTorch's own layers, a second backward raises an error, and the module keeps nothing alive."""
     norm = keeping(activation, (4, 6, 5, 3)).to(device).train(training)
     x = torch.randn(4, 6, 5, 3, device=device, requires_grad=True)

@@ -92,7 +92,9 @@ SAVED = {
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_what_cannot_be_saved_is_refused_before_the_statistics_change(name: str, device: str) -> None:
+def test_tensors_that_cannot_be_saved_are_refused_before_the_statistics_change(
+    name: str, device: str
+) -> None:
     """A tensor made in inference mode, with parameters that require gradients."""
     for activation in SAVED[name]:
         case = Case((4, 6, 5, 7), activation=activation, residual=True)
@@ -107,7 +109,7 @@ def test_what_cannot_be_saved_is_refused_before_the_statistics_change(name: str,
 @pytest.mark.parametrize("name", ["bias", "residual"])
 @pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "relu6"])
 @pytest.mark.parametrize("residual", [False, True])
-def test_what_need_not_be_saved_may_be_made_in_inference_mode(
+def test_tensors_that_are_not_saved_may_come_from_inference_mode(
     residual: bool, activation: str, name: str, device: str
 ) -> None:
     case = Case((4, 6, 5, 7), activation=activation, residual=residual or name == "residual")

@@ -270,7 +270,7 @@ def test_deterministic_mode_changes_nothing(activation: str, device: str) -> Non
 
 
 @pytest.mark.needs_extension
-def test_profiles_name_what_runs(device: str) -> None:
+def test_profiles_name_operators_and_autograd_nodes(device: str) -> None:
     """The profile shows the operators' names, and the autograd nodes without C++'s anonymous namespaces."""
     norm = fused_bn.BatchNorm2d(6, activation="relu").to(device)
     x, residual, _ = batch(device=device, dtype=torch.float32)
