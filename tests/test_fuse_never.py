@@ -260,7 +260,7 @@ def test_unknown_and_lazy_norms_are_left_alone() -> None:
 
 
 class NormWithAct(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d."""
+    """Works like timm's BatchNormAct2d."""
 
     def __init__(
         self, channels: int, act: nn.Module, drop: nn.Module | None = None, factor: float = 1
@@ -338,7 +338,7 @@ def test_fuse_says_why_it_found_no_norm(name: str) -> None:
 
 
 def test_a_norm_whose_forward_was_replaced_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by code that patches torch for all models."""
+    """Some code patches torch for all models."""
     monkeypatch.setattr(nn.modules.batchnorm._BatchNorm, "forward", lambda _, x: x * 2)
     fused: Any = fused_bn.fuse(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
     assert "the forward of BatchNorm2d was replaced" in str(fused.fusion_report)

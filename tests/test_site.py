@@ -57,7 +57,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(browser: str, site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """By page."""
+    """What the browser shows of each page."""
     profile = tmp_path_factory.mktemp("profile")
     return {name: ask(browser, site / f"{name}.html", LOOK, profile) for name in ("api", "benchmarks")}
 

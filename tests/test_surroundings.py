@@ -135,7 +135,7 @@ def test_autocast_of_a_residual_block(training: bool, dtype: torch.dtype, device
 def test_a_residual_of_another_dtype_is_one_clear_error(
     activation: ActivationName, training: bool, device: str
 ) -> None:
-    """As where autocast makes the input bfloat16 and the skip stays float32; nothing is counted"""
+    """Autocast can make the input bfloat16 and leave the residual float32. Nothing is counted."""
     norm = fused_bn.BatchNorm2d(6, activation=activation).to(device).train(training)
     conv = nn.Conv2d(3, 6, 3, padding=1).to(device)
     x = torch.randn(4, 3, 9, 9, device=device)

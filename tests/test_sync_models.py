@@ -101,7 +101,7 @@ def test_conversion_before_fuse_keeps_names_and_reverts_to_fused_norms() -> None
 
 
 class NormAct(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d."""
+    """Works like timm's BatchNormAct2d."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)

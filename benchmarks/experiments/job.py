@@ -82,7 +82,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the experiments; returns 0, 1 (see the message, or --check and a claim failed) or 130."""
+    """Runs the experiments. Returns 0, 1 (see the message, or --check and a failed claim) or 130."""
     args = arguments(argv)
     try:
         held = _job(args)

@@ -97,7 +97,7 @@ class Sgd:
 
 @dataclass(frozen=True)
 class Adam:
-    """Kingma and Ba 2015, https://arxiv.org/abs/1412.6980, with Keras' defaults."""
+    """Adam (Kingma and Ba 2015) with Keras' defaults."""
 
     learning_rate: float = 1e-3
     epsilon: float = 1e-7

@@ -101,7 +101,7 @@ def error_text(error: Exception) -> str:
 
 
 def main(work: Callable[[Job], None], argv: Sequence[str] | None = None) -> int:
-    """A part's `main`: runs `work` and returns 0, 1 where something failed, or EXIT_SKIPPED."""
+    """A part's `main`: runs `work` and returns 0, 1 if something failed, or EXIT_SKIPPED."""
     parser = argparse.ArgumentParser(description="One part of `python -m benchmarks.gpu`, alone.")
     parser.add_argument("--part", default=Path(sys.argv[0]).stem, help="its name in the lines it writes")
     parser.add_argument("--file", type=Path, help="file for the lines")

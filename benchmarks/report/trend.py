@@ -44,7 +44,7 @@ class Trend:
 
     @property
     def families(self) -> list[str]:
-        """Of layers, and training steps."""
+        """The families of layers, and of training steps."""
         return list(dict.fromkeys(family for _, family in self.ratios))
 
 

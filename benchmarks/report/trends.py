@@ -8,7 +8,7 @@ from benchmarks.report.drawing import CYCLE, EAGER, Chart
 from benchmarks.report.trend import Trend, instructions
 
 NAMES = ("trend", "instructions")
-"""Of the charts."""
+"""The charts' names."""
 MARKERS = "os^DvPX"
 
 

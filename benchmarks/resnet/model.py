@@ -1,4 +1,4 @@
-"""ResNet-50, He et al. 2015 (https://arxiv.org/abs/1512.03385, table 1), in the usual PyTorch style.
+"""ResNet-50, He et al. 2015 (table 1), in the usual PyTorch style.
 
 The stride is in the 3x3 convolution, as in most trained models.
 """
