@@ -20,7 +20,7 @@ from benchmarks.report.figures import Cell, directions
 # Okabe and Ito's palette.
 OURS, SLOWER, EAGER, COMPILE = "#0072B2", "#D55E00", "#767676", "#E69F00"
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-RIVALS = ("D", "s", "^", "v", "P")
+OTHER_MARKERS = ("D", "s", "^", "v", "P")
 """Markers of torch.compile and of peers, in the rows' order."""
 WIDTH, NARROW, DPI = 12.0, 9.0, 110
 SHORTEST = 4.0

@@ -10,8 +10,8 @@ from benchmarks.comparison import ALL_DIRECTIONS
 from benchmarks.grid.cells import FAMILIES, STEPS, cells
 from benchmarks.history import Accuracy, Instructions, Record, RowSpeed, Run, Speed
 
-YARDSTICKS = ("copy", "eager", "ours", "ours, recomputed")
-"""Rows that ours does not compete with."""
+MAIN_ROWS = ("copy", "eager", "ours", "ours, recomputed")
+"""The main rows. The others are torch.compile and peers."""
 ROW_NAMES = {"compile": "torch.compile"}
 """Display names of rows. Other rows are displayed under their own names."""
 GRAPHS = ", graphs"
@@ -50,9 +50,9 @@ class Cell:
         return self.speed.rows["eager"]
 
     @property
-    def rivals(self) -> dict[str, RowSpeed]:
+    def others(self) -> dict[str, RowSpeed]:
         """The timed rows among torch.compile and peers."""
-        return {name: row for name, row in self.speed.rows.items() if name not in YARDSTICKS}
+        return {name: row for name, row in self.speed.rows.items() if name not in MAIN_ROWS}
 
     @property
     def ratio(self) -> float:
@@ -107,9 +107,9 @@ def _ordered(names: Iterable[str], known: Collection[str]) -> list[str]:
     return [name for name in known if name in there] + [name for name in there if name not in known]
 
 
-def rivals(found: Iterable[Cell]) -> list[str]:
+def other_rows(found: Iterable[Cell]) -> list[str]:
     """All rows besides eager and ours, in any cell."""
-    return list(dict.fromkeys(name for cell in found for name in cell.rivals))
+    return list(dict.fromkeys(name for cell in found for name in cell.others))
 
 
 @dataclass(frozen=True)

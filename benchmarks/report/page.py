@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.report.drawing import Chart
-from benchmarks.report.figures import GRAPHS, ROW_NAMES, rivals, slower
+from benchmarks.report.figures import GRAPHS, ROW_NAMES, other_rows, slower
 from benchmarks.report.section import Section
 
 NOTHING = "\u2013"
@@ -33,7 +33,7 @@ def html(sections: Sequence[Section]) -> str:
     }
     environment.tests["slower"] = slower
     template = environment.get_template("page.html.jinja")
-    return template.render(sections=sections, rivals=rivals, row_names=ROW_NAMES, graphs=GRAPHS)
+    return template.render(sections=sections, other_rows=other_rows, row_names=ROW_NAMES, graphs=GRAPHS)
 
 
 def times(value: float | None) -> str:

@@ -9,8 +9,17 @@ from matplotlib.axes import Axes
 from benchmarks.grid.cells import STEPS
 from benchmarks.history import Run, slug
 from benchmarks.report import drawing
-from benchmarks.report.drawing import EAGER, OURS, RIVALS, SLOWER, Chart
-from benchmarks.report.figures import ROW_NAMES, Cell, by_way, directions, families, rivals, slower, summaries
+from benchmarks.report.drawing import EAGER, OTHER_MARKERS, OURS, SLOWER, Chart
+from benchmarks.report.figures import (
+    ROW_NAMES,
+    Cell,
+    by_way,
+    directions,
+    families,
+    other_rows,
+    slower,
+    summaries,
+)
 
 BAR = 0.72
 
@@ -29,7 +38,7 @@ def bars(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
             _bars,
             "eager's time / ours, logarithmic; more is better",
         )
-        ends = [1.0, *ratios, *(row.ratio for cell in cells for row in cell.rivals.values())]
+        ends = [1.0, *ratios, *(row.ratio for cell in cells for row in cell.others.values())]
         drawing.logarithmic(figure.axes[0], "x", min(ends), 1.6 * max(ends))
         alt = (
             f"Bars: {name}, {len(cells)} cells, {min(ratios):.2f} to {max(ratios):.2f} times faster than "
@@ -47,12 +56,12 @@ def _bars(axes: Axes, cells: Sequence[Cell], places: Sequence[int]) -> None:
         if drawn:
             widths = [cell.ratio - 1 for _, cell in drawn]
             axes.barh([place for place, _ in drawn], widths, BAR, left=1, color=color, label=label)
-    for name, marker in zip(rivals(cells), RIVALS, strict=False):
-        marks = [(c.rivals[name].ratio, p) for p, c in zip(places, cells, strict=True) if name in c.rivals]
+    for name, marker in zip(other_rows(cells), OTHER_MARKERS, strict=False):
+        marks = [(c.others[name].ratio, p) for p, c in zip(places, cells, strict=True) if name in c.others]
         style = {"color": "black", "markerfacecolor": "white", "markersize": 4}
         drawing.points(axes, marks, ROW_NAMES.get(name, name), marker=marker, **style)
     for place, cell in zip(places, cells, strict=True):
-        end = max(1.0, cell.ratio, *(row.ratio for row in cell.rivals.values()))
+        end = max(1.0, cell.ratio, *(row.ratio for row in cell.others.values()))
         text = f"{cell.ratio:.1f}" if cell.ratio >= 10 else f"{cell.ratio:.2f}"
         axes.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", fontsize=7)
     axes.axvline(1, color="black", linewidth=1, label="eager = 1")
@@ -106,8 +115,8 @@ def _rates_over_sizes(axes: Axes, cells: Sequence[Cell]) -> None:
     axes.plot(
         sizes, [statistics.median(possible[size]) for size in sizes], color="black", label="possible: a copy"
     )
-    names = ["eager", *rivals(cells), "ours"]
-    markers = dict(zip(names[1:-1], RIVALS, strict=False)) | {"eager": "o", "ours": "o"}
+    names = ["eager", *other_rows(cells), "ours"]
+    markers = dict(zip(names[1:-1], OTHER_MARKERS, strict=False)) | {"eager": "o", "ours": "o"}
     colors = {"eager": EAGER, "compile": drawing.COMPILE, "ours": OURS}
     for name in names:
         marks = [(cell.speed.bytes, _rates(cell)[name]) for cell in cells if name in cell.speed.rows]
