@@ -1,1 +1,1 @@
-"""Workloads and measurements of fused_bn beside PyTorch's own batch normalisation."""
+"""Measurements of fused_bn against PyTorch's own batch normalisation."""

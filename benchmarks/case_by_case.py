@@ -1,4 +1,4 @@
-"""A job that measures one case after the other: what it leaves however it ends, and its exit code."""
+"""Runs a job that measures one case after the other, writes its files and returns its exit code."""
 
 import json
 import sys
@@ -10,24 +10,24 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import files
+from benchmarks.comparison import WrongResultError
 from benchmarks.console import EXIT_FAILED, EXIT_INTERRUPTED
-from benchmarks.contest import WrongResultError
 
 Row = TypeVar("Row")
 
 
 def run(
     cases: Iterable[Sequence[Row]],
-    leave: Callable[[Sequence[Row]], None],
+    write_rows: Callable[[Sequence[Row]], None],
     missed: Callable[[Sequence[Row]], list[str]],
     check: bool,
 ) -> int:
-    """Measures, and returns 0, 1 (a wrong result, or with `check` a missed figure) or 130 (interrupted).
+    """Measures and returns 0, 1 (a wrong result, or with `check` a missed figure) or 130 (interrupted).
 
     Args:
-        cases: a case's rows are measured when they are asked for.
-        leave: gets all rows, and after Ctrl-C those of the cases that were finished, if any.
-        missed: a sentence for each required figure that rows miss.
+        cases: iterating over a case measures its rows.
+        write_rows: gets all rows. After Ctrl-C it gets the rows of the finished cases, if any.
+        missed: returns one sentence for each required figure that the rows miss.
     """
     rows: list[Row] = []
     try:
@@ -39,9 +39,9 @@ def run(
     except KeyboardInterrupt:
         print("Interrupted: only what was finished before is written.", file=sys.stderr)
         if rows:
-            leave(rows)
+            write_rows(rows)
         return EXIT_INTERRUPTED
-    leave(rows)
+    write_rows(rows)
     sentences = missed(rows)
     for sentence in sentences:
         print(sentence, file=sys.stderr)
@@ -49,7 +49,7 @@ def run(
 
 
 def write(table: Table, contents: Mapping[str, Any], directory: Path) -> None:
-    """Writes results.json, and prints the same as a table, which is left where the file cannot be."""
+    """Writes results.json and prints the same as a table. The table is printed even if the file fails."""
     path = directory / "results.json"
     try:
         files.write_whole(path, json.dumps(contents, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""What a run of `pytest benchmarks` prints at its end, and adds to the history where it is asked to."""
+"""The options of `pytest benchmarks`, the tables that it prints at its end, and its record in the history."""
 
 import sys
 from pathlib import Path
@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--record", action="store_true", help="adds what was measured to the history, in benchmarks/history/"
     )
-    # Not a value of --record: `pytest --record benchmarks` would take what to run for where to record.
+    # An option of its own: with a value for --record, `pytest --record benchmarks` would mean another path.
     parser.addoption(
         "--record-to", metavar="DIRECTORY", help="adds what was measured to the history in that directory"
     )
@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[GROUPS] = {}
     config.stash[RECORDS] = []
-    # Ours has what a reader needs; pytest-benchmark's own table is for those who name its columns.
+    # Our table replaces pytest-benchmark's, unless the user asks for columns.
     named = any(str(a).startswith("--benchmark-columns") for a in config.invocation_params.args)
     if hasattr(config.option, "benchmark_quiet") and not named:
         config.option.benchmark_quiet = True
@@ -41,19 +41,19 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def groups(pytestconfig: pytest.Config) -> dict[str, Measured]:
-    """Where tests leave the groups that they measured, by name."""
+    """The groups that tests measured, by name."""
     return pytestconfig.stash[GROUPS]
 
 
 @pytest.fixture(scope="session")
 def records(pytestconfig: pytest.Config) -> list[history.Record]:
-    """Where tests leave what else they measured."""
+    """The other records that tests measured."""
     return pytestconfig.stash[RECORDS]
 
 
 @pytest.fixture(scope="session")
 def quick(pytestconfig: pytest.Config) -> bool:
-    """Whether only the quick part was asked for."""
+    """Whether only the quick part runs."""
     return pytestconfig.option.markexpr == "quick"
 
 
@@ -91,7 +91,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         if found:
             try:
                 path = history.append(found, environment(torch.device(type)), directory)
-            except OSError as error:  # what was measured is yet to be printed
+            except OSError as error:  # so that the tables are printed anyway
                 print(f"\n{len(found)} records are lost: {error}")
             else:
                 print(f"\n{len(found)} records are added to {path}")

@@ -1,4 +1,4 @@
-"""How every job ends on the console: with its exit code, or with one sentence where the system refuses it."""
+"""Ends every job on the console: with its exit code, or with one sentence if the system refuses something."""
 
 import errno
 import io
@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TextIO
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130  # what a shell reports for SIGINT
+EXIT_INTERRUPTED = 130  # as shells report SIGINT
 
 NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
-"""In the texts of torch's errors, which have no type of their own, also behind those of its processes."""
+"""Marks out-of-memory errors in texts, because torch's errors have no type for them."""
 
 
 class _Stream(io.FileIO):
-    """A standard stream that notes why it cannot be written to, and goes on: results go before messages."""
+    """A standard stream that remembers a write error and goes on: results matter more than messages."""
 
     failure: OSError | None = None
 
@@ -24,16 +24,16 @@ class _Stream(io.FileIO):
             written: int | None = super().write(data)
         except OSError as error:
             self.failure, written = error, None
-        if written is None:  # or it would block
+        if written is None:  # otherwise it would block
             self.failure = self.failure or BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             return memoryview(data).nbytes
         return written
 
 
 def run(main: Callable[[], int], failed: int = EXIT_FAILED) -> NoReturn:
-    """Runs a job's `main`, and exits with its code, or with `failed`.
+    """Runs a job's `main` and exits with its code, or with `failed`.
 
-    What it prints may be lost, to a full device or a reader that has left; what it computes is not.
+    Its printed text may be lost, if the device is full or the reader has left. Its results are not.
     """
     streams = [_replaced("stdout"), _replaced("stderr")]
     try:
@@ -55,8 +55,8 @@ def run(main: Callable[[], int], failed: int = EXIT_FAILED) -> NoReturn:
 
 
 def _replaced(name: str) -> _Stream:
-    """Takes the place of sys.stdout or sys.stderr; a character that its encoding lacks is a question mark."""
-    given: TextIO | None = getattr(sys, name)  # None where it is closed
+    """Replaces sys.stdout or sys.stderr. Prints a question mark for a character that the encoding lacks."""
+    given: TextIO | None = getattr(sys, name)  # None if it is closed
     raw = _Stream(given.fileno(), "w", closefd=False) if given else _Stream(os.devnull, "w")
     encoding = given.encoding if given else "utf-8"
     setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), encoding, "replace", line_buffering=True))

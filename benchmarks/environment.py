@@ -1,4 +1,4 @@
-"""What measured numbers depend on beside the code measured."""
+"""The conditions that measured numbers depend on, apart from the code."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ from fused_bn._extension import devices_with_kernels, extension
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, the device and its kernels, threads, and the date (UTC), as JSON has them."""
+    """Versions, the device and its kernels, threads, and the date (UTC), as JSON values."""
     compiled = device.type in devices_with_kernels
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -31,7 +31,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _capability(device: torch.device) -> str:
-    """The instruction set whose kernels run, or the CUDA architectures that were built."""
+    """The instruction set of the CPU kernels, or the CUDA architectures of the build."""
     assert extension is not None
     if device.type == "cpu":
         return str(extension.active_cpu_capability())
@@ -39,7 +39,7 @@ def _capability(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """The processor's name, from where Linux keeps it or from what the platform says."""
+    """The processor's name, as Linux or Python reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

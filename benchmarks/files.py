@@ -1,4 +1,4 @@
-"""Files as the jobs want them: written whole or not at all, read up to a bound, locked in bounded time."""
+"""Files for the jobs: written whole or not at all, read up to a limit, locked with a time limit."""
 
 import errno
 import os
@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import IO
 
 Content = str | bytes | Callable[[IO[bytes]], object]
-"""Text is written as UTF-8; a function writes into the file that it gets."""
+"""A file's content: text in UTF-8, or a function that writes into a file."""
 
 POLL_SECONDS = 0.1
 
 
 def write_whole(path: Path, content: Content) -> None:
-    """Makes or replaces a file, and its directory where that is missing.
+    """Creates or replaces a file, and its directory if that is missing.
 
-    Whatever interrupts, the path holds what it held before or all of `content`. Raises OSError, which names
-    the path, and where only its place could not be taken also the file beside it that holds all.
+    After an interruption the path holds either the old content or all of `content`. Raises OSError, which
+    names the path. If only the last step failed, the error also names the temporary file with the whole
+    content.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         return _write_through(path, content)
-    target = Path(os.path.realpath(path))  # a link stays one
+    target = Path(os.path.realpath(path))  # a link stays a link
     partial = target.with_name(f"{target.name}.{os.getpid()}")
     hint = ""
     try:
@@ -44,7 +45,7 @@ def write_whole(path: Path, content: Content) -> None:
 
 
 def _write_through(path: Path, content: Content) -> None:
-    """Into a device or pipe; one that nobody reads is an error, where opening it would otherwise block."""
+    """Writes to a device or pipe. A pipe without a reader is an error; opening it would block otherwise."""
     with open(os.open(path, os.O_WRONLY | os.O_NONBLOCK), "wb") as file:
         os.set_blocking(file.fileno(), True)
         _write(content, file)
@@ -58,13 +59,13 @@ def _write(content: Content, file: IO[bytes]) -> None:
 
 
 def refuse_special(path: Path) -> None:
-    """Raises OSError where the path is there, but no regular file: a pipe may block for ever."""
+    """Raises OSError if the path exists and is no regular file. A pipe could block for ever."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
 
 
 def read_at_most(path: Path, limit: int) -> bytes:
-    """All of a regular file; raises OSError for anything else, and where it holds more than `limit` bytes."""
+    """Reads a regular file. Raises OSError for anything else, and for more than `limit` bytes."""
     refuse_special(path)
     with path.open("rb") as file:
         content = file.read(limit + 1)
@@ -74,8 +75,8 @@ def read_at_most(path: Path, limit: int) -> bytes:
 
 
 def lock(file: IO[bytes], seconds: float) -> None:
-    """Waits until no other process has locked the file; the lock ends with it. Raises TimeoutError."""
-    import fcntl  # not on Windows
+    """Waits until no other process has locked the file. Closing the file unlocks it. Raises TimeoutError."""
+    import fcntl  # Windows lacks it
 
     end = time.monotonic() + seconds
     said = ""
@@ -93,7 +94,7 @@ def lock(file: IO[bytes], seconds: float) -> None:
 
 
 def _holder(file: IO[bytes]) -> str:
-    """Of the lock: the process, where Linux tells it."""
+    """The process that holds the lock, if Linux reports it."""
     with suppress(OSError):
         status = os.fstat(file.fileno())
         place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"

@@ -1,7 +1,7 @@
-"""What was measured before: one file of JSON lines a device in benchmarks/history/, which only grows.
+"""Recorded measurements: one file of JSON lines per device in benchmarks/history/. Files only grow.
 
-A run is a line of kind "run", with the environment and the commit, and behind it a line each of kind
-"speed", "accuracy" or "instructions", which name the run.
+A run starts with a line of kind "run", which has the environment and the commit. Its other lines have the
+kinds "speed", "accuracy" and "instructions" and name the run.
 """
 
 import errno
@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from benchmarks import files
 
 FORMAT = 1
-"""Goes up when a field changes its meaning or its name."""
+"""Increase it when a field changes its meaning or its name."""
 
 DIRECTORY = Path(__file__).with_suffix("")
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,16 +27,16 @@ LONGEST_WAIT_SECONDS = 60.0
 
 LEAST = {"seconds": 1e-18, "ratio": 1e-18}
 MOST = 1e18
-"""Of numbers that can be drawn: others are at least 0, and errors in ulps may be anything."""
+"""Bounds of numbers that charts can show. Other numbers are at least 0; errors in ulps are unbounded."""
 
 
 class HistoryError(Exception):
-    """A line that is no record of this format; the text says where."""
+    """A line is no record of this format. The text says where."""
 
 
 @dataclass(frozen=True)
 class RowSpeed:
-    """One competitor in one cell: medians over rounds; the ratio is eager's time over its own."""
+    """One row of one cell: medians over rounds. The ratio is eager's time divided by the row's."""
 
     seconds: float
     ratio: float
@@ -46,11 +46,11 @@ class RowSpeed:
 
 @dataclass(frozen=True)
 class Speed:
-    """One cell; `floor_seconds` is how long a copy would take to move `bytes`, the traffic nobody can avoid.
+    """One cell. `floor_seconds` is the time of a copy of `bytes`, the traffic that no kernel can avoid.
 
-    Rows: "copy", "eager", "compile", "ours", and peers' where they are installed. Of whole training steps
-    (family "steps") there is no floor: 0. `graph`: by replays of CUDA graphs over cold buffers, without the
-    host's time, which other cells on CUDA include.
+    Rows: "copy", "eager", "compile", "ours", and installed peers. Whole training steps (family "steps") have
+    no floor: 0. `graph`: timed by replays of CUDA graphs over cold buffers. Other cells on CUDA include the
+    host's time.
     """
 
     family: str
@@ -77,7 +77,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Instructions:
-    """Instructions of the host for one tiny call."""
+    """The host's instructions for one tiny call."""
 
     call: str
     count: int
@@ -91,7 +91,10 @@ KINDS: dict[str, type[Record]] = {"speed": Speed, "accuracy": Accuracy, "instruc
 
 @dataclass
 class Run:
-    """One recorded run; `environment` is that of benchmarks.environment, `commit` ends in + where changed."""
+    """One recorded run.
+
+    `environment` is that of benchmarks.environment. `commit` ends in + if the sources differed from it.
+    """
 
     id: str
     commit: str
@@ -112,7 +115,7 @@ class Run:
 
 
 def append(records: Iterable[Record], environment: dict[str, Any], directory: Path = DIRECTORY) -> Path:
-    """Adds a run to its device's file, in one write or not at all, and returns the file; raises OSError."""
+    """Appends a run to its device's file, whole or not at all, and returns the file. Raises OSError."""
     commit = current_commit()
     id = f"{environment['date']} {commit}"
     names = {kind: name for name, kind in KINDS.items()}
@@ -127,17 +130,17 @@ def append(records: Iterable[Record], environment: dict[str, Any], directory: Pa
 
 
 def slug(device: str) -> str:
-    """The device's name as file names have it."""
+    """The device's name in the form of a file name."""
     return re.sub("[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def _write(content: bytes, path: Path) -> None:
     files.refuse_special(path)
     with path.open("a+b", buffering=0) as file:
-        files.lock(file, LONGEST_WAIT_SECONDS)  # what is cut off below must be nobody else's
+        files.lock(file, LONGEST_WAIT_SECONDS)  # so that truncating cuts no other process' lines
         end = file.seek(0, os.SEEK_END)
         if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
-            content = b"\n" + content  # a torn line spoils no other
+            content = b"\n" + content  # an incomplete last line must not spoil ours
         if file.write(content) < len(content):
             file.truncate(end)
             raise OSError(
@@ -146,13 +149,13 @@ def _write(content: bytes, path: Path) -> None:
 
 
 def load(directory: Path = DIRECTORY) -> list[Run]:
-    """All runs, the oldest first; raises HistoryError, and OSError where a file cannot be read."""
+    """All runs, the oldest first. Raises HistoryError, and OSError if a file cannot be read."""
     runs = [run for path in sorted(directory.glob("*.jsonl")) for run in _runs(path)]
     return sorted(runs, key=lambda run: run.date)
 
 
 def _runs(path: Path) -> list[Run]:
-    """Of one file; where two runs have one id, a record belongs to the later."""
+    """The runs of one file. If two runs have one id, a record belongs to the later one."""
     runs: list[Run] = []
     by_id: dict[str, Run] = {}
     for place, line in _lines(path):
@@ -184,7 +187,7 @@ def _begin(line: dict[str, Any]) -> Run:
     if line["format"] != FORMAT:
         raise ValueError(f"format {line['format']}, this reads {FORMAT}")
     run = _checked(Run(line["run"], line["commit"], line["environment"]))
-    if not (run.date and run.device):  # a KeyError where one is missing
+    if not (run.date and run.device):  # KeyError if a field is missing
         raise ValueError("a run needs a date and a device")
     return run
 
@@ -201,7 +204,7 @@ def _take(line: dict[str, Any], runs: dict[str, Run]) -> None:
 
 
 def _checked(made: T) -> T:
-    """Raises TypeError or ValueError where a field is not what its type and the bounds say."""
+    """Raises TypeError or ValueError if a field does not fit its type and bounds."""
     for name, hint in type(made).__annotations__.items():
         value = getattr(made, name)
         if not _fits(value, hint):
@@ -216,12 +219,12 @@ def _fits(value: Any, hint: Any) -> bool:
         inner = list(value.values()) if isinstance(value, dict) else value
         return isinstance(value, get_origin(hint)) and all(_fits(each, get_args(hint)[-1]) for each in inner)
     if isinstance(value, int) and abs(value) > MOST:
-        return False  # no float can be made of some
+        return False  # some integers are too large for a float
     return hint is Any or isinstance(value, int | float if hint is float else hint)
 
 
 def current_commit() -> str:
-    """The short id of the commit at hand, with + behind it where the sources differ from it."""
+    """The short id of HEAD, with + appended if the sources differ from it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]

@@ -1,4 +1,4 @@
-"""Memory that tensors take: the most alive at once, and what autograd keeps from forward to backward."""
+"""Memory of tensors: the peak of live bytes, and what autograd keeps from forward to backward."""
 
 import gc
 import json
@@ -15,11 +15,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
-    """The most bytes of tensors, allocated by `work` itself, that are alive at once.
+    """The peak of live bytes of tensors that `work` allocates.
 
-    What libraries allocate for themselves on the CPU, past torch's allocator, is not seen. `work` must free
-    nothing that lived before, gradients for example: on CUDA that would be deducted from what it allocates,
-    on the CPU where the profiler saw it allocated.
+    On the CPU, memory that libraries allocate without torch's allocator is not seen. `work` must not free
+    older tensors, for example gradients: the result would be too small.
     """
     gc.collect()
     if device.type == "cuda":
@@ -38,10 +37,10 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
 
 
 def kept_bytes(module: nn.Module, input: Tensor) -> int:
-    """Bytes that `module`'s forward makes autograd keep for backward.
+    """Bytes that autograd keeps from `module`'s forward for backward.
 
-    Tensors that share a storage count once. The module's parameters and buffers live anyway and do not
-    count; the input does: without backward nothing would need it.
+    Tensors that share a storage count once. The module's parameters and buffers do not count, because they
+    live anyway. The input counts, because only backward needs it.
     """
     lives_anyway = {_address(tensor) for tensor in (*module.parameters(), *module.buffers())}
     kept: dict[int, int] = {}
@@ -51,7 +50,7 @@ def kept_bytes(module: nn.Module, input: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = module(input)  # held, or a freed tensor's address could be met again
+        output = module(input)  # kept alive, because a new tensor could get a freed tensor's address
     del output
     return sum(size for address, size in kept.items() if address not in lives_anyway)
 
@@ -62,7 +61,7 @@ def _address(tensor: Tensor) -> int:
 
 @contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Silences file descriptor 2: torch's profiler logs its start and stop there, past sys.stderr."""
+    """Silences file descriptor 2, because torch's profiler logs to it past sys.stderr."""
     saved = os.dup(2)
     try:
         with open(os.devnull, "w") as nowhere:

@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share: types of arguments, exit codes, arguments as JSON."""
+"""Shared parts of the benchmarks' command lines: types of arguments, exit codes, arguments as JSON."""
 
 import argparse
 import os
@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 
-def ending(parser: argparse.ArgumentParser, turns: str, out: str) -> None:
-    """Adds what is last of jobs that have required figures and take `turns`: --check, --seed and --out."""
+def add_last_arguments(parser: argparse.ArgumentParser, turns: str, out: str) -> None:
+    """Adds the last arguments of jobs with required figures and `turns`: --check, --seed and --out."""
     parser.add_argument("--check", action="store_true", help="exit code 1 where a required figure is missed")
     parser.add_argument("--seed", type=seed, default=0, help=f"of the order of the {turns}")
     parser.add_argument("--out", type=directory, default=out, help="directory for the JSON")
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:
-    """The type of a whole number in these bounds."""
+    """An argument's type: an integer within these bounds."""
 
     def value_of(text: str) -> int:
         try:
@@ -33,13 +33,13 @@ def _whole(least: int, most: int) -> Callable[[str], int]:
 
 positive = _whole(1, 2**31 - 1)
 seed = _whole(0, 2**32 - 1)
-"""As NumPy, Keras and torch take them, torch also small multiples."""
+"""The seeds that NumPy, Keras and torch accept. torch also uses small multiples of them."""
 threads = _whole(1, 1024)
-"""Many more than the machine can start would end the process."""
+"""More threads than the machine can start would end the process."""
 
 
 def device(text: str) -> torch.device:
-    """cpu, cuda or cuda:N, where torch sees it."""
+    """An argument's type: cpu, cuda or cuda:N, if torch sees that device."""
     try:
         device = torch.device(text)
     except RuntimeError as error:
@@ -52,7 +52,7 @@ def device(text: str) -> torch.device:
 
 
 def directory(text: str) -> Path:
-    """A directory that can be written to, made where it is missing."""
+    """An argument's type: a writable directory, created if missing."""
     path = Path(text)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -64,6 +64,6 @@ def directory(text: str) -> Path:
 
 
 def plain(args: argparse.Namespace) -> dict[str, object]:
-    """The arguments as JSON has them."""
+    """The arguments as JSON values."""
     plain = (bool, int, float, str, list, type(None))
     return {name: value if isinstance(value, plain) else str(value) for name, value in vars(args).items()}

@@ -1,11 +1,11 @@
-"""DistributedDataParallel as the benchmarks use it, with every torch."""
+"""DistributedDataParallel with the benchmarks' options, for every version of torch."""
 
 import inspect
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-_SYNC_BUFFERS = "forward_sync_buffers"  # by its newer name, later than torch 2.12, where there is one
+_SYNC_BUFFERS = "forward_sync_buffers"  # its new name after torch 2.12, if there is one
 _OPTION = (
     _SYNC_BUFFERS
     if _SYNC_BUFFERS in inspect.signature(DistributedDataParallel).parameters
@@ -14,8 +14,8 @@ _OPTION = (
 
 
 def data_parallel(model: nn.Module) -> DistributedDataParallel:
-    """Averages gradients over the processes; sends no buffers around.
+    """Averages gradients over the processes, but does not broadcast buffers.
 
-    Synchronised norms hold the same ones everywhere; of others each process keeps its own.
+    Synchronised norms have equal buffers in all processes. Other norms keep their own.
     """
     return DistributedDataParallel(model, **{_OPTION: False})  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
     python -m pytest benchmarks -m accuracy        # two minutes
 
-Ours must be no worse in any row, and far better where the mean is large beside the deviation.
+Ours must be no worse in any row, and much better if the mean is large compared with the deviation.
 """
 
 import logging
@@ -22,20 +22,21 @@ pytestmark = [
 ]
 
 ROUNDED = {"mean": 0.5, "variance": 0.5, "grad_bias": 0.5, "grad_weight": 1.5}
-"""ulps, within which a sum is as good as its type allows, whoever is nearer: the rounding of the result, and
-of grad_weight that of invstd too, saved as float32, which may be 1 ulp of the product."""
+"""ulps. Errors below this are as good as the dtype allows: the rounding of the result, and for grad_weight
+also that of invstd, which is saved as float32 and may add 1 ulp to the product."""
 HAIR = 1e-3
-"""ulps, for the sums themselves, in double: of n = 1e5 terms some 150 additions follow each other, each off
-by 2^-53 of what may be n terms, sqrt(n) times the scale: in ulps of 2^-24 it is 150 * 316 * 2^-29 = 1e-4."""
+"""ulps, for sums in double. Of n = 1e5 terms about 150 additions follow each other. Each is off by 2^-53 of
+at most n terms, sqrt(n) times the scale: in ulps of 2^-24 that is 150 * 316 * 2^-29 = 1e-4."""
 LAST_ROUNDING = 0.5
-"""ulps, by which the largest errors of elements may differ without a cause: of two values equally wrong one
-may be rounded, at the end, away from the truth and one towards it. Else eager's output and ours differ
-little: they share the error of scale = weight * invstd, which is most of it."""
+"""ulps by which the largest errors of elements may differ by chance: of two values that are equally wrong,
+the last rounding may move one away from the truth and the other towards it. Otherwise eager's output and ours
+differ little, because most of their error is that of scale = weight * invstd."""
 
 ORDERS_OF_MAGNITUDE = 100
-"""How many times smaller than theirs our errors must be where the mean is a million standard deviations."""
+"""How many times smaller our errors must be if the mean is a million standard deviations."""
 LOSES_DIGITS = ("output", "grad_input", "grad_weight", "grad_bias", "variance")
-"""What cancels there; the mean itself does not, and eager rounds it right with contiguous tensors."""
+"""The quantities with cancellation. The mean has none, and eager rounds it correctly for contiguous tensors.
+"""
 
 
 CASES = [pytest.param(data, id=data.id.replace(",", "").replace(" ", "-")) for data in (*DATA, *LENET)]
@@ -43,7 +44,7 @@ CASES = [pytest.param(data, id=data.id.replace(",", "").replace(" ", "-")) for d
 
 @pytest.fixture(autouse=True)
 def quiet_compiler(caplog: pytest.LogCaptureFixture) -> None:
-    """torch.compile traces itself for tools of its own, hundreds of lines that pytest would show."""
+    """torch.compile logs hundreds of lines for other tools, which pytest would show."""
     caplog.set_level(logging.WARNING, "torch.__trace")
 
 
@@ -58,7 +59,7 @@ def test_accuracy(data: Data, records: list[Record]) -> None:
 
 
 def measured(data: Data) -> list[Accuracy]:
-    """On two threads, so that a machine's number of cores cuts no sum of torch.compile's otherwise."""
+    """Two threads, so that torch.compile's sums are split in the same way on every machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -70,7 +71,7 @@ def measured(data: Data) -> list[Accuracy]:
 
 
 def worse(record: Accuracy) -> list[str]:
-    """The rows that are more accurate than ours, by more than rounding explains."""
+    """The rows that are more accurate than ours by more than rounding."""
     ours = record.ulps["ours"]
     return [
         f"{record.data}, {record.quantity}: ours is wrong by {ours:.2f} ulps, {row} by {theirs:.2f}"
@@ -80,14 +81,14 @@ def worse(record: Accuracy) -> list[str]:
 
 
 def allowed(quantity: str, theirs: float) -> float:
-    """The largest error that is no worse than another's."""
+    """The largest error that is no worse than another row's."""
     if quantity in ROUNDED:
         return max(theirs, ROUNDED[quantity]) + HAIR
     return theirs + LAST_ROUNDING
 
 
 def not_far_better(record: Accuracy) -> list[str]:
-    """The rows that are not worse than ours by orders of magnitude in what cancels."""
+    """The rows that are not much worse than ours in the quantities with cancellation."""
     if record.quantity not in LOSES_DIGITS:
         return []
     ours = record.ulps["ours"]

@@ -1,7 +1,7 @@
-"""A group a cell of the grid and device, a row each; a group's rows are read in turns by its first test.
+"""One group per cell of the grid and device, one test per row. The first test reads all of a group's rows.
 
 python -m pytest benchmarks -m quick       # the small cells, in two minutes
-python -m pytest benchmarks                # all of it, accuracy and instruction counts too
+python -m pytest benchmarks                # all of it, with accuracy and instruction counts
 """
 
 import gc
@@ -12,7 +12,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.contest import Case, Contest
+from benchmarks.comparison import Case, Comparison
 from benchmarks.grid import group, peers, steps
 from benchmarks.grid.cells import Cell, cells
 from benchmarks.grid.group import Measured
@@ -30,7 +30,7 @@ STEP_ROWS = ["eager", "compile", "ours", "ours, kept"]
 
 
 class Once:
-    """Remembers what a measurement came to, an error too: a group is not tried until it passes."""
+    """Remembers a measurement's result or error, so that a group is measured only once."""
 
     def __init__(self) -> None:
         self._outcomes: dict[Any, Measured | str] = {}
@@ -40,63 +40,63 @@ class Once:
             try:
                 self._outcomes[key] = measure()
             except Exception as error:
-                self._outcomes[key] = group.told(error)
+                self._outcomes[key] = group.error_text(error)
         outcome = self._outcomes[key]
         if isinstance(outcome, str):
             pytest.fail(outcome)
         return outcome
 
 
-class Contests:
-    """One at a time: a case's directions come behind each other, and a large one holds 1 GB."""
+class Comparisons:
+    """Holds one comparison at a time: a case's directions follow each other, and a large one takes 1 GB."""
 
     def __init__(self) -> None:
-        self._held: dict[Any, tuple[Contest, dict[str, str]]] = {}
+        self._held: dict[Any, tuple[Comparison, dict[str, str]]] = {}
 
-    def of(self, case: Case, device: str) -> tuple[Contest, dict[str, str]]:
-        """The case's modules whose results agree with eager's, and what went wrong with others."""
+    def of(self, case: Case, device: str) -> tuple[Comparison, dict[str, str]]:
+        """The case's comparison without the rows that differ from eager, and the errors of these rows."""
         if (case, device) not in self._held:
             self._held.clear()
             gc.collect()
             place = torch.device(device)
-            contest = Contest(case, place, compile=True, peers=peers.installed(case, place))
-            failures = {row: group.told(error) for row, error in contest.failures().items()}
-            self._held[case, device] = contest, failures
+            comparison = Comparison(case, place, compile=True, peers=peers.installed(case, place))
+            failures = {row: group.error_text(error) for row, error in comparison.failures().items()}
+            self._held[case, device] = comparison, failures
         return self._held[case, device]
 
     def drop(self) -> None:
         self._held.clear()
 
 
-ONCE, CONTESTS = Once(), Contests()
+ONCE, COMPARISONS = Once(), Comparisons()
 
 
 def measured_cell(cell: Cell, way: str, quick: bool) -> Measured:
-    """By its first row's test, for all rows of a group."""
+    """The first row's test measures all rows of a group."""
     device, _, graph = way.partition(" ")
 
     def measure() -> Measured:
-        contest, failures = CONTESTS.of(cell.case, device)
+        comparison, failures = COMPARISONS.of(cell.case, device)
         effort = group.QUICK if quick else group.FULL
-        return group.measure(cell, contest, effort, cold=graph != "", failures=failures)
+        return group.measure(cell, comparison, effort, cold=graph != "", failures=failures)
 
     return ONCE.of((cell, way, quick), measure)
 
 
 def measured_steps(cell: StepCell, device: str, quick: bool) -> Measured:
-    """The same of training steps; ResNet-50 is not compiled on the CPU, which takes minutes."""
+    """The same for training steps. On the CPU ResNet-50 is not compiled, which would take minutes."""
     place = torch.device(device)
     compile = cell.network == "LeNet-5" or place.type == "cuda"
 
     def measure() -> Measured:
-        CONTESTS.drop()
+        COMPARISONS.drop()
         return steps.measure(cell, place, group.QUICK if quick else group.FULL, compile)
 
     return ONCE.of((cell, device, quick), measure)
 
 
 def report(benchmark: BenchmarkFixture, measured: Measured, row: str) -> None:
-    """Gives a row's readings to pytest-benchmark; fails where it has none because it failed."""
+    """Gives a row's readings to pytest-benchmark. Fails if the row has an error."""
     if row in measured.errors:
         pytest.fail(f"{row}: {measured.errors[row]}")
     if row not in measured.readings:

@@ -1,9 +1,9 @@
-"""Instructions of the host for a tiny call, under valgrind, beside the stored ones.
+"""The host's instructions for a tiny call, under valgrind, against the stored counts.
 
     python -m pytest benchmarks -m instructions         # a minute
-    python -m benchmarks.instructions --update          # after a change that is meant
+    python -m benchmarks.instructions --update          # after an intended change
 
-Counts repeat where times do not, to 0.6 %, whatever else the machine does.
+Unlike times, counts repeat to 0.6 %, whatever else the machine does.
 """
 
 import warnings
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.instructions
 
 @pytest.fixture(scope="module")
 def counts(records: list[Record]) -> dict[str, int]:
-    """Of all calls, eager's too, counted once."""
+    """All calls, including eager's, counted once."""
     if reason := missing():
         pytest.skip(reason)
     found = count()

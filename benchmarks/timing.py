@@ -1,4 +1,4 @@
-"""Timing on a machine that others disturb: slots long enough to be read, interleaved in random order."""
+"""Timing on a machine with other load: long readings, interleaved in random order."""
 
 import gc
 import math
@@ -11,11 +11,11 @@ from contextlib import contextmanager
 import torch
 
 SLOT_SECONDS = 0.05
-"""How long one reading lasts at least: some ten thousand times what the clock and the scheduler blur."""
+"""The shortest reading: about ten thousand times the blur of clock and scheduler."""
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until `device` has done what was asked of it; the CPU always has."""
+    """Waits until `device` has finished its work. Does nothing for the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -27,12 +27,11 @@ def interleaved(
     order: random.Random,
     slot_seconds: float | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds a call of every slot, one value a round; a reading lasts `slot_seconds` or SLOT_SECONDS.
+    """Seconds per call of every slot, one value per round. A reading lasts `slot_seconds` or SLOT_SECONDS.
 
-    In each round every slot has one turn, in random order: what disturbs the machine for longer than a
-    round meets all slots alike, so that ratios of values of the same round are free of it. Each turn begins
-    with a call that is not timed: after the turns of others, a virtual machine may first have to get memory
-    back from its host, at a tenth of the speed of memory, which no second call in a row meets.
+    Every slot has one turn per round, in random order. A disturbance that is longer than a round affects all
+    slots equally, so ratios within a round do not show it. Each turn starts with an untimed call: after other
+    turns a virtual machine may have to get memory back from its host, at a tenth of memory's speed.
     """
     lasting = SLOT_SECONDS if slot_seconds is None else slot_seconds
     with without_garbage_collection():
@@ -48,7 +47,7 @@ def interleaved(
 def in_turns(
     names: Collection[str], rounds: Iterable[object], order: random.Random, read: Callable[[str], float]
 ) -> dict[str, list[float]]:
-    """What `read` returns of every name, one value a round; a round has them in random order."""
+    """The results of `read` for every name, one value per round. Each round has a random order."""
     times: dict[str, list[float]] = {name: [] for name in names}
     for _ in rounds:
         for name in order.sample(list(names), len(names)):
@@ -57,12 +56,12 @@ def in_turns(
 
 
 def ratio(above: Iterable[float], below: Iterable[float]) -> float:
-    """The median over the rounds of the ratio within a round, which what disturbs a whole round leaves."""
+    """The median over the rounds of the ratio within a round, which ignores disturbances of a whole round."""
     return statistics.median(one / other for one, other in zip(above, below, strict=True))
 
 
 def calls_lasting(slot_seconds: float, call: Callable[[], object], device: torch.device) -> int:
-    """How many calls in a row last that long; finding out is the warm-up."""
+    """The number of calls in a row that last this long. Finding it out is the warm-up."""
     calls = 1
     call()
     while (each := seconds(call, calls, device)) * calls < slot_seconds:
@@ -72,7 +71,7 @@ def calls_lasting(slot_seconds: float, call: Callable[[], object], device: torch
 
 
 def seconds(call: Callable[[], object], calls: int, device: torch.device) -> float:
-    """Seconds a call, the mean of `calls` in a row: by the wall clock, on CUDA by events."""
+    """Seconds per call, the mean of `calls` in a row: by the wall clock, or by events on CUDA."""
     if device.type == "cuda":
         return _seconds_by_events(call, calls, device)
     start = time.perf_counter()
@@ -95,7 +94,7 @@ def _seconds_by_events(call: Callable[[], object], calls: int, device: torch.dev
 
 @contextmanager
 def without_garbage_collection() -> Iterator[None]:
-    """Python's collector, run before and not within."""
+    """Runs Python's garbage collector before the `with` block and turns it off inside."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -1,4 +1,4 @@
-"""A real browser without a window, for tests of pages."""
+"""A headless browser for tests of pages."""
 
 import contextlib
 import html
@@ -19,7 +19,7 @@ FLAGS = (
 )
 WIDTH, HEIGHT = 1300, 2600
 TIMEOUT = 120
-"""Seconds; a page takes about 3."""
+"""Seconds. A page takes about 3."""
 
 
 def installed() -> str | None:
@@ -27,7 +27,7 @@ def installed() -> str | None:
 
 
 def run(browser: str, *arguments: str, profile: Path) -> str:
-    """The browser's output; it and its children end with the call."""
+    """The browser's output. The browser and its children end with the call."""
     command = [browser, *FLAGS, f"--user-data-dir={profile}", f"--window-size={WIDTH},{HEIGHT}", *arguments]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -43,9 +43,9 @@ def run(browser: str, *arguments: str, profile: Path) -> str:
 
 
 def ask(browser: str, page: Path, look: str, profile: Path) -> dict[str, Any]:
-    """What the script's function `look` returns of that HTML file once it is shown.
+    """Shows the HTML file and returns the result of the script's function `look`.
 
-    The script goes into a copy beside the page, whose relative addresses stay right.
+    The script goes into a copy of the page beside it, so that relative addresses stay right.
     """
     script = f"""
 <script>

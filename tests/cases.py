@@ -1,4 +1,4 @@
-"""The one grid of cases: which shapes, layouts, dtypes and options are tested, and why each is there."""
+"""The grid of test cases: which shapes, layouts, dtypes and options are tested, and why."""
 
 import inspect
 import os
@@ -21,7 +21,8 @@ EMULATED = "CUDA_DEVICE_ATEN" in os.environ
 """CUDA devices are emulated: tests/cuda_device."""
 
 NEWER_TORCH = "bias" in inspect.signature(torch.nn.BatchNorm2d).parameters
-"""Later than 2.11: nn.BatchNorm* takes `bias`, and F.batch_norm an eps of 0 in evaluation, in other words."""
+"""torch later than 2.11: nn.BatchNorm* takes `bias`, and F.batch_norm's error for eps 0 in evaluation
+differs."""
 
 SHAPES: dict[tuple[int, ...], str] = {
     (2, 4, 2, 2): "tiny: the whole tensor is smaller than one wide vector per channel",
@@ -50,7 +51,7 @@ SHAPES: dict[tuple[int, ...], str] = {
 }
 
 SMALL_SHAPES: tuple[tuple[int, ...], ...] = ((2, 4, 2, 2), (5, 17, 3, 5), (6, 9), (2, 3, 4, 4, 4))
-"""One of each rank that matters, for tests that multiply over options instead of sizes."""
+"""One shape per relevant rank, for tests that vary options instead of sizes."""
 
 MEMORY_FORMATS = {
     "contiguous": torch.contiguous_format,
@@ -68,17 +69,17 @@ DTYPES: tuple[tuple[torch.dtype, torch.dtype], ...] = (
     (torch.float16, torch.float32),
     (torch.float16, torch.float16),
 )
-"""(input, parameters and buffers): every accepted pair."""
+"""All accepted pairs of dtypes: the input's, and that of parameters and buffers."""
 
 
 def layouts(shape: tuple[int, ...]) -> tuple[str, ...]:
-    """The memory formats a tensor of this rank can have."""
+    """The memory formats that a tensor of this rank can have."""
     extra = {4: ("channels_last",), 5: ("channels_last_3d",)}
     return ("contiguous", *extra.get(len(shape), ()))
 
 
 def why_no_cuda() -> str:
-    """The reason why the suite does not run on CUDA here; empty where it does."""
+    """The reason why the suite does not run on CUDA here. Empty if it does."""
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     if "cuda" not in devices_with_kernels:
@@ -90,12 +91,12 @@ DEVICES = ("cpu",) if why_no_cuda() else ("cpu", "cuda")
 
 
 PARAMS = {"leaky_relu": 0.25, "prelu": 0.375, "elu": 0.75, "softplus": 1.5}
-"""The numbers of the activations that take one: not their defaults, which could pass unread."""
+"""Parameters of activations. They are not the defaults, so that ignoring them fails."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of batch normalisation; the defaults are the common one and tests vary a field at a time."""
+    """One call of batch normalisation. The defaults are the common call; tests vary single fields."""
 
     shape: tuple[int, ...]
     layout: str = "contiguous"
@@ -111,7 +112,7 @@ class Case:
     residual: bool = False
 
     def __str__(self) -> str:
-        """A test id: the shape, layout and dtypes, and what differs from the defaults."""
+        """A test id: the shape, layout and dtypes, and the differences from the defaults."""
         dtypes = [str(self.dtype)[6:]]
         if self.parameter_dtype != self.dtype:
             dtypes.append(str(self.parameter_dtype)[6:])
@@ -133,7 +134,7 @@ class Case:
 
 
 def shape_grid() -> Iterator[Case]:
-    """Every shape in every layout and pair of dtypes, in training; in evaluation with fp32 parameters."""
+    """Every shape in every layout and pair of dtypes. With fp32 parameters also in evaluation."""
     for shape in SHAPES:
         for layout, (dtype, parameter_dtype) in product(layouts(shape), DTYPES):
             case = Case(shape, layout, dtype, parameter_dtype)
@@ -170,25 +171,25 @@ def activation_grid() -> Iterator[Case]:
 
 
 def core_grid() -> Iterator[Case]:
-    """A small set that touches every code path once: repeated for each instruction set and the fallback."""
+    """A small set that runs every code path once, for each instruction set and for the fallback."""
     for shape in ((64, 6, 28, 28), (2, 33, 5, 13), (3, 1030, 2, 2), (101, 7)):
         for layout, (dtype, parameter_dtype) in product(layouts(shape), DTYPES):
             for training in (True, False):
                 yield Case(shape, layout, dtype, parameter_dtype, training=training)
-    # The dtypes' vectors differ in length, and so do the bytes of the mask that they fill.
+    # Vectors have different lengths for different dtypes, and so have their parts of the mask.
     for odd, (dtype, parameter_dtype) in product(((5, 17, 3, 5), (3, 2, 9, 23), (9, 33)), DTYPES):
         for layout, activation in product(layouts(odd), ACTIVATIONS):
             yield Case(odd, layout, dtype, parameter_dtype, activation=activation, residual=True)
 
 
 def present(tensor: Tensor | None) -> Tensor:
-    """`tensor`, which must not be None here."""
+    """Returns `tensor`, which must not be None."""
     assert tensor is not None
     return tensor
 
 
 def same_bits(left: Tensor | None, right: Tensor | None) -> bool:
-    """Both absent, or equal in dtype, shape and every value (no NaN)."""
+    """Whether both are None, or equal in dtype, shape and every value (no NaN)."""
     if left is None or right is None:
         return left is right
     return left.dtype == right.dtype and torch.equal(left, right)
@@ -196,7 +197,7 @@ def same_bits(left: Tensor | None, right: Tensor | None) -> bool:
 
 @dataclass
 class Tensors:
-    """The tensors of one call, `grad_output` included; None where the case leaves one out."""
+    """The tensors of one call, with `grad_output`. None if the case has no such tensor."""
 
     input: Tensor
     weight: Tensor | None
@@ -230,8 +231,8 @@ def in_layout(tensor: Tensor, layout: str) -> Tensor:
 def make_tensors(case: Case, device: str | torch.device = "cpu", seed: int = 0) -> Tensors:
     """Random tensors for `case`, the same on every device.
 
-    Each channel has a mean and a spread of its own, the spread around 3 and not 1, so that a swapped
-    channel or a variance taken for a standard deviation cannot pass.
+    Each channel has its own mean and a deviation around 3. A deviation of 1 would hide swapped channels and a
+    variance used as a standard deviation.
     """
     generator = torch.Generator().manual_seed(seed)
     channels = case.channels
@@ -263,7 +264,7 @@ def make_tensors(case: Case, device: str | torch.device = "cpu", seed: int = 0) 
 
 @dataclass
 class Result:
-    """What one forward and backward leaves behind."""
+    """The results of one forward and backward."""
 
     output: Tensor
     grad_input: Tensor
@@ -292,7 +293,7 @@ def _backward(tensors: Tensors, output: Tensor) -> Result:
 
 
 def call_fused(case: Case, tensors: Tensors) -> Tensor:
-    """fused_bn.functional.batch_norm forward, on `tensors` themselves."""
+    """fused_bn.functional.batch_norm forward on `tensors` themselves, without copies."""
     return batch_norm(
         tensors.input,
         tensors.running_mean,
@@ -316,16 +317,16 @@ def run_fused(case: Case, tensors: Tensors) -> Result:
 
 
 def run_torch(case: Case, tensors: Tensors) -> Result:
-    """torch.batch_norm, then what the case has behind it, on copies of `tensors`.
+    """torch.batch_norm and the case's addition and activation, on copies of `tensors`.
 
-    Not F.batch_norm, which calls it: that of torch 2.11 refuses an eps of 0 in evaluation too.
+    Not F.batch_norm, which calls it: in torch 2.11 that refuses eps 0 in evaluation, too.
     """
     own = tensors.clone().require_grad()
     if case.training and own.num_batches_tracked is not None:
         own.num_batches_tracked.add_(1)
     weight = own.weight
     if weight is None and own.bias is not None and own.bias.is_cuda:
-        # On CUDA backward makes the gradient of the bias like the weight, and raises where there is none.
+        # On CUDA PyTorch's backward creates the bias' gradient like the weight, and fails without a weight.
         weight = torch.ones_like(own.bias)
     output = torch.batch_norm(
         own.input,
@@ -343,9 +344,9 @@ def run_torch(case: Case, tensors: Tensors) -> Result:
 
 
 def activate(case: Case, z: Tensor, negative_slope: Tensor | None = None) -> Tensor:
-    """PyTorch's own activation, and its own derivative.
+    """PyTorch's own activation with its own derivative.
 
-    negative_slope: prelu's, (C,); without it all have the case's `activation_param`.
+    negative_slope: prelu's, of shape (C,). Without it all slopes are the case's `activation_param`.
     """
     if case.activation == "prelu":
         slope = z.new_full((1,), PARAMS["prelu"]) if negative_slope is None else negative_slope
@@ -360,12 +361,12 @@ def activate(case: Case, z: Tensor, negative_slope: Tensor | None = None) -> Ten
 
 
 def hardsigmoid(z: Tensor) -> Tensor:
-    """F.hardsigmoid, whose slope is 1/6 as rounded to float32, in float64 as well: there in three steps."""
+    """F.hardsigmoid in three steps. F.hardsigmoid's slope is 1/6 rounded to float32, even in float64."""
     return F.relu6(z + 3) / 6 if z.dtype is torch.float64 else F.hardsigmoid(z)
 
 
 def momentum_factor(case: Case, before: Tensors) -> float:
-    """The weight of the new statistics: `momentum`, or 1 / batches seen including this one."""
+    """The weight of the new statistics: `momentum`, or 1 / the number of batches including this one."""
     if case.momentum is not None:
         return case.momentum
     return 0.0 if before.num_batches_tracked is None else 1.0 / (int(before.num_batches_tracked) + 1)

@@ -1,11 +1,11 @@
-"""Fixtures and markers every test may use; the suite's devices and hypothesis profiles are set here."""
+"""Fixtures and markers for all tests, the suite's devices, and hypothesis' profiles."""
 
 import os
 
-# Beside a compiler on the same two cores, threads that spin for each other took 51 s for the core tests and
-# threads that wait asleep 12 s. Read by the OpenMP runtime when torch is first imported.
+# The OpenMP runtime reads this when torch is first imported. While a compiler ran on the same two cores, the
+# core tests took 51 s with threads that spin and 12 s with threads that sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Read when keras is first imported.
+# Keras reads this when it is first imported.
 os.environ["KERAS_BACKEND"] = "torch"
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ import fused_bn
 from tests import browser as browsers
 from tests.cases import DEVICES, EMULATED, HAS_EXTENSION, why_no_cuda
 
-# The same examples on every run; `--hypothesis-profile explore` looks for new ones.
+# The same examples in every run. `--hypothesis-profile explore` draws new ones.
 hypothesis.settings.register_profile("repeatable", deadline=None, max_examples=60, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("repeatable")
@@ -62,7 +62,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    """Each device with kernels here; the report's header says why CUDA is missing where it is."""
+    """All devices with kernels here. The header of pytest's report says why CUDA is missing."""
     name: str = request.param
     return name
 
@@ -78,14 +78,14 @@ def _a_device_has_no_work_left(request: pytest.FixtureRequest) -> Iterator[None]
 
 @pytest.fixture
 def keeps_fused() -> Iterator[None]:
-    """Evaluation is compiled and exported with our operators, so that its bits are those of eager mode."""
+    """Compiles and exports evaluation with our operators, so that its bits equal eager mode's."""
     with fused_bn.fused_in_export():
         yield
 
 
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:
-    """The test compiles for itself; the limit on recompilations counts per function."""
+    """Resets the compiler before the test, because the limit on recompilations counts per function."""
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -93,7 +93,7 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def browser() -> str:
-    """For tests of pages, which are skipped without one."""
+    """A browser for tests of pages. Without one these tests are skipped."""
     found = browsers.installed()
     if found is None:
         pytest.skip(f"no browser: none of {', '.join(browsers.BROWSERS)} is installed")

@@ -1,4 +1,4 @@
-"""Blocks that write norm, addition and activation in every way that `fuse` knows, and comparisons."""
+"""Blocks with norm, addition and activation in all spellings that `fuse` knows, and their comparison."""
 
 import copy
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import fused_bn
 from fused_bn.fusion import runtime
 
 TOLERANCE = 1e-10
-"""In fp64, of the largest value where that is above 1: 1e-16 an operation, through tens of layers."""
+"""fp64, relative to the largest value above 1: 1e-16 per operation, through tens of layers."""
 
 
 def conv(inside: int, outside: int, size: int = 3, **options: Any) -> nn.Conv2d:
@@ -21,7 +21,7 @@ def conv(inside: int, outside: int, size: int = 3, **options: Any) -> nn.Conv2d:
 
 
 class Basic(nn.Module):
-    """torchvision's BasicBlock: one in-place ReLU for both norms, the residual made behind the second."""
+    """torchvision's BasicBlock: one in-place ReLU for both norms. bn2 runs before the residual's norm."""
 
     def __init__(self, inside: int = 4, outside: int = 4) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Basic(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """torchvision's: takes a tensor or a list, has a method of its own, and drops out in training."""
+    """torchvision's DenseNet layer: takes a tensor or a list, has a method of its own, and uses dropout."""
 
     def __init__(self, inside: int, growth: int, drop_rate: float = 0.0) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Inverted(nn.Module):
-    """MobileNetV2's and V3's: all in one nn.Sequential, the sum without an activation."""
+    """MobileNetV2's and V3's block: one nn.Sequential, and a sum without an activation."""
 
     def __init__(self, activation: Callable[[], nn.Module], excite: bool, channels: int = 4) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class UNet(nn.Module):
 
 
 class PreActivation(nn.Module):
-    """The norm stands before the convolution, and the sum is what the next block normalises."""
+    """A pre-activation block: the norm precedes the convolution, and the next block normalises the sum."""
 
     def __init__(self, channels: int = 4) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class PreActivation(nn.Module):
 
 
 class Loop(nn.Module):
-    """Norms and convolutions in lists, called by a loop; statistics of a norm used twice."""
+    """Norms and convolutions in lists that a loop calls. One norm's statistics are used twice."""
 
     def __init__(self, channels: int = 4) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ class DataDependent(nn.Module):
 
 
 class Written(nn.Module):
-    """conv, norm and what a test writes behind them, with whatever else that needs."""
+    """conv, norm, the code that a test writes after them, and any other modules that it needs."""
 
     act: Any
     bn2: Any
@@ -225,11 +225,11 @@ BLOCKS: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "pyramid with a head that takes a list": (Pyramid, 5, 5),
     "one block that cannot be traced": (lambda: nn.Sequential(Basic(), DataDependent(), Basic()), 4, 5),
 }
-"""The block, how many of its norms are fused with what follows them, and how many it has."""
+"""A block, how many of its norms are fused with what follows them, and how many it has."""
 
 
 def made(make: Callable[[], nn.Module]) -> Any:
-    """In fp64, with weights, biases and statistics that differ from their initial values."""
+    """The block in fp64, with weights, biases and statistics that differ from their initial values."""
     torch.manual_seed(0)
     model = make().double()
     for module in model.modules():
@@ -260,7 +260,7 @@ def step(model: Any, input: Tensor, seed: int) -> dict[str, Tensor]:
 
 
 def assert_same(original: nn.Module, other: nn.Module, input: Tensor, tolerance: float = TOLERANCE) -> None:
-    """In training, evaluation and training again."""
+    """Compares in training, in evaluation and in training again."""
     for seed, training in enumerate((True, False, True)):
         original.train(training)
         other.train(training)
@@ -272,7 +272,7 @@ def assert_same(original: nn.Module, other: nn.Module, input: Tensor, tolerance:
 
 
 def passes(model: nn.Module, input: Tensor) -> int:
-    """How many norms a forward computes in one pass with something."""
+    """How many norms a forward computes together with an addition or an activation."""
     with mock.patch.object(runtime, "one_pass", wraps=runtime.one_pass) as one_pass:
         model(input)
     return one_pass.call_count
@@ -281,7 +281,7 @@ def passes(model: nn.Module, input: Tensor) -> int:
 def assert_fuses_to_the_same(
     model: nn.Module, input: Tensor, tolerance: float = TOLERANCE
 ) -> fused_bn.FusionReport:
-    """Compares a model with its fused copy, and returns the report on that, which must be true."""
+    """Compares a model with its fused copy. Returns the copy's report, after checking that it is true."""
     fused: Any = fused_bn.fuse(copy.deepcopy(model))
     count = sum(len(norm.fused) for norm in fused.fusion_report.norms if not norm.reason.startswith("not in"))
     assert passes(copy.deepcopy(fused), input) == count

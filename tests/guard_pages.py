@@ -1,7 +1,7 @@
-"""Runs the raw operators on tensors that end, or begin, at a page that must not be touched.
+"""Runs the raw operators on tensors that end, or begin, at a page without access rights.
 
-`python -m tests.guard_pages` prints how many calls went well; a read or write beyond a tensor kills it.
-Outputs are allocated by the operators themselves: writes beyond those are for the sanitizers' run.
+`python -m tests.guard_pages` prints how many calls succeeded. A read or write outside a tensor kills the
+process. The operators allocate their outputs themselves, so the sanitizers look for writes outside those.
 """
 
 import ctypes
@@ -45,7 +45,7 @@ SHAPES = (
     (2, 3, 4, 4, 4),
     (2, 16, 3, 5, 2),
 )
-"""Tails of every length beside the vectors of 4 to 32 elements, in rows and in columns."""
+"""Tails of every length after vectors of 4 to 32 elements, in rows and in columns."""
 
 OPTIONS: tuple[dict[str, Any], ...] = (
     {},
@@ -53,17 +53,17 @@ OPTIONS: tuple[dict[str, Any], ...] = (
     {"residual": True},
     {"residual": True, "activation": "silu"},
 )
-"""With a residual the mask is written and read, or the residual read again."""
+"""With a residual: writes and reads the mask, or reads the residual again."""
 
 _kept: list[mmap.mmap] = []
 
 
 def guarded(tensor: Tensor, at_end: bool) -> Tensor:
-    """A copy with the same strides whose last byte lies before, or first byte behind, a forbidden page."""
+    """A copy with the same strides that ends just before, or begins just after, a forbidden page."""
     size, page = tensor.numel() * tensor.element_size(), mmap.PAGESIZE
     room = -(-size // page) * page
     memory = mmap.mmap(-1, room + 2 * page)
-    _kept.append(memory)  # for as long as the tensor may live
+    _kept.append(memory)  # stays alive as long as the tensor may
     begin = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     for guard in (begin, begin + page + room):
         if ctypes.CDLL(None).mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) != 0:
@@ -75,7 +75,7 @@ def guarded(tensor: Tensor, at_end: bool) -> Tensor:
 
 
 def check(case: Case, at_end: bool) -> None:
-    """Forward and backward, with the bits of tensors that lie elsewhere."""
+    """Runs forward and backward, and compares bits with those of ordinary tensors."""
     plain, own = forward_arguments(case), forward_arguments(case)
     own = {k: guarded(v, at_end) if isinstance(v, Tensor) else v for k, v in own.items()}
     same = all(map(torch.equal, forward(own), forward(plain)))
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def overstep(by: int) -> None:
-    """Reads the element so many places behind the last, or before the first: do the guards guard?"""
+    """Reads an element outside the tensor, to test that the guard pages work."""
     tensor = guarded(make_tensors(Case((3, 5))).input, at_end=by >= 0)
     place = by if by < 0 else tensor.numel() - 1 + by
     print(ctypes.c_float.from_address(tensor.data_ptr() + place * tensor.element_size()).value)

@@ -1,4 +1,4 @@
-"""A Keras layer run on a case of the common grid, and judged by the common reference."""
+"""Runs a Keras layer on a case of the common grid, and judges it by the common reference."""
 
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,7 @@ from tests import reference as common
 from tests.cases import Case, Result, Tensors
 
 DEVICE = keras.ops.zeros(()).device
-"""Where Keras puts layers."""
+"""The device that Keras uses."""
 
 Ours: Any = fused_bn.keras.BatchNormalization
 Theirs: Any = keras.layers.BatchNormalization
@@ -34,7 +34,7 @@ FUSED = {
     "softplus": "softplus",
     "mish": "mish",
 }
-"""Keras' names of the activations that the operator computes, and the operator's."""
+"""Keras' names of the activations that the operator computes, and the operator's names."""
 
 POLICIES = {
     "float32": (torch.float32, torch.float32),
@@ -44,11 +44,11 @@ POLICIES = {
     "float16": (torch.float16, torch.float16),
     "bfloat16": (torch.bfloat16, torch.bfloat16),
 }
-"""Keras' dtype policies as the grid has them: of inputs, of parameters and moving variables."""
+"""The grid's dtypes as Keras' policies: of inputs, of parameters and moving variables."""
 
 
 class KerasCase(Case):
-    """A case whose activations have Keras' default numbers."""
+    """A case whose activations have Keras' default parameters."""
 
     @property
     def activation_param(self) -> float | None:
@@ -69,7 +69,7 @@ def options(case: Case, axis: int, policy: str) -> dict[str, Any]:
 
 
 def run(case: Case, tensors: Tensors, layer: Any, axis: int, behind: Any = None) -> Result:
-    """Forward and backward of `layer`, then `behind` it, on what `tensors` hold; results are (N, C, *)."""
+    """Forward and backward of `layer`, then `behind`, on the values of `tensors`. Results are (N, C, *)."""
     x = tensors.input.movedim(1, axis).detach().requires_grad_()
     layer.build(tuple(x.shape))
     values = {
@@ -97,7 +97,7 @@ def run(case: Case, tensors: Tensors, layer: Any, axis: int, behind: Any = None)
 
 
 def errors(case: Case, tensors: Tensors, result: Result) -> dict[str, float]:
-    """As `tests.reference.errors`, of a moving variance that blends the biased one in."""
+    """As `tests.reference.errors`, for a moving variance that blends the biased variance."""
     truth = common.reference(case, tensors, common.passed(case, tensors, result.output))
     if case.training:
         assert case.momentum is not None
@@ -108,11 +108,11 @@ def errors(case: Case, tensors: Tensors, result: Result) -> dict[str, float]:
 
 
 def wrong_results(case: Case, tensors: Tensors, ours: Result, theirs: Result) -> list[str]:
-    """As `tests.reference.wrong_results`, beside Keras' own layer."""
+    """As `tests.reference.wrong_results`, compared with Keras' own layer."""
     wrong = common.wrong_results(case, ours, theirs, partial(errors, case, tensors), "Keras")
     return [f"{case} {text}" for text in wrong]
 
 
 def same_bits(mine: Tensor, theirs: Tensor) -> bool:
-    """Equal in dtype, shape and every value, NaN included."""
+    """Whether both are equal in dtype, shape and every value, including NaN."""
     return mine.dtype == theirs.dtype and torch.equal(mine.nan_to_num(7.0), theirs.nan_to_num(7.0))

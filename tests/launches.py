@@ -1,4 +1,4 @@
-"""What tests ask of a CUDA device: launches, plans, the nodes of a graph, streams that torch does not own."""
+"""What tests ask of a CUDA device: launches, plans, the nodes of a graph, streams that are not torch's."""
 
 import ctypes
 from collections import Counter
@@ -14,13 +14,13 @@ NODE_TYPES = {0: "kernel", 1: "memcpy", 2: "memset"}
 
 
 def compiled() -> Any:
-    """fused_bn._C, which is there where a CUDA device is tested."""
+    """fused_bn._C. It exists if a CUDA device is tested."""
     assert extension is not None
     return extension
 
 
 def launches() -> int:
-    """Of our kernels, since the process began."""
+    """How many launches of our kernels this process has made."""
     count: int = compiled().cuda_launches()
     return count
 
@@ -36,7 +36,7 @@ def kernels_of(plan: str) -> int:
 
 @contextmanager
 def forced(plan: str) -> Iterator[None]:
-    """Every launch takes this plan."""
+    """Forces this plan on every launch."""
     compiled().cuda_force_plan(plan)
     try:
         yield
@@ -46,7 +46,7 @@ def forced(plan: str) -> Iterator[None]:
 
 @contextmanager
 def no_synchronisation() -> Iterator[None]:
-    """Any wait of the host for the device raises."""
+    """Makes any wait of the host for the device an error."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -65,7 +65,7 @@ def succeed(error: int) -> None:
 
 
 def nodes(graph: torch.cuda.CUDAGraph) -> Counter[str]:
-    """How many of each type, of a graph that was made with keep_graph."""
+    """The number of nodes of each type in a graph captured with keep_graph."""
     raw, count = ctypes.c_void_p(graph.raw_cuda_graph()), ctypes.c_size_t()
     succeed(runtime().cudaGraphGetNodes(raw, None, ctypes.byref(count)))
     found = (ctypes.c_void_p * count.value)()
@@ -80,7 +80,7 @@ def nodes(graph: torch.cuda.CUDAGraph) -> Counter[str]:
 
 @contextmanager
 def foreign_stream() -> Iterator[torch.cuda.Stream]:
-    """A stream that torch does not own. It ends with its work still queued."""
+    """A stream that is not torch's. It is destroyed while its work is still queued."""
     handle, non_blocking = ctypes.c_void_p(), 1
     succeed(runtime().cudaStreamCreateWithFlags(ctypes.byref(handle), non_blocking))
     assert handle.value is not None

@@ -1,4 +1,4 @@
-"""Images for tests of the main job: a small stand-in that a LeNet learns in a few steps, and MNIST itself."""
+"""Images for tests of LeNet-5's training: a small stand-in that it learns in a few steps, and MNIST."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from benchmarks.mnist.search import VARIABLE
 
 
 def small_mnist(train: int = 320, test: int = 100) -> Mnist:
-    """Images of noise with a bright row that tells the label."""
+    """Noise images with a bright row in the label's place."""
     generator = np.random.default_rng(0)
     arrays = []
     for count in (train, test):
@@ -26,12 +26,12 @@ def small_mnist(train: int = 320, test: int = 100) -> Mnist:
 
 
 def real_mnist() -> Mnist:
-    """MNIST, where this machine has it; skips the test where it has not."""
+    """MNIST. Skips the test if this machine does not have it."""
     try:
         return mnist.load(download=False)
     except mnist.MnistError as error:
         if os.environ.get(VARIABLE):
-            raise  # whoever names the data wants the test to run
+            raise  # if the user names the data, a missing file is an error, not a skip
         pytest.skip(f"{VARIABLE} is not set, and {error}")
 
 
@@ -41,7 +41,7 @@ def small_data() -> Data:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Tiny layers on a busy machine: two threads that wait for each other take many times longer."""
+    """One thread: on a busy machine two threads that wait for each other take many times longer."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

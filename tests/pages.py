@@ -1,4 +1,4 @@
-"""README, docs and the other pages for people: their text, code and tables."""
+"""The text, code and tables of README, docs and the other pages."""
 
 import json
 import re
@@ -13,7 +13,7 @@ PAGES = sorted(path for pattern in ("*.md", "docs/*.md", ".github/**/*.md") for 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of code: the page, the line it begins at, its language, and what stands in it."""
+    """A fenced block of code: its page, its first line, its language, and its code."""
 
     page: str
     line: int
@@ -30,12 +30,12 @@ def text(name: str) -> str:
 
 
 def unwrapped(name: str) -> str:
-    """The text as one line, in which a sentence is found however it is broken."""
+    """The text on one line, so that a sentence is found across line breaks."""
     return " ".join(text(name).split())
 
 
 def blocks() -> list[Block]:
-    """Those of all pages, in order."""
+    """The code blocks of all pages, in order."""
     found = []
     for page in PAGES:
         content = page.read_text()
@@ -46,7 +46,7 @@ def blocks() -> list[Block]:
 
 
 def table(headings: str, rows: Iterable[Iterable[str]], left: int = 1) -> str:
-    """As Markdown: headings between bars, a rule whose first `left` columns are words, rows of cells."""
+    """A Markdown table: headings, a rule with the first `left` columns aligned left, and rows of cells."""
     columns = headings.split(" | ")
     rule = ["---"] * left + ["---:"] * (len(columns) - left)
     lines = [columns, rule, *rows]

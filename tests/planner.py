@@ -1,6 +1,6 @@
-"""The launch planner, csrc/planner.cpp and csrc/cuda/planner, with all that its plans hold: planner.cpp.
+"""Binds the launch planner (csrc/planner.cpp, csrc/cuda/planner) with all fields of its plans: planner.cpp.
 
-Compiled at its first use into build/simt, beside what else tests compile.
+It is compiled into build/simt when it is first used.
 """
 
 import functools
@@ -11,7 +11,7 @@ from tests.simt import build
 
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent / "csrc"
-# Without contraction, as in setup.py: predicted times have the extension's bits.
+# No contraction, as in setup.py, so that predicted times have the extension's bits.
 FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off")
 
 
@@ -74,13 +74,13 @@ def module() -> Any:
 
 
 def plan(*arguments: Any, **more: Any) -> LaunchPlan:
-    """The arguments are those of planner.cpp; ValueError names the bad one."""
+    """Takes the arguments of planner.cpp. ValueError names the bad one."""
     made: LaunchPlan = module().plan(*arguments, **more)
     return made
 
 
 @functools.cache
 def device(name: str) -> dict[str, Any]:
-    """What the planner knows of a model."""
+    """The planner's facts of a model."""
     fields: dict[str, Any] = module().device_fields(name)
     return fields

@@ -1,4 +1,4 @@
-"""Processes of torch.distributed for tests, started once and given work one piece after the other."""
+"""Processes of torch.distributed for tests. They start once and run one piece of work after the other."""
 
 import tempfile
 from collections.abc import Callable
@@ -22,11 +22,11 @@ NEEDS_GLOO = [
 ]
 
 PATIENCE = 20
-"""Seconds until a process that waits for a dead one gives up."""
+"""Seconds until a process stops waiting for a dead one."""
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A copy of what may be spread over the processes."""
+    """A copy of a tensor that may be spread over the processes."""
     everything: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return everything.detach().clone()
 
@@ -35,15 +35,15 @@ _device = torch.device("cpu")
 
 
 def device() -> torch.device:
-    """Where this process computes: the CPU, or in a team of "cuda" the GPU of its rank."""
+    """This process's device: the CPU, or the GPU of its rank."""
     return _device
 
 
-class Team:
-    """As many processes as asked for, each of one thread: a group of gloo on the CPU, of NCCL on "cuda".
+class Processes:
+    """The requested number of processes with one thread each: gloo's on the CPU, NCCL's on "cuda".
 
-    Work is a function at the top level of a module. What it takes and returns is pickled; tensors that it
-    returns come back on the CPU. On "cuda" each process has a GPU of its own.
+    Work is a module's top-level function. Its arguments and results are pickled; result tensors come back on
+    the CPU. On "cuda" each process has its own GPU.
     """
 
     def __init__(self, size: int, place: str = "cpu", patience: float = PATIENCE) -> None:
@@ -64,7 +64,7 @@ class Team:
             self._processes.append(process)
 
     def run(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What work(rank, *arguments) returned in each process; raises where one of them raised."""
+        """The results of work(rank, *arguments) in each process. Raises if one of them raised."""
         found = self.outcomes(work, *arguments)
         errors = [each for each in found if isinstance(each, BaseException)]
         if errors:
@@ -72,7 +72,7 @@ class Team:
         return found
 
     def outcomes(self, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """The same, with errors among the results; EOFError of a process that is gone."""
+        """The same, with errors among the results. A process that has died gives an EOFError."""
         for pipe in self._pipes:
             pipe.send((work, arguments))
         return [_receive(pipe) for pipe in self._pipes]

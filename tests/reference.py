@@ -1,10 +1,9 @@
-"""The one fp64 reference, and how far from it an implementation may be.
+"""The fp64 reference, and how far from it an implementation may be.
 
-Notation: u = 2^-24, half the distance from 1 to the next fp32 number; the largest relative error of one
-rounding. The demands are those of the project's kernel design, each stated for fp32 arithmetic; for
-fp64 input the arithmetic is fp64 and every demand shrinks by `precision(dtype)` = 2^-29. The reference
-is then of the same precision as what it judges: it computes each value in a few roundings, and the
-demands (17 to 67 roundings) have room for those.
+Notation: u = 2^-24 is half the distance from 1 to the next fp32 number, the largest relative error of one
+rounding. The demands are those of the project's kernel design, stated for fp32 arithmetic. For fp64 input the
+arithmetic is fp64, and every demand shrinks by `precision(dtype)` = 2^-29. The reference is then as precise
+as the results: it computes each value in a few roundings, and the demands (17 to 67 roundings) include those.
 """
 
 import math
@@ -30,46 +29,45 @@ from tests.cases import (
 U = 2.0**-24
 
 DEMANDED_MEAN = 1e-6
-"""|mean_hi + mean_lo - mean| / sigma: a shift of the mean moves every output by that many sigmas."""
+"""|mean_hi + mean_lo - mean| / sigma. An error of the mean moves every output by this many sigmas."""
 
 DEMANDED_MEAN_ADVERSARIAL = 2e-5
-"""The same where the pivot of the summation is an outlier: it is then no better than any other shift."""
+"""The same if the pivot of the summation is an outlier. Such a pivot is no better than any other shift."""
 
 DEMANDED_INVSTD = 1e-6
 """Relative error of 1 / sqrt(var + eps)."""
 
 DEMANDED_OUTPUT = 2e-6
-"""|y - reference| / (|w xhat| + |w| + |b|): 1e-6 sigma of the mean (|w|) and 1e-6 of invstd (|w xhat|), as
-much again for the arithmetic of x - mean, scale and fma (4 roundings, 4u = 2.4e-7). Relative to |y| where
-that is larger: sigmoid(0) is 1/2, and rounds in several steps, whatever w is."""
+"""|y - reference| / (|w xhat| + |w| + |b|): 1e-6 sigma from the mean (|w|) and 1e-6 from invstd (|w xhat|).
+The arithmetic of x - mean, scale and fma takes as much again (4 roundings, 4u = 2.4e-7). If |y| is larger,
+the demand is relative to it: sigmoid(0) is 1/2 for any w, and rounds in several steps."""
 
 DEMANDED_GRAD_INPUT = 4e-6
-"""|dx - reference| / (|w invstd| (1 + |dy| + |xhat|)), for dy of about unit size: xhat and invstd bring
-1e-6 each, the two per-channel sums and 6 roundings the rest."""
+"""|dx - reference| / (|w invstd| (1 + |dy| + |xhat|)), for dy of about unit size. xhat and invstd contribute
+1e-6 each; the two per-channel sums and 6 roundings contribute the rest."""
 
 DEMANDED_GRAD_PARAMETER = 2e-6
-"""|dw - reference| / sqrt(sum (dy xhat)^2), and the same for db: each of n terms of size rms carries an
-error of about 2e-6 rms, independent of each other, so that the sum carries sqrt(n) of them."""
+"""|dw - reference| / sqrt(sum (dy xhat)^2), and the same for db. Each of n terms of size rms has an
+independent error of about 2e-6 rms, so the sum has sqrt(n) of them."""
 
 DEMANDED_GRAD_RESIDUAL = DEMANDED_OUTPUT
-"""|dr - reference| / (|dr| + |act''(z) dy| scale of z): the derivative at a z that is off by the demand on
-the output, and up to 10 roundings (6e-7) of its own. Without curvature one multiplication, by a slope."""
+"""|dr - reference| / (|dr| + |act''(z) dy| scale of z). The derivative is taken at a z with the output's
+error, and has up to 10 roundings (6e-7) of its own. Without curvature it is one multiplication by a slope."""
 
 DEMANDED_RUNNING = 2.5e-6
-"""Relative to the two terms blended: twice 1e-6 from invstd, and (1 - m) r + m v with m as fp32 in 4
-roundings, 2.4e-7."""
+"""Relative to the two blended terms: twice 1e-6 from invstd, and 4 roundings (2.4e-7) of (1 - m) r + m v with
+m as fp32."""
 
 
 def beyond_rounding(name: str, dtype: torch.dtype) -> float:
-    """Below this a larger error than PyTorch's in the quantity `name` says nothing.
+    """Up to this error in the quantity `name`, being further off than PyTorch means nothing.
 
-    output, grad_input, running_mean: the shortest chain of operations for an output (x - hi, - lo,
-    w * invstd with invstd itself rounded, fma) has 5 roundings, for grad_input 8: 8u.
-    running_var: invstd = var^(-1/2) may be wrong by 8u as part of those, so var by 16u.
-    grad_weight, grad_bias: in a sum of m terms one after the other the partial sums grow as a random walk,
-    and so do their roundings: u sqrt(m / 6) of the terms' sqrt(m) rms on average. A vectorised loop adds
-    up to 128 in a row, which gives 4.6u, and the worst of some hundred channels 3.5 times that: 16u.
-    fp64: the reference, no better, adds as many again.
+    output, grad_input, running_mean: the shortest computation of an output (x - hi, - lo, w * invstd with
+    invstd itself rounded, fma) has 5 roundings, that of grad_input 8: 8u. running_var: invstd = var^(-1/2)
+    may be off by 8u in the above, so var by 16u. grad_weight, grad_bias: in a sequential sum of m terms the
+    partial sums grow as a random walk, and their roundings too: u sqrt(m / 6) of the terms' sqrt(m) rms on
+    average. A vectorised loop adds up to 128 terms in sequence, which gives 4.6u. The worst of some hundred
+    channels has 3.5 times that: 16u. fp64: the reference is no better, so as many again.
     """
     roundings = 16 if name in ("grad_weight", "grad_bias", "grad_negative_slope", "running_var") else 8
     return 2 * roundings * 2.0**-53 if dtype is torch.float64 else roundings * U
@@ -79,12 +77,12 @@ _SIGNIFICAND_BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, to
 
 
 def precision(dtype: torch.dtype) -> float:
-    """How much smaller than in fp32 the errors must be: half types compute in fp32."""
+    """How much smaller the errors must be than in fp32. Half precision computes in fp32."""
     return 2.0**-29 if dtype is torch.float64 else 1.0
 
 
 def half_ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """The error of rounding `values` (fp64) to `dtype`: half the distance between its neighbours there."""
+    """The error of rounding `values` (fp64) to `dtype`: half the distance between neighbours."""
     _, exponent = torch.frexp(values.abs())
     smallest_normal = torch.finfo(dtype).smallest_normal
     smallest_exponent = torch.frexp(torch.tensor(smallest_normal, dtype=torch.float64))[1]
@@ -94,7 +92,7 @@ def half_ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass
 class Reference:
-    """The truth in fp64, per channel (C,) or per element, and the scale of each quantity's error."""
+    """The exact results in fp64, per channel (C,) or per element, and the scale of each quantity's error."""
 
     mean: Tensor
     var: Tensor
@@ -122,7 +120,7 @@ def _fp64(tensor: Tensor | None) -> Tensor | None:
 
 
 KINKS = {"relu": (0.0,), "leaky_relu": (0.0,), "prelu": (0.0,), "relu6": (0.0, 6.0)}
-"""Where the slope jumps, of the activations whose slope takes two values."""
+"""The kinks of activations whose slope has two values."""
 
 
 def _gelu_tanh_slope(z: Tensor) -> Tensor:
@@ -144,7 +142,7 @@ SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": lambda z: z.sigmoid() * (-z).sigmoid(),
     "mish": _mish_slope,
 }
-"""Derivatives that do not cancel: 1 - tanh(z)^2 has no digit left where it is small, even in fp64."""
+"""Derivatives without cancellation. 1 - tanh(z)^2 loses all digits if it is small, even in fp64."""
 
 
 def _gauss(z: Tensor) -> Tensor:
@@ -152,7 +150,7 @@ def _gauss(z: Tensor) -> Tensor:
 
 
 def derivatives(case: Case, z: Tensor, negative_slope: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The first and second derivative of the activation at z; the second one 0 where it is linear."""
+    """The activation's first and second derivative at z. The second is 0 where the activation is linear."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         if case.activation in SLOPES:
@@ -166,10 +164,10 @@ def derivatives(case: Case, z: Tensor, negative_slope: Tensor | None = None) -> 
 
 
 def passed(case: Case, tensors: Tensors, output: Tensor) -> Tensor | None:
-    """The `mask` of an output: the reference's own, but for values within rounding of a kink.
+    """The `mask` of an output: the reference's own, except for values within rounding of a kink.
 
-    On which side of 0 they fell the output's sign tells, and on which side of 6 the output, if it was not
-    rounded to a half type afterwards.
+    The output's sign tells on which side of 0 such a value fell. The output itself tells on which side of 6,
+    unless it was rounded to half precision afterwards.
     """
     if case.activation not in KINKS:
         return None
@@ -182,8 +180,8 @@ def passed(case: Case, tensors: Tensors, output: Tensor) -> Tensor | None:
 def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Reference:
     """Forward, backward and running statistics of `case` in fp64 on the CPU, by the textbook formulas.
 
-    `mask` is True where the activation let a value through in the implementation judged: a value within
-    rounding of a kink may fall on either side, and its gradient follows it. By default the reference's own.
+    `mask` is True where the tested activation passed a value. A value within rounding of a kink may fall on
+    either side, and its gradient follows it. The default is the reference's own mask.
     """
     x, grad_output = tensors.input.detach().double().cpu(), tensors.grad_output.double().cpu()
     over_channel = [dim for dim in range(x.dim()) if dim != 1]
@@ -197,7 +195,7 @@ def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Refer
     if case.training:
         mean = x.mean(over_channel)
         residual = x - per_channel(mean, x)
-        correction = residual.mean(over_channel)  # the mean's own rounding, of no weight in exact arithmetic
+        correction = residual.mean(over_channel)  # the mean's rounding error
         mean = mean + correction
         var = (residual - per_channel(correction, x)).square().mean(over_channel)
     else:
@@ -217,8 +215,8 @@ def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Refer
         other = one_slope if negative_slope is None else per_channel(negative_slope, x)
         first = torch.where(mask.cpu(), torch.ones_like(z), other)
     dy = first * grad_output
-    # How far g = act'(z) * grad_output moves where z moves by its scale, and how large it is.
-    # Without curvature not at all, wherever z is, even if it is NaN.
+    # The change of g = act'(z) * grad_output if z moves by its scale, plus the size of g. Without curvature
+    # there is no change, even if z is NaN.
     dy_scale = dy.abs() + torch.where(second == 0, 0, (second * grad_output).abs() * z_scale)
     sum_dy, sum_dy_xhat = dy.sum(over_channel), (dy * xhat).sum(over_channel)
     grad = dy
@@ -244,7 +242,7 @@ def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Refer
         running_mean, running_var = kept * old_mean + new * mean, kept * old_var + new * unbiased * var
         scales["running_mean"] = kept * old_mean.abs() + new * (mean.abs() + scales["mean"])
         scales["running_var"] = kept * old_var.abs() + new * unbiased * (var + case.eps)
-    elif running_mean is not None and running_var is not None:  # evaluation leaves them as they are
+    elif running_mean is not None and running_var is not None:  # evaluation does not change them
         scales["running_mean"], scales["running_var"] = 0 * running_mean, 0 * running_var
     return Reference(
         mean,
@@ -265,10 +263,10 @@ def reference(case: Case, tensors: Tensors, mask: Tensor | None = None) -> Refer
 
 
 def error(actual: Tensor, expected: Tensor, scale: Tensor, demanded: float = 0.0) -> float:
-    """The largest |actual - expected|, less the rounding to `actual`'s dtype, in units of `scale`.
+    """The largest |actual - expected|, minus the rounding to `actual`'s dtype, in units of `scale`.
 
-    The rounding is taken where it is larger, at the far end of the demanded interval. A NaN or an
-    infinity on one side only is an infinite error.
+    The rounding is the larger one, at the far end of the allowed interval. If only one of the two is NaN or
+    infinite, the error is infinite.
     """
     if actual.numel() == 0:
         return 0.0
@@ -295,12 +293,12 @@ DEMANDS = {
 
 
 def errors(case: Case, tensors: Tensors, result: Result) -> dict[str, float]:
-    """Each quantity's error against the reference, in units of its scale, for those the case has."""
+    """Each quantity's error against the reference, in units of its scale, for the case's quantities."""
     return errors_against(reference(case, tensors, passed(case, tensors, result.output)), case, result)
 
 
 def errors_against(truth: Reference, case: Case, result: Result) -> dict[str, float]:
-    """The same against a given truth."""
+    """The same for given exact results."""
     found = {}
     for name, demanded in DEMANDS.items():
         actual = getattr(result, name)
@@ -311,7 +309,7 @@ def errors_against(truth: Reference, case: Case, result: Result) -> dict[str, fl
 
 
 def assert_meets_demands(case: Case, tensors: Tensors, demands: dict[str, float] = DEMANDS) -> Result:
-    """No result is wrong beside PyTorch's, and the batches are counted as there. Returns ours."""
+    """Checks that no result is worse than PyTorch's and that the counter is the same. Returns our results."""
     ours, theirs = run_fused(case, tensors), run_torch(case, tensors)
     wrong = wrong_results(case, ours, theirs, partial(errors, case, tensors), "PyTorch", demands)
     counts = ours.num_batches_tracked, theirs.num_batches_tracked
@@ -329,15 +327,15 @@ def wrong_results(
     whose: str,
     demands: dict[str, float] = DEMANDS,
 ) -> list[str]:
-    """What of ours is beyond its demand, of another dtype or shape than theirs, or further from the truth.
+    """Our results that exceed their demand, differ from theirs in dtype or shape, or are further off.
 
-    "Further" compares the largest errors of the two, each less the rounding to the dtype of the
-    result: ours may be up to theirs, or up to `beyond_rounding` where both are that close. The fallback
-    is PyTorch, so it is held to the comparison alone.
+    "Further off" compares the largest errors of the two, each minus the rounding to the result's dtype. Ours
+    may be up to theirs, or up to `beyond_rounding` if both are that small. The fallback is PyTorch, so only
+    this comparison applies to it.
 
     Args:
-        judge: gives a result's `errors`.
-        whose: theirs are, as a message begins.
+        judge: computes a result's `errors`.
+        whose: whose results theirs are, for messages.
     """
     our_errors, their_errors = judge(ours), judge(theirs)
     wrong = []

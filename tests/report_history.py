@@ -1,4 +1,4 @@
-"""Recorded runs, fabricated: as many cells as the grid has, with times as a model of a machine gives them."""
+"""Fabricated recorded runs with all of the grid's cells. A simple model of a machine gives the times."""
 
 import math
 import random
@@ -17,7 +17,7 @@ DATE = "2026-12-01T10:00:00+00:00"
 CPU_NAME = "AMD EPYC 9B45 64-Core Processor"
 GPU_NAME = "NVIDIA H200"
 COPIES = {"forward": 1.0, "backward": 1.5, "forward+backward": 2.5, "evaluation": 1.0}
-"""The mandatory traffic in copies of the input."""
+"""The mandatory traffic, in copies of the input."""
 ULPS = {"output": 0.6, "grad_input": 0.8, "grad_weight": 2.0, "grad_bias": 1.5, "mean": 0.5, "variance": 0.7}
 DATA = {
     ("N(0, 1)", "float32"): 1.0,
@@ -27,7 +27,7 @@ DATA = {
     ("constant 12345.678", "float32"): 9e6,
     ("5 +- 0.1", "bfloat16"): 1.2,
 }
-"""How many times further off eager is."""
+"""How many times larger eager's error is."""
 COUNTS = {
     "forward": 92_000,
     "forward+backward": 314_000,
@@ -40,7 +40,7 @@ COUNTS = {
 
 
 def environment(date: str, device: str = CPU_NAME, **fields: Any) -> dict[str, Any]:
-    """As benchmarks.environment has it."""
+    """An environment as benchmarks.environment makes it."""
     cuda = device == GPU_NAME
     return {
         "date": date,
@@ -60,9 +60,9 @@ def environment(date: str, device: str = CPU_NAME, **fields: Any) -> dict[str, A
 def speeds(
     seed: int, gain: float = 1.0, *, cuda: bool = False, chosen: Callable[[Cell], bool] = lambda _: True
 ) -> Iterator[Speed]:
-    """The grid's cells, where a CPU copies 40 GB/s or a GPU 4 TB/s, ours `gain` times faster than of old.
+    """The grid's cells on a CPU that copies 40 GB/s or a GPU that copies 4 TB/s. Ours is `gain` times faster.
 
-    Of a GPU also replays of graphs.
+    A GPU also has replays of graphs.
     """
     chance = random.Random(seed)
     overhead, bandwidth = (3e-6, 4e12) if cuda else (5e-6, 40e9)
@@ -90,7 +90,7 @@ def speeds(
 
 
 def replayed(cell: Cell, floor: float, rows: dict[str, RowSpeed], overhead: float) -> Speed:
-    """The same by replays of graphs: without the host's time, and of memory nothing is said."""
+    """The same cells as replays of graphs: without the host's time, and without memory."""
     seconds = {name: max(row.seconds - overhead, 1e-6) for name, row in rows.items()}
     eager = seconds["eager"]
     found = {name: RowSpeed(value, eager / value, floor / value, None) for name, value in seconds.items()}
@@ -98,7 +98,7 @@ def replayed(cell: Cell, floor: float, rows: dict[str, RowSpeed], overhead: floa
 
 
 def steps() -> Iterator[Speed]:
-    """Whole training steps, which have neither bytes nor a floor; ResNet-50's are not compiled."""
+    """Whole training steps, which have neither bytes nor a floor. ResNet-50's are not compiled."""
     rows_of = {
         "LeNet-5": {"eager": (3.5e-3, 5_100_000), "compile": (3.6e-3, 5_000_000), "ours": (3e-3, 4_700_000)},
         "ResNet-50": {
@@ -115,7 +115,7 @@ def steps() -> Iterator[Speed]:
 
 
 def accuracies(seed: int) -> Iterator[Accuracy]:
-    """Kinds of data, dtypes and quantities; a constant is exact by ours."""
+    """All kinds of data, dtypes and quantities. Ours has no error for a constant."""
     chance = random.Random(seed)
     for layout in ("contiguous", "channels_last"):
         for (data, dtype), times in DATA.items():
@@ -127,27 +127,27 @@ def accuracies(seed: int) -> Iterator[Accuracy]:
 
 
 def instructions(gain: float = 1.0) -> Iterator[Instructions]:
-    """Of tiny calls, of which ours take `gain` times fewer than of old."""
+    """Instructions of tiny calls. Ours take `gain` times fewer."""
     for call, count in COUNTS.items():
         yield Instructions(call, count if call.startswith("eager") else int(count / gain))
 
 
 def whole(seed: int, gain: float = 1.0, *, cuda: bool = False) -> list[Record]:
-    """All that a run records."""
+    """All records of a run."""
     return [*speeds(seed, gain, cuda=cuda), *steps(), *accuracies(seed), *instructions(gain)]
 
 
 def record(
     directory: Path, commit: str, records: Sequence[Record], date: str, device: str = CPU_NAME, **fields: Any
 ) -> Path:
-    """Appends a run of that commit."""
+    """Appends a run with that commit."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(history, "current_commit", lambda: commit)
         return history.append(records, environment(date, device, **fields), directory)
 
 
 def several_runs(directory: Path, count: int = 6) -> Path:
-    """Of one CPU, a day each, ever faster; the second run is a quick one."""
+    """Runs of one CPU on successive days, each faster than the last. The second is a quick run."""
     for number in range(count):
         records = whole(number, 1 + 0.12 * number)
         if number == 1:
@@ -166,7 +166,7 @@ def speed(
     peaks: tuple[int | None, int | None] = (None, None),
     graph: bool = False,
 ) -> Speed:
-    """A cell of 2 kB whose floor is 1 us and where eager takes 8 us; peaks of eager and ours."""
+    """A cell of 2 kB with a floor of 1 us, eager's time of 8 us, and peaks of eager and ours."""
     rows = {"eager": RowSpeed(8e-6, 1.0, 1 / 8, peaks[0])}
     if compiled is not None:
         rows["compile"] = RowSpeed(8e-6 / compiled, compiled, compiled / 8, None)
@@ -181,7 +181,7 @@ def run_of(*records: Record, commit: str = "a1", date: str = DATE) -> Run:
 
 
 def without(row: str, records: list[Record]) -> list[Record]:
-    """The same but for a row of every cell."""
+    """The same cells without one row."""
     for each in records:
         if isinstance(each, Speed):
             del each.rows[row]
@@ -189,5 +189,5 @@ def without(row: str, records: list[Record]) -> list[Record]:
 
 
 def quick(seed: int, *, cuda: bool = False) -> list[Record]:
-    """What the quick part of the grid records."""
+    """The records of the grid's quick part."""
     return list(speeds(seed, cuda=cuda, chosen=lambda cell: cell.quick))

@@ -1,4 +1,4 @@
-"""The benchmark of accuracy: its measure in ulps, its truth, its data, and that it sees what is wrong."""
+"""The benchmark of accuracy: its measure in ulps, its exact results, its data, and planted errors."""
 
 import math
 from collections.abc import Iterator
@@ -69,13 +69,13 @@ def test_errors_count_in_the_larger_of_value_and_scale() -> None:
         (math.inf, math.inf, 0.0),
     ],
 )
-def test_what_is_not_finite_on_one_side_only_is_infinitely_wrong(
+def test_nan_or_infinity_on_one_side_is_an_infinite_error(
     found: float, exact: float, expected: float
 ) -> None:
     assert ulps(fp64(found, 1.0).float(), fp64(exact, 1.0), fp64(1.0)) == expected
 
 
-def test_nothing_is_wrong_in_nothing() -> None:
+def test_an_empty_result_has_no_error() -> None:
     assert ulps(torch.empty(0), torch.empty(0, dtype=torch.float64), fp64(1.0)) == 0
 
 
@@ -92,7 +92,7 @@ def test_nothing_is_wrong_in_nothing() -> None:
     ],
 )
 def test_truth_is_the_textbook_formulas(mean: float, deviation: float, dtype: torch.dtype) -> None:
-    """Those of tests/reference.py, to what a mean of 1e6 deviations costs in float64, 1e6 * 2^-53 = 1e-10."""
+    """As tests/reference.py, within 1e6 * 2^-53 = 1e-10: float64's error at a mean of 1e6 deviations."""
     input = data.normal(mean, deviation, SMALL).to(dtype)
     norm, grad_output = next(measure.draws(input))
     found = truth(input, grad_output, norm)
@@ -117,13 +117,13 @@ def test_truth_is_the_textbook_formulas(mean: float, deviation: float, dtype: to
 
 
 def test_the_truth_is_no_worse_than_a_double_norm() -> None:
-    """Without a large mean nn.BatchNorm2d in float64, as it is, says the same."""
+    """Without a large mean, plain nn.BatchNorm2d in float64 gives the same."""
     input = data.normal(shape=SMALL).float()
     norm, grad_output = next(measure.draws(input))
     found = truth(input, grad_output, norm)
     leaf = input.double().requires_grad_()
-    twin = norm.double()
-    output = torch.relu(twin(leaf))
+    reference = norm.double()
+    output = torch.relu(reference(leaf))
     (grad_input,) = torch.autograd.grad(output, leaf, found.grad_output.double())
     torch.testing.assert_close(found.exact["output"], output.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found.exact["grad_input"], grad_input, rtol=1e-12, atol=1e-12)
@@ -143,7 +143,7 @@ def test_no_gradient_flows_next_to_the_kink() -> None:
 
 
 def test_scales_are_the_usual_sizes() -> None:
-    """Of N(0, 1) data, w = 2, b = 1 and a gradient of ones: sqrt(w^2 + b^2), w, sqrt(n), 1 and 1."""
+    """For N(0, 1) data, w = 2, b = 1 and a gradient of ones: sqrt(w^2 + b^2), w, sqrt(n), 1 and 1."""
     input = data.normal(shape=(50, 2, 40, 40)).float()
     norm = nn.BatchNorm2d(2, momentum=1.0)
     nn.init.constant_(norm.weight, 2.0)
@@ -185,7 +185,7 @@ def test_data_are_what_their_names_say() -> None:
 
 @pytest.fixture
 def small_lenet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """LeNet's activations come from a stand-in for MNIST and two steps."""
+    """LeNet's activations come from a stand-in for MNIST and two training steps."""
     monkeypatch.setattr(mnist, "load", lambda **_: small_mnist())
     data._all_lenet_activations.cache_clear()
     yield
@@ -199,7 +199,7 @@ def test_lenets_data_are_the_inputs_of_its_norms() -> None:
     assert data.lenet_activations("norm2", 0).shape == (64, 16, 10, 10)
     assert not before.requires_grad
     difference = (before - after).abs().max()
-    assert 0 < difference < 0.1  # Adam moves each weight by 0.001 a step, and 25 of them meet in a value
+    assert 0 < difference < 0.1  # Adam moves each weight by 0.001 per step, and a value depends on 25 of them
     assert [entry.id for entry in LENET] == [
         "LeNet norm1, no training steps, contiguous",
         "LeNet norm2, no training steps, contiguous",
@@ -213,7 +213,7 @@ def test_lenets_data_are_the_inputs_of_its_norms() -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two draws, and nothing compiled."""
+    """Two draws, and no compilation."""
     monkeypatch.setattr(measure, "DRAWS", 2)
     monkeypatch.setattr(measure, "can_compile", lambda: False)
 
@@ -224,13 +224,13 @@ def small(name: str, mean: float, deviation: float, dtype: str = "float32") -> D
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_ordinary_data_cost_nobody_digits(dtype: str) -> None:
+def test_ordinary_data_cost_no_digits(dtype: str) -> None:
     records = measure.measure(small("small", 0.5, 2.0, dtype))
     assert [record.quantity for record in records] == list(measure.QUANTITIES)
     for record in records:
         assert (record.data, record.dtype) == ("small, channels_last", dtype)
-        assert list(record.ulps) == ["eager", "ours"]  # no compiler, no row
-        # In a sum of n terms one after the other, n roundings of half an ulp at most, of either sign.
+        assert list(record.ulps) == ["eager", "ours"]  # no compiler, so no row
+        # A sequential sum of n terms has at most n roundings of half an ulp, with either sign.
         assert all(error <= (8 * 12 * 10) ** 0.5 for error in record.ulps.values()), record
 
 
@@ -244,7 +244,7 @@ def test_a_large_mean_costs_eager_digits_and_ours_none() -> None:
 
 
 class Spoiled(fused_bn.BatchNorm2d):
-    """Right but for a planted error, by the name of what it spoils; each is 100 ulps of float32 or more."""
+    """A norm with a planted error of at least 100 ulps of float32, named by what it spoils."""
 
     spoils = ""
 
@@ -328,6 +328,6 @@ def test_tables_have_every_row_and_gap() -> None:
     with console.capture() as capture:
         console.print(table.terminal(records))
     printed = capture.get()
-    assert printed.count("float32") == 1  # a data set's name stands once
+    assert printed.count("float32") == 1  # a data set's name appears once
     assert "grad_input" in printed
     assert table.headings(records[1:])[3:] == ["eager", "ours", "eager / ours"]

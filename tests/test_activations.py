@@ -1,4 +1,4 @@
-"""The activations alone, of values that a norm without parameters passes on as they are, in every digit."""
+"""Activations alone: a norm without parameters passes values on unchanged, in every digit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from tests.test_adversarial import INF, NAN, classes
 pytestmark = pytest.mark.needs_extension
 
 Exact = Any
-"""An array of np.longdouble, of 64 bits on x86."""
+"""An array of np.longdouble, which has 64 bits of significand on x86."""
 
 
 def alone(activation: str, z: Tensor, param: float | None = None) -> tuple[Tensor, Tensor]:
@@ -50,16 +50,16 @@ LARGEST = 3e38
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("activation", ["hardsigmoid", "selu", "softplus", "mish"])
 def test_extremes_and_edges_are_pytorchs(activation: str, dtype: torch.dtype, device: str) -> None:
-    """NaN and infinities in the same places, and 0 and 1 where PyTorch has these: also of the slopes."""
+    """NaN and infinities, 0 and 1 are where PyTorch has them, also in the slopes."""
     edge = 20 / PARAMS["softplus"]
     places = [INF, -INF, NAN, 0.0, -0.0, 3.0, -3.0, LARGEST, -LARGEST, 1e-38, -200.0]
-    # As often as a vector has lanes, and a rest.
+    # More than a vector's lanes, so that there is a remainder.
     z = torch.tensor([*places, edge - 0.25, edge + 0.25] * 5, dtype=dtype, device=device)
     (output, slope), (their_output, their_slope) = (
         alone(activation, z, PARAMS.get(activation)),
         by_torch(activation, z),
     )
-    if activation == "selu":  # whose slope at NaN is NaN in PyTorch's whole vectors, and not in the rest
+    if activation == "selu":  # in PyTorch its slope at NaN is NaN in whole vectors, but not in the remainder
         their_slope[z.isnan()] = slope[z.isnan()]
     for mine, theirs in ((output, their_output), (slope, their_slope)):
         assert same_bits(classes(mine), classes(theirs))
@@ -83,11 +83,11 @@ ALPHA, SCALE = (
     np.longdouble("1.0507009873554804934193349852946"),
 )
 BETA = 0.5
-"""A power of two, so that beta * z is exact: exp() multiplies its rounding by z, PyTorch's as well."""
+"""A power of two makes beta * z exact. exp() multiplies its rounding by z, in PyTorch too."""
 
 
 def known(function: Callable[[Exact], Exact]) -> Callable[[Exact], tuple[Exact, Exact]]:
-    """With the scale of the errors: the value itself."""
+    """The exact values, and the scale of the errors: the value itself."""
     return lambda z: (function(z), abs(function(z)))
 
 
@@ -101,20 +101,19 @@ EXACT: dict[str, tuple[Callable[[Exact], tuple[Exact, Exact]], float]] = {
     "mish": (known(lambda z: z * np.tanh(np.log1p(np.exp(z)))), 13),
     "slope of mish": (mish_slope, 34),
 }
-"""The truth, and how many roundings of 2^-24 (float64: 2^-53) a result may be away from it.
+"""The exact results, and the allowed roundings of 2^-24 (float64: 2^-53).
 
 exp, expm1 and log1p are within 2 units in the last place on either device: 4 roundings. An operation adds one
-to those of what it takes, of which a sum hands on as much as the term is of the whole. So logistic(z) has
-4 + 3. Of mish with s = exp(-z), z > 0: the numerator 1 + 2 s has 2.7 + 1, the denominator, of which 2 s^2 is
-up to 0.4, 2.2 + 3.6 + 1, and the product 12.5; the slope s^2 (4 + 4 s) z / denominator^2 8 + 3 + 3 + 15.6 + 3
-and its sum one more. Of a negative z fewer.
-"""
+to the roundings of its arguments. A sum takes over an argument's roundings in proportion to its share of the
+result. So logistic(z) has 4 + 3. For mish with s = exp(-z), z > 0: the numerator 1 + 2 s has 2.7 + 1. The
+denominator, in which 2 s^2 is up to 0.4, has 2.2 + 3.6 + 1. The product has 12.5. The slope s^2 (4 + 4 s) z /
+denominator^2 has 8 + 3 + 3 + 15.6 + 3, and its sum one more. A negative z has fewer."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("activation", ["hardsigmoid", "selu", "softplus", "mish"])
 def test_values_and_slopes_to_the_last_digits(activation: str, dtype: torch.dtype, device: str) -> None:
-    """Nothing but the activation can be wrong here, and no scale of a norm hides how far it is off."""
+    """Only the activation can be wrong here, and no scale of a norm hides its error."""
     far = torch.logspace(-6, 1.9, 5000, dtype=torch.float64)
     z = torch.cat([torch.linspace(-45, 45, 100_003, dtype=torch.float64), far, -far]).to(dtype)
     found = alone(activation, z.to(device), BETA if activation == "softplus" else None)
@@ -130,7 +129,7 @@ def test_values_and_slopes_to_the_last_digits(activation: str, dtype: torch.dtyp
 
 @pytest.mark.parametrize("beta", [-1.0, -0.3, 1e-3, 1e3])
 def test_softplus_of_any_beta_is_pytorchs(beta: float, device: str) -> None:
-    """A negative one turns it upside down, as in PyTorch; within 30 roundings of beta * z and of the rest."""
+    """A negative beta turns the function upside down, as in PyTorch, within 30 roundings of its terms."""
     z = torch.linspace(-70, 70, 1001, dtype=torch.float64, device=device)
     given = z.clone().requires_grad_()
     expected = torch.nn.functional.softplus(given, beta)
@@ -142,7 +141,7 @@ def test_softplus_of_any_beta_is_pytorchs(beta: float, device: str) -> None:
 
 @pytest.mark.parametrize("beta", [0.0, INF, NAN])
 def test_meaningless_betas_are_refused(beta: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the operator and by plain PyTorch calls, where F.softplus would give inf or NaN."""
+    """Tests the operator and plain PyTorch calls, for arguments at which F.softplus would give inf or NaN."""
     for with_kernels in (True, False):
         if not with_kernels:
             monkeypatch.setattr(functional, "devices_with_kernels", frozenset())

@@ -57,7 +57,7 @@ def one_sample_far_away(shape: tuple[int, ...]) -> Tensor:
 
 
 def own_mean_each_channel(shape: tuple[int, ...]) -> Tensor:
-    """Means from -1e5 to 1e5: a pivot or mean of the neighbouring channel loses everything."""
+    """Means from -1e5 to 1e5: using the neighbouring channel's pivot or mean would lose all digits."""
     return noise(*shape) + torch.linspace(-1e5, 1e5, shape[1], dtype=torch.float64).view(1, -1, 1, 1)
 
 
@@ -79,7 +79,7 @@ SHAPES = ((64, 6, 28, 28), (8, 20, 56, 56), (4, 1030, 3, 3))
 def test_huge_means_and_drifts_cost_no_accuracy(
     data: str, shape: tuple[int, ...], layout: str, device: str
 ) -> None:
-    """The ordinary demands hold: sums of squares are wrong by 6e7, Welford by 7 % on the first of these."""
+    """The ordinary demands hold. On the first data, sums of squares err by 6e7, Welford's method by 7 %."""
     case = Case(shape, layout)
     assert_meets_demands(case, tensors_with(case, HARD_DATA[data](shape), device))
 
@@ -87,7 +87,7 @@ def test_huge_means_and_drifts_cost_no_accuracy(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 def test_first_element_a_million_sigmas_off(shape: tuple[int, ...], layout: str, device: str) -> None:
-    """The pivot is the outlier: the mean may be off by 2e-5 sigma, and the output by as much times |w|."""
+    """The pivot is the outlier, so the mean may be off by 2e-5 sigma, and the output by |w| times as much."""
     case = Case(shape, layout)
     looser = {name: demand + DEMANDED_MEAN_ADVERSARIAL for name, demand in DEMANDS.items()}
     assert_meets_demands(case, tensors_with(case, first_is_outlier(shape), device), looser)
@@ -99,7 +99,7 @@ def test_first_element_a_million_sigmas_off(shape: tuple[int, ...], layout: str,
 def test_half_input_with_a_mean_of_fifty_sigmas(
     dtype: torch.dtype, parameter_dtype: torch.dtype, mean: float, layout: str, device: str
 ) -> None:
-    """E[x^2] - E[x]^2 in half precision is negative here, and its root NaN."""
+    """In half precision E[x^2] - E[x]^2 is negative here, and its root NaN."""
     case = Case((2, 64, 32, 32), layout, dtype, parameter_dtype)
     tensors = tensors_with(case, mean + 0.1 * noise(*case.shape), device)
     result = assert_meets_demands(case, tensors)
@@ -112,7 +112,7 @@ def test_half_input_with_a_mean_of_fifty_sigmas(
 def test_large_half_channels_last_has_finite_accurate_gradients(
     dtype: torch.dtype, gradient: str, device: str
 ) -> None:
-    """Sums over 802,816 values in half precision overflow and gave NaN in grad_input."""
+    """Half-precision sums over 802,816 values would overflow and give NaN in grad_input."""
     case = Case((16, 3, 224, 224), "channels_last", dtype)
     generator = torch.Generator().manual_seed(3)
     tensors = tensors_with(case, torch.rand(case.shape, generator=generator).double(), device)
@@ -123,7 +123,7 @@ def test_large_half_channels_last_has_finite_accurate_gradients(
     ours, theirs = run_fused(case, tensors), run_torch(case, tensors)
     our_errors, their_errors = errors(case, tensors, ours), errors(case, tensors, theirs)
     for name, found in our_errors.items():
-        # The demands on dw and db hold for independent gradients; a sum of n equal ones is only compared.
+        # The demands on dw and db need independent gradients. A sum of n equal ones is only compared.
         assert found <= max(their_errors[name], beyond_rounding(name, dtype)), name
     assert ours.grad_input.isfinite().all()
 
@@ -138,9 +138,9 @@ CONSTANTS = [0.0, 0.1, -1.0, 12345.678, 30000.0, -3.3e7, 1e10]
 def test_constant_channel_normalises_to_exactly_zero(
     dtype: torch.dtype, parameter_dtype: torch.dtype, value: float, layout: str, device: str
 ) -> None:
-    """So the output is the bias, bit for bit; with counts that are no power of two."""
+    """The output is the bias, bit for bit, even if the count is no power of two."""
     largest = torch.finfo(dtype).max
-    value = max(-largest, min(value, largest))  # 65504 in float16
+    value = max(-largest, min(value, largest))  # the largest float16 is 65504
     for shape in ((1, 1, 2, 1), (7, 3, 5, 5), (3, 2, 101, 103)):
         case = Case(shape, layout, dtype, parameter_dtype, activation="none")
         tensors = tensors_with(case, torch.full(shape, value, dtype=torch.float64), device)
@@ -166,7 +166,7 @@ def test_a_hundred_ones_of_one_row_normalise_to_zero(device: str) -> None:
 def test_values_near_1e30_are_normalised_although_their_squares_overflow(
     magnitude: float, dtype: torch.dtype, layout: str, device: str
 ) -> None:
-    """PyTorch answers zeros on the CPU and NaN on CUDA. The variance itself, 1e58, is infinite in fp32."""
+    """PyTorch returns zeros on the CPU and NaN on CUDA. The variance itself, 1e58, is infinite in fp32."""
     case = Case((8, 5, 6, 7), layout, dtype)
     tensors = tensors_with(case, magnitude * (1 + 0.1 * noise(*case.shape)), device)
     result = run_fused(case, tensors)
@@ -186,23 +186,23 @@ def test_values_near_1e30_are_normalised_although_their_squares_overflow(
 def test_the_fp64_variance_keeps_its_digits_beside_a_large_mean(
     shape: tuple[int, ...], layout: str, mean: float, device: str
 ) -> None:
-    """Means that are rounded before they are merged cost 3e5 units in the last place.
+    """Rounding means before they are merged would cost 3e5 units in the last place.
 
-    The deviations are multiples of 2^-20, so that mean + deviation is exact, and the variance that of these.
+    The deviations are multiples of 2^-20, so mean + deviation and the variance are exact.
     """
     values = (noise(*shape) * 2**20).round() / 2**20
     case = Case(shape, layout, torch.float64, torch.float64, momentum=1.0, activation="none")
     result = run_fused(case, tensors_with(case, mean + values, device))
     exact = values.transpose(0, 1).flatten(1).var(1)
     error = ((present(result.running_var).cpu() - exact) / exact).abs().max()
-    # A sum of n terms by lanes: at most n / 8 additions in a row, and some roundings besides.
+    # A sum of n terms in vector lanes has at most n / 8 additions in sequence, and a few more roundings.
     assert error < (8 + values.numel() / shape[1] / 8) * 2.0**-53
 
 
 @pytest.mark.core
 @pytest.mark.parametrize("dtype", HALF_DTYPES, ids=lambda dtype: str(dtype)[6:])
 def test_a_trend_along_the_batch_costs_half_types_no_accuracy(dtype: torch.dtype, device: str) -> None:
-    """Its first row is a bad pivot, and roundings of many equal values in one float add up: to 161 units."""
+    """The first row is a bad pivot. Summing many equal values in one float gave errors of up to 161 units."""
     for shape in ((32, 1, 9, 13), (64, 3, 8, 8), (64, 2, 5, 13), (5, 2, 70, 70)):
         case = Case(shape, "contiguous", dtype)
         values = torch.linspace(-1000, 1000, prod(shape)).double().view(shape)
@@ -216,7 +216,7 @@ def test_a_trend_along_the_batch_costs_half_types_no_accuracy(dtype: torch.dtype
 def test_slopes_of_huge_values_are_those_of_infinity(
     dtype: torch.dtype, activation: str, device: str
 ) -> None:
-    """z ** 3 overflows where the slope is 0 or 1: a NaN there made all gradients of the channel NaN."""
+    """z ** 3 overflows where the slope is 0 or 1. A NaN there would spoil all of the channel's gradients."""
     case = Case((4, 2, 3, 3), dtype=dtype, parameter_dtype=dtype, training=False, activation=activation)
     tensors = make_tensors(case, device)
     for place, value in enumerate((-1e14, 1e14, -3e30, 3e30)):
@@ -235,7 +235,7 @@ def test_slopes_of_huge_values_are_those_of_infinity(
 def test_an_infinite_scale_has_the_sign_of_the_deviation(
     weight: float, spread: float, eps: float, layout: str, activation: str, device: str
 ) -> None:
-    """Not that of the value itself: a finite result of the activation would hide the difference."""
+    """Compares z itself, because a finite result of the activation would hide the difference."""
     case = Case((4, 3, 5, 7), layout, activation=activation, eps=eps)
     tensors = tensors_with(case, spread * (noise(*case.shape) + 0.5), device)
     present(tensors.weight)[:] = weight
@@ -248,7 +248,7 @@ def test_an_infinite_scale_has_the_sign_of_the_deviation(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("value", [INF, -INF])
 def test_an_infinite_gradient_reaches_the_parameters(value: float, layout: str, device: str) -> None:
-    """inf * (x - mean) is infinite, where inf * x - inf * mean is NaN."""
+    """inf * (x - mean) is infinite, but inf * x - inf * mean is NaN."""
     case = Case((4, 3, 5, 7), layout, activation="none")
     tensors = make_tensors(case, device)
     tensors.grad_output[1, 1, 2, 3] = value
@@ -260,7 +260,7 @@ def test_an_infinite_gradient_reaches_the_parameters(value: float, layout: str, 
 @pytest.mark.core
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_subnormal_bfloat16_values_are_kept(layout: str) -> None:
-    """An instruction that rounds to bfloat16 makes 0 of them."""
+    """An instruction that rounds to bfloat16 flushes them to 0."""
     case = Case((4, 3, 5, 7), layout, torch.bfloat16, training=False, activation="none", eps=0.0)
     tensors = tensors_with(case, 1e-39 * noise(*case.shape), "cpu")
     for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
@@ -269,14 +269,14 @@ def test_subnormal_bfloat16_values_are_kept(layout: str) -> None:
 
 
 def test_fp64_values_near_1e150_are_normalised(device: str) -> None:
-    """Squares of 1e300 still fit: no shortcut through fp32 anywhere."""
+    """Squares of 1e300 still fit in fp64, so nothing may pass through fp32."""
     case = Case((8, 5, 6, 7), "channels_last", torch.float64, torch.float64)
     assert_meets_demands(case, tensors_with(case, 1e150 * (1 + 0.1 * noise(*case.shape)), device))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_tiny_values_are_governed_by_eps(training: bool, device: str) -> None:
-    """The variance underflows; eps alone sets invstd, and nothing divides by zero."""
+    """The variance underflows. eps alone determines invstd, and nothing divides by zero."""
     case = Case((8, 5, 6, 7), training=training)
     assert_meets_demands(case, tensors_with(case, 1e-30 * noise(*case.shape), device))
 
@@ -287,15 +287,15 @@ def test_evaluation_with_eps_zero_is_allowed(device: str) -> None:
 
 
 def classes(tensor: Tensor) -> Tensor:
-    """0 finite, 1 NaN, 2 infinite and positive, 3 infinite and negative: an element each."""
+    """Classifies each element: 0 finite, 1 NaN, 2 positive infinity, 3 negative infinity."""
     return tensor.isnan() * 1 + (tensor == INF) * 2 + (tensor == -INF) * 3
 
 
 def spoilt_alike(name: str, mine: Tensor, other: Tensor) -> bool:
-    """NaN, inf and finite in the same places.
+    """Checks that NaN, infinite and finite values are in the same places.
 
-    Of a channel with inf PyTorch's own running mean is inf on the CPU and in contiguous tensors on CUDA, and
-    NaN in channels_last there: either will do on CUDA.
+    For a channel with inf, PyTorch's running mean is inf on the CPU and for contiguous tensors on CUDA, but
+    NaN for channels_last there. On CUDA either is accepted.
     """
     if name == "running_mean" and mine.is_cuda:
         return same_bits(mine.isfinite(), other.isfinite())
@@ -313,10 +313,10 @@ POISONS = {"inf": [INF], "-inf": [-INF], "nan": [NAN], "inf and -inf": [INF, -IN
 def test_non_finite_input_spoils_what_it_spoils_in_pytorch_and_no_more(
     dtype: torch.dtype, poison: str, training: bool, activation: str, device: str
 ) -> None:
-    """Output, gradients and running statistics: NaN, inf and finite in the same places, other channels clean.
+    """NaN, inf and finite values are in the same places in all results; other channels are clean.
 
     In training one inf makes its channel NaN, running_mean inf (on CUDA: or NaN) and running_var NaN. The
-    poison stands first, in the middle and last, so that pivots, vector bodies and tails are all hit.
+    planted value is first, in the middle or last, to hit pivots, vector bodies and tails.
     """
     for layout, place in product(LAYOUTS, (0, 200, 398)):
         case = Case((1, 4, 20, 20), layout, dtype, training=training, activation=activation)
@@ -339,10 +339,10 @@ def test_non_finite_input_spoils_what_it_spoils_in_pytorch_and_no_more(
 @pytest.mark.parametrize("place", ["first sample", "last sample", "everywhere"])
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
 def test_a_channel_of_nan_or_inf_leaves_what_is_still_finite(value: float, place: str, device: str) -> None:
-    """A NaN sum is not read to its end; the sum of the gradient, which NaN input leaves finite, must be.
+    """The kernel stops reading a sum that is NaN, but not the gradient's sum, which stays finite.
 
-    Over many samples: NaN, inf and finite where PyTorch has them, and the gradient of the bias that of clean
-    input under the same gradient, bit for bit.
+    With many samples, NaN, inf and finite values are where PyTorch has them. The bias' gradient equals, bit
+    for bit, that of clean input with the same grad_output.
     """
     rows = {"first sample": slice(0, 1), "last sample": slice(-1, None), "everywhere": slice(None)}[place]
     for layout, training in product(LAYOUTS, (True, False)):
@@ -362,8 +362,8 @@ def test_a_channel_of_nan_or_inf_leaves_what_is_still_finite(value: float, place
 def test_non_finite_parameters_and_statistics_act_as_in_pytorch(name: str, value: float, device: str) -> None:
     """An infinite running mean gives infinities, an infinite variance the bias, a negative one NaN.
 
-    PyTorch makes NaN of an infinite weight, where the formula says infinity: either will do, and of the
-    gradients that follow as well.
+    For an infinite weight PyTorch gives NaN, and the formula gives infinity. Either is accepted, also in the
+    gradients that follow.
     """
     for training, activation, layout in product((True, False), ("none", "relu"), LAYOUTS):
         case = Case((2, 5, 3, 7), layout, training=training, activation=activation)
@@ -383,7 +383,7 @@ def test_non_finite_parameters_and_statistics_act_as_in_pytorch(name: str, value
 
 @pytest.mark.core
 def test_nan_passes_through_relu_and_its_gradient_too(device: str) -> None:
-    """fmaxf(NaN, 0) is 0, and z > 0 is false for NaN: the mask is !(z <= 0), as PyTorch's."""
+    """The mask is !(z <= 0), as PyTorch's: fmaxf(NaN, 0) would be 0, and z > 0 is false for NaN."""
     case = Case((2, 3, 4, 5), training=False)
     tensors = make_tensors(case, device)
     tensors.input[1, 2, 3, 4] = NAN
@@ -394,4 +394,4 @@ def test_nan_passes_through_relu_and_its_gradient_too(device: str) -> None:
     present(tensors.bias)[1] = NAN
     result = run_fused(case, tensors)
     assert result.output[:, 1].isnan().all()
-    assert (result.grad_input[:, 1] != 0).all()  # dy * w * invstd: the mask let every gradient through
+    assert (result.grad_input[:, 1] != 0).all()  # dy * w * invstd: the mask passes every gradient

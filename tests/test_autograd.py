@@ -1,4 +1,4 @@
-"""Gradients as autograd sees them: gradcheck, partial requires_grad, odd strides, kept graphs, memory."""
+"""Gradients by autograd: gradcheck, partial requires_grad, odd strides, kept graphs, memory."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,13 +33,13 @@ DIFFERENTIABLE = ("input", "residual", "weight", "bias")
 
 
 def leaves(tensors: Tensors) -> list[Tensor]:
-    """What a gradient is asked for, in the order in which `apply` takes it."""
+    """The tensors that gradients are asked for, in the order of `apply`'s arguments."""
     found = [getattr(tensors, name) for name in DIFFERENTIABLE]
     return [tensor for tensor in found if tensor is not None]
 
 
 def apply(case: Case, tensors: Tensors, *differentiable: Tensor) -> Tensor:
-    """The functional on `tensors`, its `leaves` replaced by `differentiable`."""
+    """Calls the function on `tensors`, with its `leaves` replaced by `differentiable`."""
     given = iter(differentiable)
     own = replace(
         tensors,
@@ -94,7 +94,7 @@ KINKS = {
 
 
 def smooth_tensors(case: Case) -> tuple[Tensors, list[Tensor]]:
-    """Tensors for which nothing lies within 1e-3 of a kink: differences of 1e-6 stay on one side."""
+    """Tensors without values within 1e-3 of a kink, so that differences of 1e-6 stay on one side."""
     for seed in range(100):
         tensors = make_tensors(case, seed=seed)
         z = reference.reference(case, tensors).z
@@ -106,7 +106,7 @@ def smooth_tensors(case: Case) -> tuple[Tensors, list[Tensor]]:
 
 @pytest.mark.parametrize("case", GRADCHECK_CASES, ids=str)
 def test_gradients_agree_with_finite_differences(case: Case) -> None:
-    """gradcheck's own tolerance (1e-5 absolute, 1e-3 relative), which central differences of 1e-6 need."""
+    """gradcheck's default tolerance (1e-5 absolute, 1e-3 relative) suits central differences of 1e-6."""
     tensors, differentiable = smooth_tensors(case)
     assert torch.autograd.gradcheck(lambda *given: apply(case, tensors, *given), differentiable)
 
@@ -122,7 +122,7 @@ def test_double_backward_agrees_with_finite_differences(case: Case) -> None:
 @pytest.mark.parametrize("activation", ["none", "relu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_penalty_has_the_gradients_of_nn_batchnorm(layout: str, activation: str) -> None:
-    """A loss on the norm of the gradient, in fp64: both second-order paths, 1e-10 for some 1e3 roundings."""
+    """A loss on the gradient's norm, in fp64, covers both second-order paths. 1e-10 allows 1e3 roundings."""
     case = Case((5, 3, 4, 2), layout, torch.float64, torch.float64, activation=activation)
     tensors, _ = smooth_tensors(case)
 
@@ -142,7 +142,7 @@ def test_gradient_penalty_has_the_gradients_of_nn_batchnorm(layout: str, activat
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_double_backward_runs_in_the_dtypes_of_training(dtype: torch.dtype, device: str) -> None:
-    """Near those of fp64: within 1e-4 (some 1e3 roundings of fp32) and 2^-4 (8 ulp of bf16)."""
+    """Near fp64's results: within 1e-4 (1e3 roundings of fp32) and 2^-4 (8 ulp of bf16)."""
     case = Case((6, 5, 4, 3), dtype=torch.float64, parameter_dtype=torch.float64)
     tensors, _ = smooth_tensors(case)
 
@@ -170,9 +170,9 @@ def test_double_backward_runs_in_the_dtypes_of_training(dtype: torch.dtype, devi
 def test_double_backward_is_no_further_from_the_truth_than_pytorchs(
     mean: float, training: bool, activation: str
 ) -> None:
-    """At a deviation of 1. Largest errors relative to the largest value, or within `beyond_rounding`.
+    """For a deviation of 1: largest errors relative to the largest value, or within `beyond_rounding`.
 
-    A mean computed again in fp32 is off by some 1e-3 at 1e5, and so is all that follows.
+    At a mean of 1e5, a mean recomputed in fp32 is off by about 1e-3, and so are all later results.
     """
     generator = torch.Generator().manual_seed(0)
     x, grad_output, direction = (torch.randn(8, 5, 6, 7, generator=generator) for _ in range(3))
@@ -202,7 +202,7 @@ def test_double_backward_is_no_further_from_the_truth_than_pytorchs(
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradients_of_a_part_of_the_inputs_are_those_of_all(layout: str, training: bool, device: str) -> None:
-    """What requires a gradient decides the backward operator's mask; the values must not depend on it."""
+    """requires_grad determines the backward operator's output mask. The values must not depend on it."""
     for activation in ("none", "relu"):
         case = Case((4, 17, 3, 5), layout, training=training, activation=activation)
         complete = run_fused(case, make_tensors(case, device))
@@ -247,7 +247,7 @@ def forward_and_gradients(case: Case, tensors: Tensors, grad_output: Tensor) -> 
 def test_expanded_gradients_of_stride_zero_are_read_correctly(
     layout: str, activation: str, device: str
 ) -> None:
-    """sum().backward() hands down one element, expanded: wrong in hand-written backwards [64529]."""
+    """sum().backward() passes one expanded element, which hand-written backwards got wrong [64529]."""
     case = Case((4, 17, 3, 5), layout, activation=activation)
     tensors = make_tensors(case, device)
     shape = tensors.input.shape
@@ -289,9 +289,9 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_views_of_any_strides_give_what_their_dense_copy_gives(
     view: str, dtype: torch.dtype, layout: str, device: str
 ) -> None:
-    """Input and grad_output each a view: all results bit-equal to those of a dense copy, input untouched.
+    """With views as input and grad_output, all results equal a dense copy's bits. The input is unchanged.
 
-    The copy has the layout that was chosen for the output, which is one of the two dense ones.
+    The copy has the layout that the operator chose for the output: one of the two dense ones.
     """
     generator = torch.Generator().manual_seed(4)
     base = in_layout(torch.randn(4, 6, 8, 9, generator=generator).to(device, dtype), layout)
@@ -316,7 +316,7 @@ def test_views_of_any_strides_give_what_their_dense_copy_gives(
 @pytest.mark.core
 @pytest.mark.parametrize("activation", ["none", "relu"])
 def test_backward_twice_through_a_kept_graph_gives_the_same_gradient(activation: str, device: str) -> None:
-    """In training and in evaluation: nothing saved may be changed by the first backward [586]."""
+    """In training and in evaluation the first backward must not change what was saved [586]."""
     for training, layout in product((True, False), LAYOUTS):
         case = Case((4, 5, 3, 3), layout, training=training, activation=activation)
         tensors = make_tensors(case, device).require_grad()
@@ -329,7 +329,7 @@ def test_backward_twice_through_a_kept_graph_gives_the_same_gradient(activation:
 
 @pytest.mark.core
 def test_two_forwards_before_one_backward_keep_their_own_statistics(device: str) -> None:
-    """Statistics kept on a module would be overwritten by the second call; also across train and eval."""
+    """Statistics kept on the module would be overwritten by the second call. Also between train and eval."""
     norm = fused_bn.BatchNorm2d(5, activation="relu").to(device)
     generator = torch.Generator().manual_seed(5)
     first, second = (torch.randn(4, 5, 3, 3, generator=generator).to(device) * 3 for _ in range(2))
@@ -349,7 +349,7 @@ def test_two_forwards_before_one_backward_keep_their_own_statistics(device: str)
 @pytest.mark.needs_extension
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_running_buffers_may_change_between_forward_and_backward(training: bool, device: str) -> None:
-    """A broadcast into the buffers must neither raise a version error nor move the gradient [175024]."""
+    """A broadcast into the buffers must neither cause a version error nor change the gradient [175024]."""
     norm = fused_bn.BatchNorm2d(5, activation="relu").to(device).train(training)
     generator = torch.Generator().manual_seed(6)
     x = torch.randn(4, 5, 3, 3, generator=generator).to(device).requires_grad_()
@@ -364,7 +364,7 @@ def test_running_buffers_may_change_between_forward_and_backward(training: bool,
 
 
 def test_input_changed_in_place_before_backward_is_an_error(device: str) -> None:
-    """The input is saved, not copied: autograd must notice when it was overwritten."""
+    """The input is saved, not copied, so autograd must notice that it was overwritten."""
     x = torch.randn(4, 5, 3, 3, device=device, requires_grad=True)
     middle = x * 1
     output = fused_bn.BatchNorm2d(5, activation="relu").to(device)(middle)
@@ -402,7 +402,7 @@ def test_saved_for_backward_are_input_parameters_and_statistics_only(
         assert not buffers & {tensor.data_ptr() for tensor in saved}
         theirs = tensors_saved_by(nn.BatchNorm2d(5).to(device).train(training), x)
         mine, other = (sum(t.numel() * t.element_size() for t in kept) for kept in (saved, theirs))
-        assert mine <= other + 5 * 4 * 2  # at most bias and mean_lo beyond what nn.BatchNorm2d keeps
+        assert mine <= other + 5 * 4 * 2  # at most bias and mean_lo more than nn.BatchNorm2d keeps
 
 
 @pytest.mark.core

@@ -1,4 +1,4 @@
-"""The core tests again for each CPU instruction set and for the fallback, each in a process of its own."""
+"""The core tests for each CPU instruction set and for the fallback, each in its own process."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ CAPABILITIES = ("default", "avx2", "avx512", "avx512_bf16")
 
 
 def run_core_tests(**variables: str) -> str:
-    """The report of `pytest -m core` in a new process, which must succeed."""
+    """Runs `pytest -m core` in a new process, which must succeed, and returns its report."""
     command = [sys.executable, "-m", "pytest", "tests", "-m", "core", "-p", "no:cacheprovider"]
     result = subprocess.run(
         [*command, "-W", "ignore::RuntimeWarning"],
@@ -30,7 +30,7 @@ def run_core_tests(**variables: str) -> str:
 
 
 def why_not(capability: str) -> str:
-    """Why the core tests for `capability` are not run; empty where they are."""
+    """Why the core tests for `capability` do not run. Empty if they do."""
     if extension is None:
         return "the compiled extension is not loaded"
     if capability not in extension.build_info()["cpu_capabilities"]:
@@ -54,7 +54,7 @@ def test_core_tests_pass_with_the_kernels_for(capability: str) -> None:
 
 @pytest.mark.skipif(extension is None, reason="the rest of this run tests the fallback")
 def test_core_tests_pass_on_the_fallback() -> None:
-    """FUSED_BN_DISABLE_EXTENSION=1: the same contract from plain PyTorch calls."""
+    """FUSED_BN_DISABLE_EXTENSION=1: plain PyTorch calls fulfil the same contract."""
     report = run_core_tests(**{DISABLE_VARIABLE: "1"})
     assert "fused_bn: pure-PyTorch fallback" in report
     assert " passed" in report
@@ -62,8 +62,8 @@ def test_core_tests_pass_on_the_fallback() -> None:
 
 @pytest.mark.needs_extension
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_the_variable_is_obeyed(capability: str) -> None:
-    """Else the tests above would all run the same kernels."""
+def test_the_environment_variable_selects_the_kernels(capability: str) -> None:
+    """Otherwise the tests above would all run the same kernels."""
     assert extension is not None
     if why_not(capability) and capability != extension.active_cpu_capability():
         pytest.skip(why_not(capability))

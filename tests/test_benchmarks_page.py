@@ -15,7 +15,7 @@ pytest.importorskip("jinja2")
 from benchmarks import history
 from benchmarks.accuracy import table as accuracy_table
 from benchmarks.accuracy.data import DATA, LENET
-from benchmarks.contest import DIRECTIONS, Case
+from benchmarks.comparison import DIRECTIONS, Case
 from benchmarks.grid.cells import cells
 from benchmarks.history import Run
 from benchmarks.instructions import stored
@@ -57,7 +57,7 @@ def test_the_table_of_layers_and_its_required_figures() -> None:
     assert f"{results.environment['date'][:10]}; `benchmarks/results/cpu/speed.json`" in text(PAGE)
 
 
-def test_what_is_said_of_compile_and_of_another_machine() -> None:
+def test_the_figures_of_compile_and_of_another_machine() -> None:
     ours, compiled = (
         [mean_speedup(speed("speed.json"), direction, row) for direction in DIRECTIONS]
         for row in ("ours", "compile")
@@ -74,7 +74,7 @@ def test_what_is_said_of_compile_and_of_another_machine() -> None:
 
 
 def named(begin: str, page: str = PAGE) -> Run:
-    """The recorded run whose commit the page names behind these words."""
+    """The recorded run whose commit the page names after these words."""
     (commit,) = re.findall(rf"{begin}(\w+)", unwrapped(page))
     return next(run for run in history.load() if run.commit == commit)
 
@@ -102,7 +102,7 @@ def test_the_table_of_the_grid() -> None:
 
 
 def test_where_the_grid_is_slower() -> None:
-    """Than eager, and than torch.compile: the page names each group."""
+    """The page names each group that is slower than eager or than torch.compile."""
     found = figures.measured(named("2026-11-26, commit "))
     (slow,) = (cell for cell in found if figures.slower(cell.ratio))
     assert (slow.case, slow.speed.direction) == ("8x3x224x224 channels_last float32", "ResNet-50 step")
@@ -199,7 +199,7 @@ def instruction_rows() -> Iterator[list[str]]:
 
 
 def test_instruction_counts() -> None:
-    """And within the tolerance they are those stored, which a change that is meant renews."""
+    """Checks the table, and that its counts are within the tolerance of the stored ones."""
     headings = "call on (2, 4, 2, 2) | ours | eager | ours / eager"
     assert table(headings, instruction_rows()) in text(PAGE)
     run = named("Counts of commit ")
@@ -207,15 +207,15 @@ def test_instruction_counts() -> None:
     torch, python = run.environment["torch"], ".".join(run.environment["python"].split(".")[:2])
     begin = f"torch {torch}, python {python} "
     entries = [counts for key, counts in stored.load().items() if key.startswith(begin)]
-    assert f"fails from {100 * stored.TOLERANCE:g} % more on" in unwrapped(PAGE)
+    assert f"fails if a call takes {100 * stored.TOLERANCE:g} % more" in unwrapped(PAGE)
     assert any(
         all(abs(stored.change(found[call], entry[call])) <= stored.TOLERANCE for call in entry)
-        for entry in entries  # one a compiler
+        for entry in entries  # one set of counts per compiler
     )
 
 
 def test_the_pictures_of_the_report_are_of_that_run(tmp_path: Path) -> None:
-    """The committed ones are what the report draws of the records today; other fonts may move a pixel."""
+    """The committed pictures are what the report draws today. Other fonts may move a pixel."""
     commit = named("2026-11-26, commit ").commit
     assert report.main(["--run", commit, "--out", str(tmp_path)]) == 0
     committed = sorted((ROOT / "docs/pictures").glob("amd-epyc-*.png"))
@@ -238,7 +238,7 @@ def test_the_table_of_errors() -> None:
 
 
 def test_ours_is_nearer_in_every_recorded_row() -> None:
-    """What README and docs/accuracy.md say of all rows, the shown ones and those of the chart."""
+    """Checks README's and docs/accuracy.md's statements about all rows."""
     far = {data.id for data in (*DATA, *LENET) if data.far_mean}
     assert far
     assert [text for record in accuracies() for text in worse(record)] == []
@@ -264,8 +264,8 @@ def version(environment: dict[str, Any]) -> str:
     return f"torch {environment['torch'].split('+')[0]}"
 
 
-def test_the_machine_is_the_recorded_one() -> None:
-    """Of all tables of the page; instructions are counted on one thread."""
+def test_the_conditions_are_the_recorded_ones() -> None:
+    """The conditions of all tables of the page. Instructions are counted on one thread."""
     names = ("speed.json", "lenet/results.json", "resnet.json")
     environments = [measured(name)["environment"] for name in names]
     for environment in (*environments, named("2026-11-26, commit ").environment):

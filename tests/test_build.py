@@ -1,4 +1,4 @@
-"""What setup.py decides: which toolkit, CUDA or not, which architectures; what it says where it cannot."""
+"""The decisions of setup.py: the toolkit, CUDA or not, the architectures, and its error messages."""
 
 import ast
 import importlib.util
@@ -38,7 +38,7 @@ CUDA_12 = build.Toolkit("/toolkits/12.4", "12.4", frozenset({"5.0", "7.5", "8.0"
 
 
 def fake_nvcc(directory: Path, home: Path, version: str) -> Path:
-    """An nvcc that answers the two questions of setup.py as the real one does, from outside its toolkit."""
+    """A fake nvcc outside of its toolkit. It answers setup.py's two questions as the real one does."""
     major, minor = version.split(".")
     script = directory / "nvcc"
     directory.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def test_cuda_sources_are_picked_up_as_they_come(tmp_path: Path) -> None:
 
 
 def test_max_jobs_is_what_ninja_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch reads MAX_JOBS for us; a torch that stopped to do so must not go unnoticed."""
+    """torch reads MAX_JOBS for us. If it stops doing so, this test fails."""
     monkeypatch.setenv("MAX_JOBS", "3")
     assert cpp_extension._get_num_workers(verbose=False) == 3
 
@@ -192,7 +192,7 @@ def test_setup_never_asks_for_a_gpu() -> None:
 
 
 def test_make_builds_anew_when_a_variable_of_setup_changes() -> None:
-    """build/settings holds all that setup.py reads, but for how many compilers run and what they show."""
+    """build/settings has all variables of setup.py, except for the number of compilers and their output."""
     read = set(re.findall(r"is_set\(\w+(?:\.\w+)?, \"(\w+)\"\)", (ROOT / "setup.py").read_text()))
     read ^= {"V", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CUDA_PATH", "CXX"}
     assert {"FORCE_CUDA", "FUSED_BN_CPU_ONLY", "FUSED_BN_NO_EXTENSION", "FUSED_BN_SANITIZE"} < read
@@ -214,7 +214,7 @@ def test_the_tested_versions_of_torch_are_the_same_everywhere() -> None:
 
 
 def small_tree(directory: Path) -> Path:
-    """The package with one source file, which does not compile."""
+    """The package with one source file that does not compile."""
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, directory)
     shutil.copytree(
@@ -238,7 +238,7 @@ def test_a_failing_compiler_ends_in_one_sentence_with_the_way_out(tmp_path: Path
 
 
 def test_without_the_extension_the_package_installs_and_runs(tmp_path: Path) -> None:
-    """Neither torch nor a compiler is asked for; types come with it; the one warning says how to build."""
+    """The installation needs neither torch nor a compiler, includes the types, and warns once."""
     tree = small_tree(tmp_path)
     built = python("setup.py", "build", "--build-lib", "lib", at=tree, FUSED_BN_NO_EXTENSION="1", PATH="")
     assert built.returncode == 0, built.stdout + built.stderr

@@ -1,4 +1,4 @@
-"""What pytest collects: the same in every process, and the rest where packages of some tests are missing."""
+"""pytest collects the same tests in every process. Missing packages remove only their tests."""
 
 import os
 import subprocess
@@ -10,11 +10,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 SOME_TESTS_NEED = ("jax", "jinja2", "keras", "sklearn", "transformers")
-"""Packages that a machine with a GPU may lack, and be offline: `make gpu` does not ask for them."""
+"""Packages that an offline machine with a GPU may lack. `make gpu` does not require them."""
 
 
 def collected(hash_seed: str, without: tuple[str, ...] = ()) -> list[str]:
-    """The ids of all tests, in order, in a process of its own that cannot import some packages."""
+    """The ids of all tests, in order, from a new process that cannot import some packages."""
     code = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({without!r}))\n"
@@ -35,9 +35,9 @@ def collected(hash_seed: str, without: tuple[str, ...] = ()) -> list[str]:
 
 @pytest.mark.slow
 def test_every_process_collects_the_same_tests_in_the_same_order() -> None:
-    """As pytest-xdist demands of its workers: sets of strings have an order of their own in each process.
+    """pytest-xdist needs one order in all workers, but the order of string sets differs between processes.
 
-    Without those packages whole files are skipped, and nothing else changes.
+    Without the packages whole files are skipped, and nothing else changes.
     """
     everything, fewer = collected("1"), collected("2", SOME_TESTS_NEED)
     files = {id.partition("::")[0] for id in fewer}

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks.compare import crew, job, record
-from benchmarks.compare.builds import Workshop
-from benchmarks.compare.crew import ROOT, Conditions, WorkerError
+from benchmarks.compare import job, record, workers
+from benchmarks.compare.builds import BuildCache
 from benchmarks.compare.revisions import Repository
 from benchmarks.compare.verdicts import Launch, Verdict
-from benchmarks.contest import Case
+from benchmarks.compare.workers import ROOT, Conditions, WorkerError
+from benchmarks.comparison import Case
 from benchmarks.grid.cells import Cell
 from tests.test_compare_builds import commit, repository, write  # noqa: F401 (repository is a fixture)
 from tests.test_compare_verdicts import launches
 
 SLOW, CRASHES, WRONG = 3, 5, 7
-"""Numbers of channels at which `sabotaged` is not as it should be."""
+"""The numbers of channels at which `sabotaged` misbehaves."""
 
 SABOTAGE = f"""
 import os, time
@@ -48,9 +48,9 @@ def conditions(rounds: int = 2) -> Conditions:
 
 @pytest.fixture(scope="module")
 def sabotaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout of this very package, with SABOTAGE behind it."""
+    """A copy of this package with SABOTAGE appended."""
     checkout = tmp_path_factory.mktemp("sabotaged")
-    # Other processes write to __pycache__, and rename what they have written.
+    # Other processes write to __pycache__ and rename files there.
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "fused_bn", checkout / "fused_bn", ignore=ignored)
     with (checkout / "fused_bn/__init__.py").open("a") as file:
@@ -63,12 +63,12 @@ def sabotaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.needs_extension
 def test_a_launch(sabotaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each process has its own fused_bn; what one cell comes to does not stop the next, be it a crash."""
-    monkeypatch.setattr(crew, "READING_SECONDS", 1e-4)
+    """Each process has its own fused_bn. An error or crash in one cell does not stop the next cell."""
+    monkeypatch.setattr(workers, "READING_SECONDS", 1e-4)
     cells = [cell(channels, "evaluation") for channels in (SLOW, CRASHES, WRONG, 4)]
     done: list[None] = []
     checkouts = {"base": ROOT, "twin": ROOT, "head": sabotaged}
-    found = crew.launch(cells, checkouts, conditions(), lambda: done.append(None))
+    found = workers.launch(cells, checkouts, conditions(), lambda: done.append(None))
     assert len(done) == len(found) == 4
     slow, crashed, wrong, same = (found[each.id] for each in cells)
     assert isinstance(slow, Launch)
@@ -95,20 +95,20 @@ def test_a_launch(sabotaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_revision_that_cannot_be_loaded(init: str, message: str, tmp_path: Path) -> None:
     write(tmp_path, {"fused_bn/__init__.py": init})
     with pytest.raises(WorkerError, match=message):
-        crew.launch([cell(4)], {"base": ROOT, "twin": ROOT, "head": tmp_path}, conditions(), int)
+        workers.launch([cell(4)], {"base": ROOT, "twin": ROOT, "head": tmp_path}, conditions(), int)
 
 
 def test_a_process_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "PATIENCE", 0.5)
+    monkeypatch.setattr(workers, "PATIENCE", 0.5)
     write(tmp_path, {"fused_bn/__init__.py": "import time; time.sleep(600)"})
     with pytest.raises(WorkerError, match="base: a process does not answer for 0 s"):
-        crew.launch([cell(4)], dict.fromkeys(crew.ROLES, tmp_path), conditions(), int)
+        workers.launch([cell(4)], dict.fromkeys(workers.ROLES, tmp_path), conditions(), int)
 
 
 def test_a_case_is_made_once() -> None:
-    """Its directions come behind each other, in every order of the cases."""
+    """A case's directions follow each other in every order of the cases."""
     cells = [cell(channels, direction) for channels in (1, 2, 3) for direction in ("forward", "backward")]
-    orders = [[each.case for each in crew.shuffled(cells, random.Random(seed))] for seed in range(9)]
+    orders = [[each.case for each in workers.shuffled(cells, random.Random(seed))] for seed in range(9)]
     for cases in orders:
         assert cases[0] == cases[1] != cases[2] == cases[3] != cases[4] == cases[5]
     assert len({tuple(cases) for cases in orders}) > 1
@@ -118,7 +118,7 @@ def test_a_case_is_made_once() -> None:
 
 
 Truth = Callable[[Cell, int], float | str]
-"""By cell and the number of the pass: how much slower head is, or why it cannot be timed."""
+"""How much slower head is in a cell and pass, or why the cell cannot be timed."""
 
 
 @pytest.fixture
@@ -127,9 +127,9 @@ def compared(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., tuple[int, Any]]:
-    """Runs the job on two commits and invented readings; the exit code, and what was written."""
+    """Runs the job on two commits with invented readings. Returns the exit code and the written results."""
     commit(repository, {"csrc/kernel.cpp": "head"})
-    monkeypatch.setattr(Workshop, "built", lambda *_: tmp_path)
+    monkeypatch.setattr(BuildCache, "built", lambda *_: tmp_path)
     out = tmp_path / "out"
 
     def run(truth: Truth, *argv: str) -> tuple[int, Any]:
@@ -139,7 +139,7 @@ def compared(
             cells: Sequence[Cell], checkouts: Mapping[str, Path], how: Conditions, done: Callable[[], object]
         ) -> dict[str, Launch | str]:
             nonlocal calls
-            assert set(checkouts) == set(crew.ROLES)
+            assert set(checkouts) == set(workers.ROLES)
             number = calls // job.LAUNCHES
             calls += 1
             found: dict[str, Launch | str] = {}
@@ -152,7 +152,7 @@ def compared(
                 done()
             return found
 
-        monkeypatch.setattr(crew, "launch", launch)
+        monkeypatch.setattr(workers, "launch", launch)
         code = job.main(["HEAD~1", "HEAD", "--out", str(out), *argv], repository.root)
         path = out / "compare.json"
         return code, json.loads(path.read_text()) if path.exists() else None
@@ -184,7 +184,7 @@ def test_a_slowdown_is_confirmed_and_fails(
 
 
 def test_what_new_processes_do_not_see_is_no_alarm(compared: Callable[..., Any]) -> None:
-    """A slowdown of one pass is measured again, and once more as the passes disagree."""
+    """A slowdown in one pass is measured again, and once more if the passes disagree."""
     code, found = compared(lambda cell, number: 1.2 if cell.id == PLANTED and number == 0 else 1.0)
     assert code == 0
     [cell] = [each for each in found["cells"] if each["id"] == PLANTED]
@@ -207,7 +207,7 @@ def test_a_cell_without_data(compared: Callable[..., Any], capsys: pytest.Captur
 
 
 def test_time_is_kept(compared: Callable[..., Any]) -> None:
-    """Past --minutes a slowdown is still confirmed, and what is unstable stays so."""
+    """After --minutes a slowdown is still confirmed, but an unstable cell is not measured again."""
     unstable = {True: 1.0, False: 1.5}
     turns = 0
 
@@ -226,7 +226,7 @@ def test_time_is_kept(compared: Callable[..., Any]) -> None:
 def test_ctrl_c_keeps_what_was_measured(
     compared: Callable[..., Any], at: int, written: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the second launch nothing can be judged yet; in the second pass, what the first one said."""
+    """In the second launch there is no verdict yet. In the second pass the first pass' verdict stands."""
     calls = 0
 
     def truth(*_: object) -> float:
@@ -331,9 +331,10 @@ def test_from_processes_to_verdict(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of a real cell, in head a millisecond slower."""
+    """A real cell, in which head takes a millisecond longer."""
     commit(repository, {"csrc/kernel.cpp": "head"})
-    monkeypatch.setattr(Workshop, "built", lambda _, revision: sabotaged if revision.name == "HEAD" else ROOT)
+    checkouts = {"HEAD": sabotaged, "HEAD~1": ROOT}
+    monkeypatch.setattr(BuildCache, "built", lambda _, revision: checkouts[revision.name])
     monkeypatch.setattr(job, "chosen", lambda _: [cell(SLOW, "evaluation")])
     argv = ["HEAD~1", "HEAD", "--launches", "2", "--rounds", "2", "--minutes", "0", "--out", str(tmp_path)]
     assert job.main(argv, repository.root) == 1

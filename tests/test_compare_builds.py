@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.compare` asks of git, and when it builds: on a small repository."""
+"""What `python -m benchmarks.compare` asks of git, and when it builds, on a small repository."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.compare import builds
-from benchmarks.compare.builds import BuildError, Workshop
+from benchmarks.compare.builds import BuildCache, BuildError
 from benchmarks.compare.revisions import NoHistoryError, Repository, RevisionError
 
 CPU = torch.device("cpu")
@@ -26,12 +26,12 @@ if "error" in source:
 pathlib.Path("fused_bn/_C" + sysconfig.get_config_var("EXT_SUFFIX")).write_text(source)
 pathlib.Path("build").mkdir()
 """
-"""Compiles, in a way: the extension is a copy of the source."""
+"""A fake compiler: the extension is a copy of the source."""
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
-    """Of one commit; git sees no settings but its own."""
+    """A repository with one commit. git uses no settings but its own."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     for variable in (*builds.STEERING, "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "FUSED_BN_BASE"):
         monkeypatch.delenv(variable, raising=False)
@@ -107,9 +107,8 @@ def test_before_the_first_commit_there_is_nothing(repository: Repository) -> Non
         repository.before({})
 
 
-def test_before(repository: Repository) -> None:
-    """That before the last change of sources; where HEAD has left origin/main, the last one they share; what
-    is asked for."""
+def test_the_default_base(repository: Repository) -> None:
+    """The commit before the last change of sources, the last one shared with main, or $FUSED_BN_BASE."""
     first = repository.git("rev-parse", "HEAD")
     second = commit(repository, {"csrc/kernel.cpp": "second"})
     third = commit(repository, {"csrc/kernel.cpp": "third"})
@@ -150,14 +149,14 @@ def test_the_same_sources_are_built_once(repository: Repository, builds_made: li
     python_only = repository.revision("HEAD")
     commit(repository, {"csrc/kernel.cpp": "slow"})
     head = repository.revision("HEAD")
-    workshop = Workshop(repository, CPU)
-    checkouts = [workshop.built(revision) for revision in (base, base, python_only, head)]
+    cache = BuildCache(repository, CPU)
+    checkouts = [cache.built(revision) for revision in (base, base, python_only, head)]
     assert builds_made == [checkouts[0], checkouts[3]]
     texts = [(checkout / "fused_bn" / EXTENSION).read_text() for checkout in checkouts]
     assert texts == ["fast", "fast", "fast", "slow"]
     assert (checkouts[2] / "fused_bn/__init__.py").read_text() == "new = True"
     assert not (checkouts[3] / "build").exists()
-    Workshop(repository, CPU).built(head)  # another call
+    BuildCache(repository, CPU).built(head)  # another call
     assert len(builds_made) == 2
     assert repository.git("status", "--porcelain") == ""
 
@@ -166,65 +165,65 @@ def test_other_settings_are_another_build(
     repository: Repository, builds_made: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = repository.revision("HEAD")
-    Workshop(repository, CPU).built(head)
+    BuildCache(repository, CPU).built(head)
     monkeypatch.setenv("CXXFLAGS", "-O1")
-    Workshop(repository, CPU).built(head)
+    BuildCache(repository, CPU).built(head)
     assert len(builds_made) == 2
 
 
 def test_a_failing_build_shows_the_end_of_its_log(repository: Repository) -> None:
     commit(repository, {"csrc/kernel.cpp": "error"})
-    workshop = Workshop(repository, CPU)
-    for _ in range(2):  # nothing of the first is taken for built
+    cache = BuildCache(repository, CPU)
+    for _ in range(2):  # no file of the first attempt counts as built
         with pytest.raises(BuildError, match=r"expected ;\n.*could not be built \(exit code 1\)"):
-            workshop.built(repository.revision("HEAD"))
+            cache.built(repository.revision("HEAD"))
 
 
 def test_a_checkout_removed_by_hand_comes_back(repository: Repository) -> None:
-    workshop = Workshop(repository, CPU)
-    checkout = workshop.built(repository.revision("HEAD"))
+    cache = BuildCache(repository, CPU)
+    checkout = cache.built(repository.revision("HEAD"))
     subprocess.run(["rm", "-r", str(repository.root / "build")], check=True)
-    assert workshop.built(repository.revision("HEAD")) == checkout
+    assert cache.built(repository.revision("HEAD")) == checkout
     assert (checkout / "fused_bn" / EXTENSION).exists()
 
 
-def test_nothing_piles_up(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_worktrees_and_extensions_are_removed(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(builds, "KEPT", 2)
-    workshop = Workshop(repository, CPU)
+    cache = BuildCache(repository, CPU)
     checkouts = []
     for number in range(4):
         commit(repository, {"csrc/kernel.cpp": f"{number}"})
-        checkouts.append(workshop.built(repository.revision("HEAD")))
-        os.utime(checkouts[-1], (number, number))  # seconds apart, as they were in life
-        os.utime(
-            workshop.directory / "extensions" / workshop.key(repository.revision("HEAD")), (number, number)
-        )
-        workshop.prune()
+        checkouts.append(cache.built(repository.revision("HEAD")))
+        os.utime(checkouts[-1], (number, number))  # seconds apart, as real runs are
+        os.utime(cache.directory / "extensions" / cache.key(repository.revision("HEAD")), (number, number))
+        cache.prune()
     assert [checkout.exists() for checkout in checkouts] == [False, False, True, True]
-    assert len(list((workshop.directory / "extensions").iterdir())) == 2
+    assert len(list((cache.directory / "extensions").iterdir())) == 2
     assert repository.git("worktree", "list").count("\n") == 2
 
 
 def made_by_make(repository: Repository) -> None:
-    """What `make build` leaves behind."""
+    """The files that `make build` leaves behind."""
     settings = f"{sys.executable}\n{sys.version} {metadata.version('torch')}\n,,,\n,,,\n"
     write(
         repository.root, {f"fused_bn/{EXTENSION}": "made", "build/settings": settings, "build/extension": ""}
     )
 
 
-def test_what_make_built_is_taken(repository: Repository, builds_made: list[Path]) -> None:
+def test_an_extension_that_make_built_is_used(repository: Repository, builds_made: list[Path]) -> None:
     made_by_make(repository)
-    checkout = Workshop(repository, CPU).built(repository.revision("HEAD"))
+    checkout = BuildCache(repository, CPU).built(repository.revision("HEAD"))
     assert (checkout / "fused_bn" / EXTENSION).read_text() == "made"
     assert builds_made == []
 
 
 @pytest.mark.parametrize("why", ["newer", "changed", "untracked", "settings", "variable", "another", "gone"])
-def test_what_make_built_is_not_taken(
+def test_an_extension_that_may_not_fit_is_not_used(
     repository: Repository, why: str, builds_made: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it may not be what the revision's sources make."""
+    """Cases in which the extension may not fit the revision's sources."""
     if why == "another":
         commit(repository, {"csrc/kernel.cpp": "another"})
     made_by_make(repository)
@@ -235,7 +234,7 @@ def test_what_make_built_is_not_taken(
         write(repository.root, {"csrc/kernel.cpp": "changed"})
         os.utime(repository.root / "build/extension", (later, later))
     elif why == "untracked":
-        write(repository.root, {"csrc/kernel.so": ""})  # one that git ignores would be compiled, too
+        write(repository.root, {"csrc/kernel.so": ""})  # git ignores this file, but the compiler would use it
         os.utime(repository.root / "build/extension", (later, later))
     elif why == "settings":
         write(repository.root, {"build/settings": f"{sys.executable}\n3.9 1.0\n,,,\n,,,\n"})
@@ -243,5 +242,5 @@ def test_what_make_built_is_not_taken(
         monkeypatch.setenv("FUSED_BN_SANITIZE", "1")
     elif why == "gone":
         (repository.root / "fused_bn" / EXTENSION).unlink()
-    Workshop(repository, CPU).built(repository.revision("HEAD~1" if why == "another" else "HEAD"))
+    BuildCache(repository, CPU).built(repository.revision("HEAD~1" if why == "another" else "HEAD"))
     assert len(builds_made) == 1

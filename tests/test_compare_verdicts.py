@@ -1,4 +1,4 @@
-"""The statistics of `python -m benchmarks.compare`: what is claimed of readings whose truth is known."""
+"""The statistics of `python -m benchmarks.compare`, on readings whose true ratio is known."""
 
 import math
 from dataclasses import replace
@@ -12,21 +12,21 @@ from benchmarks.compare import verdicts
 from benchmarks.compare.verdicts import Interval, Launch, Verdict, ambiguous, judge
 
 ROUND, LAUNCH = 0.03, 0.02
-"""Deviations of a ratio's logarithm as measured on two cores that others used: of rounds within a launch,
-and of launches; the means over the quick cells were 0.03 and 0.02."""
+"""Standard deviations of a ratio's logarithm within a launch and between launches, as measured on two cores
+with other load. The means over the quick cells were 0.03 and 0.02."""
 
 
 def launches(
     slowdown: float, seed: int, count: int = 4, rounds: int = 8, launch: float = LAUNCH
 ) -> list[Launch]:
-    """Readings of a head that takes `slowdown` times as long, on a machine that slows down meanwhile."""
+    """Readings of a head that takes `slowdown` times as long, on a machine that becomes slower meanwhile."""
     generator = np.random.default_rng(seed)
     found = []
     for _ in range(count):
         drift = np.cumsum(generator.normal(0, 0.05, rounds))
         seconds = []
         for factor in (1.0, 1.0, slowdown):
-            # A ratio has two such deviations in it.
+            # A ratio has two such deviations.
             own = generator.normal(0, launch / math.sqrt(2))
             noise = generator.normal(0, ROUND / math.sqrt(2), rounds)
             seconds.append(list(1e-4 * factor * np.exp(drift + own + noise)))
@@ -35,7 +35,7 @@ def launches(
 
 
 def final(slowdown: float, seed: int, **how: float) -> Verdict:
-    """The verdict as the job comes to it: ambiguous cells are measured again, twice at most."""
+    """The job's verdict: ambiguous cells are measured again, at most twice."""
     passes: list[list[Launch]] = []
     for number in range(3):
         passes.append(launches(slowdown, 1000 * seed + number, **how))  # type: ignore[arg-type]
@@ -60,14 +60,14 @@ def test_a_fifth_faster() -> None:
 
 
 def test_a_cell_whose_launches_disagree_is_unstable() -> None:
-    """Deviations as of the one cell that did: nothing can be claimed, and nothing is."""
+    """The deviations of the noisiest measured cell allow no claim."""
     found = [judge([launches(1.0, seed, launch=0.2)]).verdict for seed in range(20)]
     assert set(found) <= {Verdict.UNSTABLE, Verdict.SAME}
     assert Verdict.UNSTABLE in found
 
 
 def test_the_drift_of_the_machine_is_no_difference() -> None:
-    """Ten times slower in the second half: ratios are taken within a round."""
+    """The machine is ten times slower in the second half. Ratios are taken within a round."""
     rounds = [1.0] * 4 + [10.0] * 4
     judgement = judge([[Launch(rounds, rounds, [1.01 * value for value in rounds])] * 2])
     assert judgement.head_to_base.ratio == pytest.approx(1.01)
@@ -76,7 +76,7 @@ def test_the_drift_of_the_machine_is_no_difference() -> None:
 
 
 def test_a_bias_of_the_launch_does_not_shrink_with_rounds() -> None:
-    """Two launches that are 20 % apart: 1000 rounds in each tell no more than 10 do."""
+    """Two launches that are 20 % apart: 1000 rounds in each tell no more than 10."""
     few, many = (
         judge([[Launch([1.0] * rounds, [1.0] * rounds, [head] * rounds) for head in (1.0, 1.2)]])
         for rounds in (10, 1000)
@@ -89,7 +89,7 @@ def test_a_bias_of_the_launch_does_not_shrink_with_rounds() -> None:
     ("found", "noise", "expected"),
     [
         (Interval(1.06, 1.10, 1.14), 1.0, Verdict.SLOWER),
-        (Interval(1.06, 1.10, 1.14), 1.08, Verdict.SAME),  # not beyond what base is apart from itself
+        (Interval(1.06, 1.10, 1.14), 1.08, Verdict.SAME),  # within base's own noise
         (Interval(1.06, 1.10, 1.14), 1 / 1.08, Verdict.SAME),
         (Interval(1.04, 1.10, 1.14), 1.0, Verdict.SAME),
         (Interval(1.04, 1.10, 1.16), 1.0, Verdict.UNSTABLE),
@@ -110,7 +110,7 @@ def test_noise_is_the_same_in_both_directions() -> None:
 def test_a_slowdown_must_be_seen_by_new_processes_alone() -> None:
     slow, same = launches(1.3, 0), launches(1.0, 1)
     assert judge([slow]).verdict is Verdict.SLOWER
-    assert judge([slow, slow, slow, same]).head_to_base.low > 1.05  # all together are sure
+    assert judge([slow, slow, slow, same]).head_to_base.low > 1.05  # all together show a difference
     assert judge([slow, slow, slow, same]).verdict is Verdict.UNSTABLE
     assert judge([slow, launches(1.3, 2)]).verdict is Verdict.SLOWER
 
@@ -135,7 +135,7 @@ def test_units_do_not_matter(unit: float, slowdown: float, seed: int) -> None:
         for each in given
     ]
     first, second = judge([given]), judge([scaled])
-    # Of logarithms of size 10, each sum and difference rounds by 1e-15.
+    # Logarithms of size 10: each sum and difference rounds by 1e-15.
     for name in ("low", "ratio", "high"):
         assert getattr(second.head_to_base, name) == pytest.approx(
             getattr(first.head_to_base, name), rel=1e-12

@@ -1,4 +1,4 @@
-"""torch.compile, torch.export, opcheck and the fake kernels: the operators as the compiler sees them."""
+"""The operators under torch.compile and torch.export, opcheck, and the fake kernels."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -68,7 +68,7 @@ def test_opcheck_passes_on_the_user_operator(case: Case, device: str) -> None:
 
 @pytest.mark.parametrize("case", [case for case in OPCHECK_CASES if not case.training], ids=str)
 def test_opcheck_passes_on_the_operator_of_evaluation(case: Case, device: str) -> None:
-    """Its schema says that nothing is written."""
+    """Its schema declares no writes."""
     tensors = make_tensors(case, device).require_grad()
     arguments = forward_arguments(case, device)
     arguments |= {name: getattr(tensors, name) for name in TENSORS_WITH_GRADIENTS}
@@ -111,7 +111,7 @@ def test_opcheck_passes_on_the_backward_operator(case: Case, device: str) -> Non
 
 
 def strange_layouts(shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """Every memory format, and strides that are none: sliced, transposed, expanded."""
+    """Every memory format, and other strides: sliced, transposed, expanded."""
     x = torch.randn(shape)
     for layout in layouts(shape):
         yield in_layout(x, layout)
@@ -191,7 +191,7 @@ def net(activation: Any, **options: Any) -> fused_bn.BatchNorm2d:
 
 
 def trained(function: Callable[[Tensor], Tensor], norm: nn.Module, layout: str, device: str) -> list[Any]:
-    """Two steps and an evaluation: outputs, gradients and buffers."""
+    """Two training steps and an evaluation: outputs, gradients and buffers."""
     generator = torch.Generator().manual_seed(2)
     found: list[Any] = []
     for training in (True, True, False):
@@ -224,7 +224,7 @@ COMPILED_OPTIONS: dict[str, dict[str, Any]] = {
 def test_full_graph_compilation_is_bit_equal_to_eager(
     options: str, activation: str, layout: str, device: str
 ) -> None:
-    """No graph break, also with momentum=None [194504], and the running buffers end up the same."""
+    """No graph break, also with momentum=None [194504]. The running buffers end up the same."""
     eager = net(activation, **COMPILED_OPTIONS[options]).to(device)
     compiled = copy.deepcopy(eager)
     function = torch.compile(compiled, fullgraph=True, backend="aot_eager")
@@ -233,7 +233,7 @@ def test_full_graph_compilation_is_bit_equal_to_eager(
 
 @pytest.mark.real_gpu("Triton")
 def test_inductor_is_bit_equal_to_eager(device: str) -> None:
-    """The default backend, which plans memory and reorders: it must not touch the operators' buffers."""
+    """The default backend plans memory and reorders. It must respect the operators' writes to buffers."""
     eager = net("relu", momentum=None).to(device)
     compiled = copy.deepcopy(eager)
     function = torch.compile(compiled, fullgraph=True)
@@ -243,7 +243,7 @@ def test_inductor_is_bit_equal_to_eager(device: str) -> None:
 
 
 def test_dynamic_batch_sizes_compile_once(device: str) -> None:
-    """A last, smaller batch must not recompile for each size, and must be right."""
+    """A smaller last batch must not recompile for each size, and must be right."""
     eager = net("relu").to(device)
     compiled = copy.deepcopy(eager)
     counter = CompileCounterWithBackend("aot_eager")
@@ -294,7 +294,7 @@ def test_export_gives_one_node_and_the_same_values(training: bool) -> None:
 
 
 def test_fake_tensors_and_meta_modules_propagate_shapes() -> None:
-    """A model built on the meta device, as large ones are, runs for its shapes; nothing is computed."""
+    """A model on the meta device, as for large models, computes shapes and nothing else."""
     for training in (True, False):
         norm = fused_bn.BatchNorm2d(6, device="meta", activation="relu").train(training)
         y = norm(torch.empty(4, 6, 5, 3, device="meta").to(memory_format=torch.channels_last))
@@ -304,7 +304,7 @@ def test_fake_tensors_and_meta_modules_propagate_shapes() -> None:
 
 
 def test_compiled_misuse_raises_and_does_not_return() -> None:
-    """A wrong shape must not compile into a call that reads out of bounds: torch raises while it traces."""
+    """A wrong shape must raise while torch traces, not compile into a call that reads out of bounds."""
     for wrong in ({"weight": torch.ones(7)}, {"running_mean": torch.ones(5)}, {"activation": "swish"}):
         arguments = forward_arguments(Case((4, 6, 5, 3)), "cpu", **wrong)
         with pytest.raises(Exception):  # noqa: B017, PT011  (the compiler wraps it in a type of its own)
@@ -317,8 +317,8 @@ def refusal(operator: Callable[[dict[str, Any]], Any], arguments: dict[str, Any]
     return caught.type, str(caught.value).splitlines()[0]
 
 
-# A sparse tensor and a mask of the wrong length are refused before a kernel is asked, in torch's own words;
-# memory is shared by real tensors only.
+# torch itself refuses a sparse tensor and a mask of the wrong length before a kernel is called. Only real
+# tensors share memory.
 REAL_ONLY = ("sparse", "output_mask of three", "share")
 
 
@@ -340,13 +340,13 @@ def test_fake_kernels_refuse_what_the_real_ones_refuse(operator: Any, wrong: dic
     arguments = (backward_arguments if operator is backward else forward_arguments)(case) | wrong
     expected = refusal(operator, arguments)
     assert refusal(lambda given: fake(operator, given), arguments) == expected
-    if "meta" not in expected[1]:  # on that device there is no other
+    if "meta" not in expected[1]:  # that device has no other device to mix with
         on_meta = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()}
         assert refusal(operator, on_meta) == expected
 
 
 def test_export_refuses_what_nn_batchnorm_refuses() -> None:
-    """A wrong number of channels, and one value a channel: not a program that fails when it is run."""
+    """A wrong number of channels and one value per channel raise before a program is made."""
     for shape in ((4, 7, 5, 3), (1, 6, 1, 1)):
         for norm in (net("relu"), nn.BatchNorm2d(6)):
             with pytest.raises(
@@ -356,7 +356,7 @@ def test_export_refuses_what_nn_batchnorm_refuses() -> None:
 
 
 def test_export_with_a_dynamic_batch_runs_other_sizes() -> None:
-    """The checks hold for symbolic sizes, and bind the program to no single one."""
+    """The checks work on symbolic sizes and do not specialise the program to one size."""
     norm = net("relu").eval()
     batch = torch.export.Dim("batch", min=2, max=64)
     program = torch.export.export(norm, (torch.randn(4, 6, 5, 3),), dynamic_shapes=({0: batch},))

@@ -1,4 +1,4 @@
-"""torch.compile of modules and functions with a residual: values, graph breaks, and how often it compiles."""
+"""Compiled modules and functions with a residual: values, graph breaks, and the number of compilations."""
 
 import copy
 from collections.abc import Callable
@@ -34,13 +34,13 @@ def one_call(function: Call, given: tuple[Tensor, Tensor], device: str) -> list[
 def assert_same_calls(
     function: Call, module: nn.Module, eager: nn.Module, shapes: tuple[tuple[int, ...], ...], device: str
 ) -> None:
-    """Training, then evaluation, in every shape: outputs, gradients, statistics, bit for bit."""
+    """Training, then evaluation, in every shape: outputs, gradients and statistics are equal bit for bit."""
     for training in (True, False):
         for seed, shape in enumerate(shapes):
             given = inputs(shape, seed)
             found: list[list[Tensor | None]] = []
             for call, owner in ((function, module), (eager, eager)):
-                # A gradient that stayed would lie in memory that the CUDA graph's next replay writes.
+                # A kept gradient would lie in memory that the CUDA graph's next replay overwrites.
                 owner.train(training).zero_grad()
                 values = one_call(call, given, device)
                 found.append([*values, *(p.grad for p in owner.parameters()), *owner.buffers()])
@@ -49,7 +49,7 @@ def assert_same_calls(
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_training_compiles_to_the_fused_operator(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And evaluation to PyTorch's own. Without the fixture, which keeps the fused operator in both."""
+    """Evaluation uses PyTorch's own operators, unless the fixture keeps the fused operator."""
     monkeypatch.setattr(_tracing, "_keeps_fused", False)
     found: list[str] = []
 
@@ -67,7 +67,7 @@ def test_training_compiles_to_the_fused_operator(training: bool, monkeypatch: py
 def test_compiled_modules_are_bit_equal_to_eager_with_a_residual(
     activation: str, momentum: float | None, dynamic: bool, device: str
 ) -> None:
-    """In one graph, forward and backward, and the mask's size follows that of the image."""
+    """One graph, forward and backward. The mask's size follows the image's."""
     eager = WithResidual(activation, momentum=momentum).to(device)
     compiled = copy.deepcopy(eager)
     function = torch.compile(compiled, fullgraph=True, dynamic=dynamic, backend="aot_eager")
@@ -84,7 +84,7 @@ def test_every_activation_compiles(activation: str, device: str) -> None:
 
 
 class OddPlanes(nn.Module):
-    """Inductor lays out what a convolution returns as it likes."""
+    """Inductor chooses the layout of a convolution's output."""
 
     def __init__(self, activation: Any) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class OddPlanes(nn.Module):
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("size", [3, 7])
 def test_a_mask_has_a_size_that_no_layout_changes(size: int, training: bool, device: str) -> None:
-    """3x3 planes are rows of 9: padded to bytes, a mask had another size in another layout."""
+    """3x3 planes are rows of 9. If rows were padded to bytes, the mask's size would depend on the layout."""
     model = OddPlanes("relu").to(device).train(training)
     x = torch.randn(4, 4, size, size, device=device)
     residual = torch.randn(4, 6, size, size, device=device, requires_grad=True)
@@ -110,15 +110,15 @@ def test_a_mask_has_a_size_that_no_layout_changes(size: int, training: bool, dev
         wanted = [*model.parameters(), residual]
         found.append([output.detach(), *torch.autograd.grad(output.square().sum(), wanted)])
     for eager, compiled in zip(*found, strict=True):
-        # Convolutions add up to 4 * 49 products of two roundings each in another order; the gradient of the
-        # first bias is 0 in training, of terms of unit size.
+        # Convolutions add up to 4 * 49 products in another order, with two roundings each. In training the
+        # gradient of the first bias is 0, a sum of terms of unit size.
         size_of_terms = max(1.0, float(eager.abs().max()))
         torch.testing.assert_close(compiled, eager, rtol=0, atol=400 * 2.0**-24 * size_of_terms)
 
 
 @pytest.mark.real_gpu("Triton")
 def test_inductor_with_a_residual_is_bit_equal_to_eager(device: str) -> None:
-    """The default backend, for images on both sides of 64 pixels at once."""
+    """The default backend, for images with both fewer and more than 64 pixels."""
     eager = WithResidual("relu").to(device)
     compiled = copy.deepcopy(eager)
     function = torch.compile(compiled, fullgraph=True, dynamic=True)
@@ -162,7 +162,7 @@ def test_the_function_compiles_as_the_module_does(activation: str, dynamic: bool
 
 
 def compilations(module: nn.Module, dynamic: bool | None, device: str) -> list[int]:
-    """How often had been compiled after each of the sizes."""
+    """The number of compilations after each of the sizes."""
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
     function = torch.compile(module, fullgraph=True, dynamic=dynamic, backend=counter)
@@ -175,7 +175,7 @@ def compilations(module: nn.Module, dynamic: bool | None, device: str) -> list[i
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_changing_sizes_compile_no_more_often_than_nn_batchnorm(activation: str, device: str) -> None:
-    """dynamic=True: once, for images of any size. By default: again where a size begins to change."""
+    """dynamic=True compiles once for all sizes. The default compiles again when a size first changes."""
     ours = WithResidual(activation, momentum=None).to(device)
     theirs = Original(nn.BatchNorm2d(6), activation).to(device)
     once = compilations(ours, True, device)
@@ -185,7 +185,7 @@ def test_changing_sizes_compile_no_more_often_than_nn_batchnorm(activation: str,
 
 
 def test_modes_compile_once_each(device: str) -> None:
-    """Training, evaluation and frozen are constants of a graph: going back to one compiles nothing."""
+    """Training, evaluation and frozen are constants of a graph. Going back to one compiles nothing."""
     module = WithResidual("relu").to(device)
     counter = CompileCounterWithBackend("aot_eager")
     function = torch.compile(module, fullgraph=True, backend=counter)
@@ -199,7 +199,7 @@ def test_modes_compile_once_each(device: str) -> None:
 
 
 def test_nothing_breaks_the_graph(device: str) -> None:
-    """Of a whole block, hooks and a parametrised weight included."""
+    """A whole block, with hooks and a parametrised weight."""
 
     class Absolute(nn.Module):
         def forward(self, weight: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ def test_cuda_graphs_of_reduce_overhead_run(device: str) -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_cuda_graphs_replay_with_fresh_input_and_move_the_statistics(activation: str) -> None:
-    """From the third call on the steps are replays, the statistics and the counter among what they write."""
+    """From the third call on, steps are replays. They also write the statistics and the counter."""
     eager = WithResidual(activation, momentum=None).to("cuda")
     compiled = copy.deepcopy(eager)
     function = torch.compile(compiled, fullgraph=True, mode="reduce-overhead")
@@ -251,7 +251,7 @@ def test_cuda_graphs_replay_with_fresh_input_and_move_the_statistics(activation:
     "layouts", [("contiguous", "channels_last"), ("channels_last", "contiguous")], ids=str
 )
 def test_compiled_strides_are_the_eager_ones(layouts: tuple[str, str], device: str) -> None:
-    """Input and residual of two layouts: output and gradients get what they get without the compiler."""
+    """Input and residual have two layouts. Output and gradients have the layouts of eager mode."""
     eager: Any = WithResidual("relu").to(device)
     compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend="aot_eager")
     given = [in_layout(t.to(device), layout) for t, layout in zip(inputs(), layouts, strict=True)]

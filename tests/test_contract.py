@@ -25,7 +25,7 @@ MODULES = {
 
 
 def test_the_compiled_extension_is_what_is_tested() -> None:
-    """Else most of this suite skips: fails where the extension is missing and nobody asked for that."""
+    """Without the extension most of this suite skips, so its absence is an error unless requested."""
     if os.environ.get(DISABLE_VARIABLE, "0") not in ("", "0"):
         pytest.skip(f"{DISABLE_VARIABLE} is set")
     assert HAS_EXTENSION
@@ -33,7 +33,7 @@ def test_the_compiled_extension_is_what_is_tested() -> None:
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of F.batch_norm, each a function of the device so that a grid can be written down."""
+    """The arguments of F.batch_norm as functions of the device, so that they can stand in a grid."""
 
     input: Callable[[], Tensor] = lambda: torch.randn(2, 3, 4, 4)
     running_mean: Callable[[], Tensor | None] = lambda: torch.full((3,), 0.25)
@@ -57,14 +57,14 @@ def nothing() -> None:
 
 
 def raised(function: Callable[[], object]) -> tuple[type[Exception], str]:
-    """Type and first line of what `function` raises (torch appends a C++ stack where asked to)."""
+    """Type and first line of the error of `function`. torch may append a C++ stack."""
     with pytest.raises(Exception) as caught:  # noqa: PT011  (any type: it is compared)
         function()
     return caught.type, str(caught.value).splitlines()[0]
 
 
 def refused(call: Call) -> tuple[type[Exception], str]:
-    """What our function raises for `call`, having checked that buffers and counter are as before."""
+    """The error of our function for `call`, after checking that buffers and counter are unchanged."""
     x, running_mean, running_var, weight, bias = call.tensors()
     counter = torch.tensor(7)
     buffers = [tensor for tensor in (running_mean, running_var, counter) if tensor is not None]
@@ -128,7 +128,7 @@ def skip_older_words(name: str) -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("name", WRONG_ARGUMENTS)
 def test_misuse_in_training_raises_what_torch_raises(name: str) -> None:
-    """Type and text, and running statistics, counter and version counters untouched."""
+    """Type and text are the same. Running statistics, counter and version counters are unchanged."""
     skip_older_words(name)
     call = WRONG_ARGUMENTS[name]
     expected = raised(lambda: F.batch_norm(*call.tensors(), True, call.momentum, call.eps))
@@ -140,7 +140,7 @@ def test_misuse_in_training_raises_what_torch_raises(name: str) -> None:
 def test_misuse_in_evaluation_raises_what_torch_raises(name: str) -> None:
     skip_older_words(name)
     call = replace((WRONG_ARGUMENTS | EVALUATION_ONLY)[name], training=False)
-    if name.startswith("one value") or name == "eps 0 in training":  # evaluation takes these
+    if name.startswith("one value") or name == "eps 0 in training":  # evaluation accepts these
         fused_bn.functional.batch_norm(*call.tensors(), False, call.momentum, call.eps)
         return
     expected = raised(lambda: F.batch_norm(*call.tensors(), False, call.momentum, call.eps))
@@ -148,7 +148,7 @@ def test_misuse_in_evaluation_raises_what_torch_raises(name: str) -> None:
 
 
 def test_error_texts_are_the_documented_ones() -> None:
-    """The texts users know, written out, so that a change of torch's is noticed as such."""
+    """The texts that users know, written out to notice a change in torch."""
     assert refused(WRONG_ARGUMENTS["running_mean of 4"]) == (
         RuntimeError,
         "running_mean should contain 3 elements not 4",
@@ -224,7 +224,7 @@ UNSUPPORTED = {
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_unsupported_dtype_device_or_rank_is_one_clear_error(name: str, training: bool) -> None:
-    """An error that names the offender: torch reads some of these, and refuses others in odd words."""
+    """The error names the wrong argument. torch reads some of these and refuses others with unclear texts."""
     call, named = UNSUPPORTED[name]
     kind, text = refused(replace(call, training=training))
     assert issubclass(kind, (RuntimeError, ValueError, TypeError))
@@ -232,7 +232,7 @@ def test_unsupported_dtype_device_or_rank_is_one_clear_error(name: str, training
 
 
 def test_statistics_that_require_a_gradient_are_taken_under_no_grad() -> None:
-    """As F.batch_norm does: nothing is asked to be differentiated."""
+    """As in F.batch_norm, nothing is checked for differentiation."""
     running_mean, running_var = (torch.ones(3, requires_grad=True) for _ in range(2))
     with torch.no_grad():
         fused_bn.functional.batch_norm(torch.randn(2, 3, 4, 4), running_mean, running_var, training=True)
@@ -270,8 +270,8 @@ def test_an_activation_is_known_in_all_the_ways_people_write_it(name: str) -> No
     assert torch.equal(found, named)
 
 
-def test_what_is_no_number_or_tensor_is_one_sentence() -> None:
-    """Of ours, rather than the schema of an operator."""
+def test_a_wrong_argument_type_is_one_sentence() -> None:
+    """Our error, not that of an operator's schema."""
     wrong: dict[str, Any] = {"momentum": "0.1", "weight_init": "zeros", "bias_init": torch.zeros(3)}
     for name, value in wrong.items():
         with pytest.raises(TypeError, match=f"{name} must be a number"):
@@ -329,9 +329,9 @@ def test_wrong_counter_is_refused_and_statistics_stay(counter: Tensor) -> None:
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64, torch.int32])
 def test_a_counter_of_another_type_counts(dtype: torch.dtype, momentum: float | None) -> None:
-    """As averaging of models over clients, or load_state_dict(assign=True), leaves it.
+    """Averaging of models over clients, or load_state_dict(assign=True), leaves such counters.
 
-    The statistics are of size 2, and blended twice.
+    Tolerance: the statistics are of size 2 and are blended twice.
     """
     found = []
     for kind in (fused_bn.BatchNorm2d, nn.BatchNorm2d):
@@ -391,7 +391,7 @@ def test_a_counter_that_cannot_be_written_is_refused_first() -> None:
 
 
 @pytest.mark.needs_extension
-def test_a_refused_call_counts_nothing_in_another_type() -> None:
+def test_a_refused_call_does_not_count_in_another_type() -> None:
     counter = torch.tensor(2.0)
     with pytest.raises(ValueError, match="eps"):
         fused_bn.functional.batch_norm(
@@ -426,7 +426,7 @@ def test_module_refuses_the_ranks_nn_batchnorm_refuses(kind: str, activation: Ac
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("tracking", [True, False], ids=["tracking", "not tracking"])
 def test_module_raises_what_nn_batchnorm_raises(tracking: bool, training: bool) -> None:
-    """Wrong number of channels, one value a channel, eps out of range; nothing counted where refused."""
+    """Wrong number of channels, one value per channel, eps out of range. Refused calls are not counted."""
     inputs = [torch.randn(2, 4, 5, 5), torch.randn(1, 3, 1, 1), torch.randn(2, 3, 1, 1)]
     for eps in (1e-5, 0.0, -1.0) if NEWER_TORCH else (1e-5,):
         theirs = nn.BatchNorm2d(3, eps=eps, track_running_stats=tracking).train(training)
@@ -442,7 +442,7 @@ def test_module_raises_what_nn_batchnorm_raises(tracking: bool, training: bool) 
 @pytest.mark.core
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_evaluation_does_not_count_a_batch(momentum: float | None, device: str) -> None:
-    """A counter given in evaluation is left alone, as are the running statistics."""
+    """In evaluation neither a given counter nor the running statistics change."""
     running_mean, running_var = torch.zeros(3, device=device), torch.ones(3, device=device)
     counter = torch.tensor(4, device=device)
     fused_bn.functional.batch_norm(

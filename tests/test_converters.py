@@ -1,4 +1,4 @@
-"""Code that builds something else from a norm's parameters: an activation is kept, or the code is refused."""
+"""Code that builds another module from a norm's parameters: it keeps the activation or is refused."""
 
 import copy
 import pickle
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
 
 
 def freeze_batch_norm_2d(module: Any) -> Any:
-    """As timm's function of that name, which is refused, from the attributes of the norm."""
+    """Does what timm's function of that name does: reads the norm's attributes. It is refused."""
     if isinstance(module, nn.BatchNorm2d):
         return nn.BatchNorm2d(module.num_features, module.eps)
     for name, child in module.named_children():
@@ -30,7 +30,7 @@ def rebuild(norm: Any) -> nn.BatchNorm2d:
 
 
 def written_and_unfused() -> nn.Module:
-    """Norms of PyTorch's with what ours applied."""
+    """PyTorch's norms, with our activations as modules or calls beside them."""
     return fused_bn.unfuse(model(Written))
 
 
@@ -54,7 +54,7 @@ def with_silu(m: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("kind", ACTIVATED)
 @pytest.mark.parametrize("name", FOLDS)
 def test_what_would_drop_an_activation_is_refused(name: str, kind: str) -> None:
-    """Nothing is changed, but by functions that replace one norm after the other: those before it."""
+    """Nothing is changed, but a function that replaces norms one by one has replaced the earlier ones."""
     if name == "freeze_batch_norm_2d":
         tells_readers()
     m: Any = ACTIVATED[kind]()
@@ -84,7 +84,7 @@ def test_a_refused_fuse_modules_leaves_the_norm_as_it_is() -> None:
 
 
 class Reader(fused_bn.BatchNorm2d):
-    """A subclass may read its own."""
+    """A subclass may read its own attributes."""
 
     def doubled(self) -> float:
         return 2 * self.eps
@@ -100,7 +100,7 @@ def test_unknown_code_that_reads_eps_is_warned(kind: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert plain_norm.eps == 0.5
-        norm.eps = 1e-3  # as initialisers do it
+        norm.eps = 1e-3  # as initialisers do
         repr(norm), copy.deepcopy(norm), norm(torch.randn(2, 8, 4, 4))
         assert Reader(3, activation="relu").doubled() == 2e-5
     assert vars(norm)["eps"] == 1e-3
@@ -115,7 +115,7 @@ def test_torchs_sync_conversion_keeps_activation_and_frozen(kind: str, frozen: b
     converted: Any = nn.SyncBatchNorm.convert_sync_batchnorm(m)
     for norm in (converted[1].bn1, converted[1].bn2):
         assert isinstance(norm, fused_bn.SyncBatchNorm)
-        assert isinstance(norm, nn.BatchNorm2d)  # which code that freezes norms looks for
+        assert isinstance(norm, nn.BatchNorm2d)  # code that freezes norms looks for these
         assert norm.activation == "relu"
     assert converted[1].bn1.frozen == frozen
     torch.testing.assert_close(converted(images()), expected, rtol=0, atol=TOLERANCE)
@@ -134,7 +134,7 @@ def test_opacus_replaces_the_norm_and_keeps_its_activation() -> None:
 
 
 def test_a_fused_model_is_taken_by_what_rebuilds_norms() -> None:
-    """Its activations are modules or calls beside the norms, as they were."""
+    """A model with activations beside its norms is converted as before."""
     m: Any = MODELS["fused"]()
     x = m[0](images())
     folded = torch.nn.utils.fusion.fuse_conv_bn_eval(m[1].conv1, m[1].bn1)

@@ -1,4 +1,4 @@
-"""What only a CUDA device shows: launches, streams, several devices, addresses beyond 2^31."""
+"""Behaviour that only a CUDA device shows: launches, streams, several devices, addresses beyond 2^31."""
 
 from dataclasses import replace
 
@@ -22,14 +22,14 @@ CASES = (
     Case((3, 5, 33, 31)),
     Case((4099, 50)),
     Case((256, 2048, 7, 7), "channels_last", torch.bfloat16),
-    Case((256, 512, 28, 28), "channels_last", torch.bfloat16),  # more than fits on the chip
+    Case((256, 512, 28, 28), "channels_last", torch.bfloat16),  # more than the chip can hold
 )
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_one_plan_a_direction_and_no_synchronisation(case: Case, momentum: float | None) -> None:
-    """One kernel, or two where it is streamed; running statistics and counter included."""
+    """One kernel, or two if it is streamed. They include running statistics and counter."""
     case = replace(case, momentum=momentum)
     own = make_tensors(case, "cuda").require_grad()
     before = launches()
@@ -43,7 +43,7 @@ def test_one_plan_a_direction_and_no_synchronisation(case: Case, momentum: float
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_pieces_are_one_launch_each_and_wait_for_nothing(case: Case) -> None:
-    """What processes compute between their two collective calls."""
+    """The kernels between the two collective calls of synchronised norms."""
     merged, given = test_pieces.merge_arguments(case, "cuda"), test_pieces.elementwise_arguments(case, "cuda")
     sums = torch.ops.fused_bn.batch_norm_backward_sums
     with no_synchronisation():
@@ -60,7 +60,7 @@ def test_the_pieces_are_one_launch_each_and_wait_for_nothing(case: Case) -> None
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_stream_of_its_own(case: Case) -> None:
-    """The work is queued where the caller is, behind what is queued there."""
+    """The work is queued on the caller's stream, after earlier work there."""
     tensors = make_tensors(case, "cuda")
     expected = run_fused(case, tensors)
     stream = torch.cuda.Stream()
@@ -85,7 +85,7 @@ def test_a_device_that_is_not_the_current_one() -> None:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one device only")
 def test_devices_have_plans_of_their_own() -> None:
-    """One that clusters or shared memory made possible on one device would be refused on another."""
+    """Clusters or more shared memory, once enabled on one device, must be enabled on another too."""
     for case in (Case((64, 6, 28, 28)), Case((4, 8, 112, 112))):
         for device in ("cuda:0", "cuda:1", "cuda:0"):
             assert_meets_demands(case, make_tensors(case, device))
@@ -93,7 +93,7 @@ def test_devices_have_plans_of_their_own() -> None:
 
 @pytest.mark.parametrize("plan", ["streamed group=12", "resident exchange=words group=12", ""])
 def test_scratch_of_queued_launches_is_nobody_elses(plan: str) -> None:
-    """What a call frees goes to the next call on its stream, and to no other stream."""
+    """Memory that a call frees goes to the next call on its stream only."""
     case = Case((16, 64, 14, 14), "channels_last", torch.bfloat16, residual=True)
     tensors = make_tensors(case, "cuda")
     expected = run_fused(case, tensors)
@@ -102,18 +102,18 @@ def test_scratch_of_queued_launches_is_nobody_elses(plan: str) -> None:
             result = run_fused(case, tensors)
     except ValueError as error:
         pytest.skip(str(error))
-    for _ in range(40):  # more streams than torch has: on some of them memory is taken twice
+    for _ in range(40):  # more streams than torch has, so that some use their memory twice
         with torch.cuda.stream(torch.cuda.Stream()):
             for size in (1, 10_000, 30_000, 100_000):
                 torch.full((size,), float("nan"), device="cuda")
-    torch.testing.assert_close(result.output, expected.output)  # two plans sum in two orders
+    torch.testing.assert_close(result.output, expected.output)  # two plans may sum in different orders
     torch.testing.assert_close(result.grad_input, expected.grad_input)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_views_at_any_address(layout: str, dtype: torch.dtype) -> None:
-    """Without alignment no access has 16 bytes; a wrong one would be a misaligned address."""
+    """Without alignment, accesses of 16 bytes would be misaligned and fail."""
     case = Case((8, 24, 14, 14), layout, dtype)
     tensors = make_tensors(case, "cuda").require_grad()
 
@@ -128,7 +128,7 @@ def test_views_at_any_address(layout: str, dtype: torch.dtype) -> None:
     assert tensors.input.data_ptr() % 16 != 0
     output = call_fused(case, tensors)
     found = torch.autograd.grad(output, tensors.input, grad_output)[0]
-    roundings = 2.0**-7 if dtype is torch.bfloat16 else 1e-5  # two plans sum in two orders
+    roundings = 2.0**-7 if dtype is torch.bfloat16 else 1e-5  # two plans may sum in different orders
     torch.testing.assert_close(output, expected, rtol=roundings, atol=roundings)
     torch.testing.assert_close(found, gradient, rtol=roundings, atol=roundings)
 
@@ -138,7 +138,7 @@ def test_views_at_any_address(layout: str, dtype: torch.dtype) -> None:
     reason="needs 20 GB of device memory",
 )
 def test_more_than_2_to_the_31_elements() -> None:
-    """Offsets of 64 bits: (4194305, 512) in half precision ended in an illegal address elsewhere."""
+    """Offsets need 64 bits: elsewhere (4194305, 512) in half precision was an illegal address."""
     x = torch.empty(4_194_305, 512, dtype=torch.float16, device="cuda").normal_().requires_grad_()
     output = batch_norm(x, None, None, training=True)
     with torch.no_grad():
@@ -155,12 +155,12 @@ def test_more_than_2_to_the_31_elements() -> None:
             ).abs().max() < 2**-8  # half an ulp of values up to 8: 2^-9
     output.backward(torch.ones_like(output))
     assert x.grad is not None
-    for rows in (slice(0, 64), slice(-64, None)):  # a constant gradient is in the mean's direction
+    for rows in (slice(0, 64), slice(-64, None)):  # a constant gradient lies in the mean's direction
         assert x.grad[rows].abs().max() < 1e-3
 
 
 def test_devices_that_do_not_match() -> None:
-    """One clear error before any launch."""
+    """A clear error before any launch."""
     x, cpu = torch.randn(4, 3, 8, 8, device="cuda"), torch.ones(3)
     before = launches()
     for arguments in (

@@ -1,4 +1,4 @@
-"""Captured graphs, and launches of several streams: they share nothing that one could leave wrong."""
+"""Captured graphs and launches on several streams: they share no state that one could spoil."""
 
 import copy
 import threading
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.cuda
 CASE = Case((16, 64, 14, 14), "channels_last", torch.bfloat16, momentum=None, residual=True)
 
 WITH_SCRATCH = ("resident exchange=words group=12", "streamed group=12")
-"""Plans whose blocks tell each other something in memory that outlives a launch."""
+"""Plans whose blocks communicate through memory that outlives a launch."""
 
 
 @pytest.fixture(params=WITH_SCRATCH)
 def plan(request: pytest.FixtureRequest) -> str:
-    """One that this device can run; some have no cooperative launches."""
+    """A plan that this device can run. Some devices lack cooperative launches."""
     text: str = request.param
     try:
         with forced(text):
@@ -37,7 +37,7 @@ def plan(request: pytest.FixtureRequest) -> str:
 
 
 class Work:
-    """Forward and backward of a case on tensors of its own, which keep what they found last."""
+    """Forward and backward of a case on its own tensors. Keeps the last results."""
 
     def __init__(self, plan: str, seed: int = 0, case: Case = CASE) -> None:
         self.plan, self.case = plan, case
@@ -72,7 +72,7 @@ def assert_same_bits(found: Work, expected: Work) -> None:
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("plan", ["", *WITH_SCRATCH], indirect=True)
 def test_a_graph_holds_kernels_and_nothing_else(plan: str, momentum: float | None) -> None:
-    """No memset, which would cost as much as a launch; cumulative averages count by a kernel of torch's."""
+    """No memset, which would cost as much as a launch. For cumulative averages torch's kernel counts."""
     case = Case(CASE.shape, CASE.layout, CASE.dtype, momentum=momentum, residual=True)
     work = Work(plan, case=case)
     before = launches()
@@ -83,9 +83,9 @@ def test_a_graph_holds_kernels_and_nothing_else(plan: str, momentum: float | Non
     "case", [*CASES[:-2], pytest.param(CASES[-2], marks=pytest.mark.real_gpu("speed"))], ids=str
 )
 def test_replays_are_the_eager_bits(case: Case) -> None:
-    """What a launch leaves behind is as the next replay needs it, and running statistics advance."""
+    """A launch leaves its memory ready for the next replay, and running statistics advance."""
     mine, eager = Work("", case=case), Work("", case=case)
-    Work("", case=case).run()  # what happens once, before anything is captured
+    Work("", case=case).run()  # one-time initialisation, before any capture
     graph = mine.captured()
     for seed in range(5):
         values = make_tensors(case, "cuda", seed).input
@@ -98,7 +98,7 @@ def test_replays_are_the_eager_bits(case: Case) -> None:
 
 
 def test_replays_calls_and_other_plans_take_turns_on_a_stream(plan: str) -> None:
-    """What one leaves in the memory that they share is no other's."""
+    """Graphs do not see each other's data in shared memory."""
     replayed, called, expected = (Work(plan) for _ in range(3))
     graph = replayed.captured()
     others = [Work(plan.replace("12", group), seed=1) for group in ("14", "11", "13")]
@@ -153,7 +153,7 @@ def test_branches_of_a_graph_at_once(plan: str) -> None:
 
 
 def memory_beside_torch() -> int:
-    """Bytes of the device that are in use and not torch's."""
+    """Used bytes of the device that are not torch's."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()
@@ -161,7 +161,7 @@ def memory_beside_torch() -> int:
 
 
 def test_the_end_of_a_graph_gives_back_what_it_kept(plan: str) -> None:
-    """2 MB each: 30 graphs would keep 60."""
+    """A graph uses 2 MB: 30 graphs would keep 60."""
 
     def capture() -> None:
         graph = Work(plan).captured()
@@ -176,7 +176,7 @@ def test_the_end_of_a_graph_gives_back_what_it_kept(plan: str) -> None:
 
 
 def test_streams_that_torch_does_not_own_end_with_work_queued(plan: str) -> None:
-    """Their addresses come back, and nothing may be left that belongs to them."""
+    """New streams get old addresses, so a stream's state must end with it."""
     expected = Work(plan)
     expected.run()
     before, works = memory_beside_torch(), []
@@ -192,12 +192,12 @@ def test_streams_that_torch_does_not_own_end_with_work_queued(plan: str) -> None
 
 
 def test_the_first_call_on_a_stream_while_another_thread_captures(plan: str) -> None:
-    """Which forbids every thread to allocate device memory, but for those who know what they do."""
+    """A capture in this mode forbids all threads to allocate device memory, unless they opt out."""
     mine, other, expected = Work(plan), Work(plan), Work(plan)
     captured, called = threading.Event(), threading.Event()
     failures: list[BaseException] = []
-    stream = torch.cuda.Stream(priority=-2)  # that no other test has used
-    with torch.cuda.stream(stream):  # for the call, which torch's allocator could not serve either
+    stream = torch.cuda.Stream(priority=-2)  # a stream that no other test has used
+    with torch.cuda.stream(stream):  # memory that torch's allocator can give to the call
         memory = [torch.empty(1 << size, device="cuda") for size in (17, 19) for _ in range(16)]
 
     def call() -> None:
@@ -228,7 +228,7 @@ def test_the_first_call_on_a_stream_while_another_thread_captures(plan: str) -> 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
 def test_graphs_of_a_module_with_a_residual_train(activation: ActivationName, layout: str) -> None:
-    """make_graphed_callables captures forward and backward: replays give the bits and statistics of calls."""
+    """make_graphed_callables captures forward and backward. Replays give the bits and statistics of calls."""
     eager = fused_bn.BatchNorm2d(24, activation=activation, momentum=None, device="cuda")
 
     def given(seed: int) -> tuple[Tensor, Tensor]:
@@ -238,7 +238,7 @@ def test_graphs_of_a_module_with_a_residual_train(activation: ActivationName, la
     warmed = copy.deepcopy(eager)
     graphed = torch.cuda.make_graphed_callables(warmed, given(0))
     assert isinstance(graphed, torch.nn.Module)
-    warmed.load_state_dict(eager.state_dict())  # capturing counted its own calls
+    warmed.load_state_dict(eager.state_dict())  # the capture counted its own calls
     for seed in range(1, 6):
         mine, other = step(graphed, *given(seed)), step(eager, *given(seed))
         assert all(map(same_bits, mine, other))

@@ -30,7 +30,7 @@ def row(shape: tuple[int, ...], layout: str, dtype: str) -> str:
 @pytest.mark.skipif(not HAS_EXTENSION, reason="the planner is part of the extension")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{'x'.join(map(str, case[0]))}-{case[1]}")
 def test_the_page_shows_what_the_planner_predicts(case: tuple[tuple[int, ...], str, str]) -> None:
-    """A changed constant or plan would leave figures behind that nobody can repeat."""
+    """A changed constant or plan would leave outdated figures on the page."""
     assert row(*case) in text("docs/cuda.md")
 
 

@@ -1,4 +1,4 @@
-"""Plans that are forced, refused and read back, and what no plan may change."""
+"""Plans that are forced, refused and read back, and results that no plan may change."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ CASES = (
 
 
 def run_forced(plan: str, case: Case) -> None:
-    """Skips what this device has not."""
+    """Skips a plan that this device does not support."""
     try:
         with forced(plan):
             run_fused(case, make_tensors(case, "cuda"))
@@ -77,7 +77,7 @@ def test_the_same_plan_gives_the_same_bits(plan: str) -> None:
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_in_a_sentence(plan: str, reason: str) -> None:
-    """Before anything is written or counted."""
+    """An error before anything is written or counted."""
     tensors, before = make_tensors(CASES[2], "cuda"), launches()
     untouched = tensors.clone()
     with forced(plan), pytest.raises(ValueError, match=rf"^fused_bn: [^\n]*{reason}[^\n]*$"):
@@ -136,7 +136,7 @@ def test_the_environment_forces_a_plan(text: str, found: str) -> None:
 
 
 def bits_in_memory(condition: Tensor, like: Tensor) -> Tensor:
-    """A bit an element in the order of `like` in memory, the first in the lowest bit; then zeros."""
+    """One bit per element in `like`'s order in memory, the first in the lowest bit; then zeros."""
     flat = torch.empty_like(like, dtype=torch.uint8).copy_(condition)
     order = flat.as_strided((flat.numel(),), (1,))
     padded = torch.nn.functional.pad(order, (0, -flat.numel() % 8)).view(-1, 8)
@@ -149,20 +149,20 @@ MASKED = [
     for layout in layouts(shape)
     for dtype in (torch.float32, torch.bfloat16, torch.float64)
     for activation in WITH_MASK
-    if activation != "relu6" or dtype is not torch.bfloat16  # there some values below 6 are rounded to it
+    if activation != "relu6" or dtype is not torch.bfloat16  # some values below 6 are rounded to 6 there
 ]
 
 
 @pytest.mark.parametrize("case", MASKED, ids=str)
 def test_a_mask_is_a_bit_an_element_in_the_order_of_memory(case: Case) -> None:
-    """Whatever the plan; and backward finds the same in it."""
+    """Every plan writes the same mask, and backward reads it with every plan."""
     arguments = forward_arguments(case, "cuda")
     for plan in ("", *PLANS):
         try:
             with forced(plan):
                 output, _, mask = forward(forward_arguments(case, "cuda"))
         except ValueError:
-            continue  # that one does not fit
+            continue  # the plan does not fit
         passed = output != 0 if case.activation != "leaky_relu" else output > 0
         if case.activation == "relu6":
             passed &= output != 6

@@ -1,4 +1,4 @@
-"""A build with CUDA registers what `fused_bn` then uses; no GPU is needed to see that."""
+"""What a build with CUDA registers, and that `fused_bn` uses it. These tests need no GPU."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def cuda_build() -> Any:
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.usefixtures("cuda_build")
 def test_every_operator_has_a_cuda_kernel(operator: str) -> None:
-    """Else CUDA tensors would silently be computed by plain PyTorch calls."""
+    """Without the registration plain PyTorch calls would silently compute CUDA tensors."""
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"fused_bn::{operator}", "CUDA")
     assert "cuda" in devices_with_kernels
 
@@ -52,7 +52,7 @@ def test_plans_are_forced_by_text(cuda_build: Any) -> None:
 def test_a_mask_on_cuda_has_a_bit_an_element(
     shape: tuple[int, ...], size: int, layout: torch.memory_format
 ) -> None:
-    """Whatever the layout, so that compilers may change it."""
+    """Its shape does not depend on the layout, so that compilers may change the layout."""
     with FakeTensorMode():
         x = torch.empty(shape, device="cuda", memory_format=layout)
         assert torch.ops.fused_bn.mask_size(x, x, "relu", True) == size

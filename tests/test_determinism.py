@@ -15,10 +15,10 @@ from tests.cases import DTYPES, Case, Result, layouts, make_tensors, run_fused, 
 pytestmark = pytest.mark.needs_extension
 
 SHAPES = (
-    (64, 6, 28, 28),  # LeNet: split over N and S because there are fewer channels than work
+    (64, 6, 28, 28),  # LeNet: fewer channels than threads, so N and S are split
     (64, 16, 10, 10),
-    (2, 6, 65537),  # one long row a channel: split inside a row
-    (4099, 50),  # tall: split over rows
+    (2, 6, 65537),  # one long row per channel: rows are split
+    (4099, 50),  # tall: rows are divided between threads
     (1, 65, 100, 100),  # N = 1
     (2, 2048, 7, 7),  # more channels than threads
     (5, 17, 3, 5),  # too small to split
@@ -35,7 +35,7 @@ NAMES = ("output", "grad_input", "grad_weight", "grad_bias", "running_mean", "ru
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
-    """Restores the number of threads after a test that changes it."""
+    """Restores the number of threads after a test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -48,7 +48,7 @@ def assert_same(left: Result, right: Result, when: str) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bits_do_not_depend_on_the_number_of_threads(case: Case) -> None:
-    """1, 2, 3 and 7 threads: outputs, gradients and buffers; the split of the work is fixed by the sizes."""
+    """Outputs, gradients and buffers for 1, 2, 3 and 7 threads: only sizes decide how work is split."""
     tensors = make_tensors(case)
     torch.set_num_threads(1)
     expected = run_fused(case, tensors)
@@ -59,7 +59,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(case: Case) -> None:
 
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor flushes no subnormals")
 def test_threads_flush_subnormals_where_the_caller_does() -> None:
-    """torch.set_flush_denormal is of one thread: others kept what it flushed."""
+    """torch.set_flush_denormal affects one thread. Other threads kept values that it flushed."""
     case = Case((2, 6, 65537), training=False, activation="none", eps=0.0)
     tensors = make_tensors(case)
     tensors.input.mul_(1e-40)
@@ -77,7 +77,7 @@ def test_threads_flush_subnormals_where_the_caller_does() -> None:
 
 @pytest.mark.parametrize("case", CASES[::3], ids=str)
 def test_repeated_runs_give_the_same_bits(case: Case, device: str) -> None:
-    """On fresh memory each time, with other allocations between, so that addresses differ."""
+    """Each call uses new memory, with allocations between calls, so that addresses differ."""
     tensors = make_tensors(case, device)
     expected = run_fused(case, tensors)
     kept = []
@@ -87,7 +87,7 @@ def test_repeated_runs_give_the_same_bits(case: Case, device: str) -> None:
 
 
 def test_bits_do_not_depend_on_what_else_runs_in_the_process() -> None:
-    """The same call from inside a pool of two Python threads at once."""
+    """The same call from a pool of two Python threads at once."""
     case = Case((64, 6, 28, 28))
     tensors = make_tensors(case)
     expected = run_fused(case, tensors)
@@ -97,7 +97,7 @@ def test_bits_do_not_depend_on_what_else_runs_in_the_process() -> None:
 
 
 def digest() -> str:
-    """Of everything a forward and backward computes, over a few cases."""
+    """A hash of all results of forward and backward, over a few cases."""
     found = hashlib.sha256()
     for case in CASES[::5]:
         result = run_fused(case, make_tensors(case))
@@ -108,7 +108,7 @@ def digest() -> str:
 
 
 def test_bits_do_not_depend_on_the_process() -> None:
-    """A new process, with one thread, computes the same: no address, seed or timing enters."""
+    """A new process with one thread computes the same. No address, seed or timing matters."""
     code = (
         "import torch; torch.set_num_threads(1); from tests.test_determinism import digest; print(digest())"
     )

@@ -1,4 +1,4 @@
-"""Two processes: DistributedDataParallel and FSDP take the modules as they take nn.BatchNorm2d."""
+"""Two processes: DistributedDataParallel and FSDP work with our modules as with nn.BatchNorm2d."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import fused_bn
 from fused_bn import _recompute
 from tests.cases import DEVICES
-from tests.processes import NEEDS_GLOO, Team, device, whole
+from tests.processes import NEEDS_GLOO, Processes, device, whole
 from tests.test_module import OUTPUT_TOLERANCE, PARAMETER_TOLERANCE
 from tests.twins import Original
 
@@ -21,7 +21,7 @@ WAYS = ("ddp", "fsdp")
 
 
 class Block(nn.Module):
-    """A residual block in the small, with one of ours or the original in each place."""
+    """A small residual block, with one of our modules or the original in each place."""
 
     def __init__(self, make: Callable[[str], nn.Module]) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class Written(nn.Module):
-    """The same as a model for fuse()."""
+    """The same block as a model for fuse()."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,17 +83,17 @@ def block_of(make: Callable[[str], nn.Module]) -> Callable[[], nn.Module]:
 
 
 def fused() -> nn.Module:
-    """Its outputs are computed again in backward."""
+    """A model whose norm outputs are recomputed in backward."""
     _recompute.WORTH_BYTES = 1
     return fused_bn.fuse(Written(), recompute=True)
 
 
 MODELS = (block_of(ours), fused, block_of(theirs))
-"""The last is the original."""
+"""The last model is the original."""
 
 
 def of_units() -> nn.Module:
-    """The convolution behind keeps what the norm of another unit computed, whose weight is freed by then."""
+    """The convolution keeps the output of another unit's norm. That norm's weight is freed by then."""
     return nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()), nn.Conv2d(6, 3, 3))
 
 
@@ -103,7 +103,7 @@ def fused_units() -> nn.Module:
 
 
 def train(make: Callable[[], nn.Module], way: str, rank: int) -> list[Tensor]:
-    """Two steps on data of this process, and what is left: output, parameters and statistics."""
+    """Two steps on this process' data. Returns output, parameters and statistics."""
     torch.manual_seed(0)
     model = in_parallel(make().to(device()), way)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -125,7 +125,7 @@ def bump_and_train(shared: nn.Module) -> None:
 
 
 def process(rank: int, shared: nn.Module) -> dict[str, list[list[Tensor]]]:
-    """All that these tests do elsewhere."""
+    """All work of these tests in the other processes."""
     found = {way: [train(make, way, rank) for make in MODELS] for way in WAYS}
     for way in ("fsdp", "fsdp1"):
         found[f"units, {way}"] = [train(make, way, rank) for make in (fused_units, of_units)]
@@ -140,20 +140,21 @@ def new_norm() -> nn.Module:
 
 @pytest.fixture(scope="module", params=DEVICES)
 def ran(request: pytest.FixtureRequest) -> Iterator[tuple[list[Any], nn.Module]]:
-    """What each process found, and the module in shared memory that the first one wrote to."""
-    team, shared = Team(PROCESSES, request.param), new_norm().share_memory()
-    yield team.run(process, shared), shared
-    team.close()
+    """Each process' results, and the module in shared memory that the first process changed."""
+    processes, shared = Processes(PROCESSES, request.param), new_norm().share_memory()
+    yield processes.run(process, shared), shared
+    processes.close()
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_steps_in_two_processes_are_those_of_the_original(way: str, ran: tuple[list[Any], nn.Module]) -> None:
-    """Parameters are averaged or sharded, statistics stay each process's own (DDP sends out the first's)."""
+    """Parameters are averaged or sharded. Processes keep their statistics; DDP broadcasts the first's."""
     results = [found[way] for found in ran[0]]
     for *mine, other in results:
         for each in mine:
             for one, two in zip(each, other, strict=True):
-                # The second output is behind a step of rate 0.1: a tenth of the gradients' tolerance on top.
+                # The second output follows a step of rate 0.1, which adds a tenth of the gradients'
+                # tolerance.
                 tolerance = OUTPUT_TOLERANCE + 0.1 * PARAMETER_TOLERANCE
                 torch.testing.assert_close(one, two, rtol=0, atol=tolerance)
     count = len(list(Block(ours).parameters()))
@@ -167,7 +168,7 @@ def test_steps_in_two_processes_are_those_of_the_original(way: str, ran: tuple[l
 def test_a_norm_may_feed_a_convolution_of_another_sharded_unit(
     way: str, ran: tuple[list[Any], nn.Module]
 ) -> None:
-    """What recomputes the norm's output must not read its weight, which FSDP has freed: that crashed."""
+    """Recomputing the norm's output must not read its weight, which FSDP has freed. That crashed."""
     for mine, other in (found[f"units, {way}"] for found in ran[0]):
         for one, two in zip(mine, other, strict=True):
             tolerance = OUTPUT_TOLERANCE + 0.1 * PARAMETER_TOLERANCE
@@ -175,7 +176,7 @@ def test_a_norm_may_feed_a_convolution_of_another_sharded_unit(
 
 
 def test_share_memory_shares_parameters_and_statistics(ran: tuple[list[Any], nn.Module]) -> None:
-    """What another process writes, in a training step of its own, is seen here: as Hogwild needs it."""
+    """This process sees a training step's writes of another process, as Hogwild needs."""
     shared, expected = ran[1], new_norm()
     bump_and_train(expected)
     assert all(map(torch.equal, shared.state_dict().values(), expected.state_dict().values()))

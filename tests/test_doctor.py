@@ -1,4 +1,4 @@
-"""`python -m fused_bn` and the one warning of the fallback, as a user meets them: in their own process."""
+"""`python -m fused_bn` and the fallback's one warning, each in its own process as for a user."""
 
 import os
 import shutil
@@ -88,7 +88,7 @@ def test_doctor_knows_the_chosen_instruction_set(capability: str) -> None:
 
 @pytest.mark.needs_extension
 def test_a_call_without_kernels_is_refused_and_not_counted() -> None:
-    """Also where nothing would be computed."""
+    """Also for empty input, which needs no kernel."""
     code = (
         "import torch, fused_bn\n"
         "norm = fused_bn.BatchNorm2d(3)\n"
@@ -157,7 +157,7 @@ def elsewhere(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("other", ["1.0.0", f"{RUNNING}1"], ids=["another minor", "another patch release"])
 def test_an_extension_built_for_another_torch_is_told_by_its_file(elsewhere: Path, other: str) -> None:
-    """Patch releases too: their headers may differ in what C++ lays out."""
+    """Also patch releases: their headers may change the layout of C++ types."""
     library = elsewhere / f"_C{EXTENSION_SUFFIXES[0]}"
     library.write_bytes(b"\0code\0fused_bn built for torch %b\0more code\0" % other.encode())
     said = f"built for torch {other}, this is {RUNNING}"

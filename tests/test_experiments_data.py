@@ -1,4 +1,4 @@
-"""The experiments' data: the published parts, and inputs normalised from the training examples alone."""
+"""The experiments' data: the published parts, and inputs scaled by the training examples alone."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def forgotten() -> None:
-    """Nothing of another test's MNIST is left."""
+    """Keeps no data of another test's MNIST."""
     data._enlarged.cache_clear()
 
 
@@ -70,7 +70,7 @@ def test_circles_are_the_published_ones() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_digits() -> None:
+def test_mnist_is_split_as_published() -> None:
     whole, some = data.digits(0, None, None), data.digits(0, 50, None)
     original = small_mnist()
     np.testing.assert_array_equal(np.rint(whole.train.inputs[..., 0] * 255), original.train_images)
@@ -122,14 +122,14 @@ def test_minmax(split: Split) -> None:
 
 
 def test_mean(split: Split) -> None:
-    """Computed in double, rounded to float32 in the end: each value, of up to 1, by half an EPS at most."""
+    """Computed in double and rounded to float32 at the end: values up to 1 are off by at most half an EPS."""
     train = normalized(split, "mean").train.inputs.astype(np.float64)
     np.testing.assert_allclose(train.mean(axis=0), 0, atol=EPS / 2)
     np.testing.assert_allclose(np.ptp(train, axis=0), 1, atol=EPS)
 
 
 def test_zscore(split: Split) -> None:
-    """As above, of values of up to 4: by 2 EPS at most."""
+    """As above, for values of up to 4: off by at most 2 EPS."""
     train = normalized(split, "zscore").train.inputs.astype(np.float64)
     assert np.abs(train).max() < 4
     np.testing.assert_allclose(train.mean(axis=0), 0, atol=2 * EPS)
@@ -152,7 +152,7 @@ def test_only_the_training_examples_count(name: str, split: Split) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e10, -3e-20])
 def test_a_constant_feature_becomes_zero(name: str, constant: float) -> None:
-    """Not NaN, nor a rounding divided by a rounding: 0.1 has no exact mean in binary."""
+    """The result is neither NaN nor a rounding error divided by another: 0.1 has no exact mean in binary."""
     train = np.full((1000, 2), constant)
     train[:, 1] = np.arange(1000)
     found = normalized(split_of(train, train), name)

@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks.experiments`: its arguments, what it leaves behind, and how it ends."""
+"""The command `python -m benchmarks.experiments`: its arguments, its files, and its exit codes."""
 
 import io
 import itertools
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every experiment in a second: a stand-in for MNIST, two epochs."""
+    """Every experiment in a second: a stand-in for MNIST, and two epochs."""
     monkeypatch.setattr(data, "_mnist", lambda _: small_mnist())
     data._enlarged.cache_clear()
     shortened = {
@@ -90,7 +90,9 @@ def test_all_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("api", job.APIS)
-def test_options_are_in_what_is_left(api: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_are_in_the_names_of_files(
+    api: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if api == "keras":
         pytest.importorskip("keras")
     arguments = ["circles", "--quick", "--api", api, "--seeds", "1", "--norm", "framework"]
@@ -126,7 +128,7 @@ def test_the_norm_that_was_asked_for_is_trained(
 
 
 def interrupted_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C comes while the next run after so many is trained."""
+    """Sends Ctrl-C after this many trained runs."""
     real, done = torch_api.train, itertools.count()
 
     def train(*args: Any) -> Curve:
@@ -141,7 +143,7 @@ def interrupted_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interruption_keeps_whole_seeds_apart_from_finished_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupted_after(3, monkeypatch)  # of two variants a seed
+    interrupted_after(3, monkeypatch)  # two variants per seed
     (tmp_path / "iris-quick.json").write_text("finished")
     assert job.main(["iris", "--quick", "--out", str(tmp_path)]) == 130
     found = loaded(tmp_path / "iris-quick-interrupted.json")
@@ -193,7 +195,7 @@ def test_without_mnist_there_is_one_message(
 
 
 def test_without_keras_there_is_one_message(tmp_path: Path) -> None:
-    """In a process of its own, in which keras cannot be imported."""
+    """Runs in a new process in which keras cannot be imported."""
     code = (
         "import sys; sys.modules['keras'] = None\n"
         "from benchmarks.experiments.job import main\n"
@@ -246,7 +248,7 @@ def test_ctrl_c_ends_the_command_without_a_traceback(tmp_path: Path) -> None:
 
 
 def curves(*accuracies: list[float]) -> list[Curve]:
-    """Of seeds whose accuracy on the test part is, after each epoch, what is given."""
+    """Curves of seeds with the given test accuracies after each epoch."""
     return [
         Curve(seed, [1.0] * len(a), a, a, {"train": a[-1], "test": a[-1]}, 1.0)
         for seed, a in enumerate(accuracies)
@@ -280,7 +282,7 @@ def test_at_least_and_at_most_ask_every_seed() -> None:
     ("published", "holds"), [(0.90, True), (0.9632, True), (0.9636, True), (0.965, False), (0.83, False)]
 )
 def test_a_published_figure_repeats_within_two_deviations(published: float, holds: bool) -> None:
-    """Mean 0.9 and deviation sqrt(4 / 4000) = 0.0316; the published figure is rounded to 0.001."""
+    """Mean 0.9 and deviation sqrt(4 / 4000) = 0.0316. The published figure is rounded to 0.001."""
     variant = Variant("a", "", [], Sgd(0.1), {"test": published})
     seeds = curves([0.86], [0.88], [0.9], [0.92], [0.94])
     assert repeats(variant).judge({"a": seeds}).holds is holds
@@ -288,7 +290,7 @@ def test_a_published_figure_repeats_within_two_deviations(published: float, hold
 
 
 def test_circles_claims_can_fail() -> None:
-    """Where norms help nothing, the claims that they do are not confirmed."""
+    """If norms do not help, the claims that they do are not confirmed."""
     experiment = EXPERIMENTS["circles"]
     same = {variant.id: curves(*[[0.5] * 34 + [0.85]] * 2) for variant in experiment.variants}
     verdicts = {claim.text: claim.judge(same).holds for claim in experiment.claims}

@@ -1,4 +1,4 @@
-"""The experiments' networks: the same in both APIs, with our norms and the frameworks', and as published."""
+"""The experiments' networks: as published, and equal in both APIs, with our norms and the frameworks'."""
 
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ SHAPES = {
     "conv": (28, 28, 1),
     "lenet": (32, 32, 1),
 }
-"""Of one example, channels last."""
+"""The shape of one example, channels last."""
 
 CASES = [
     pytest.param(experiment, variant, id=f"{experiment.name}-{variant.id}")
@@ -47,7 +47,7 @@ def channels_first(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def give_weights(ours: nn.Sequential, theirs: Any) -> None:
     """Sets the weights of the Keras model to those of the PyTorch one."""
-    rows: tuple[int, ...] | None = None  # (C, H, W) of what was flattened
+    rows: tuple[int, ...] | None = None  # (C, H, W) of the flattened input
     layers = iter([layer for layer in theirs.layers if layer.weights])
     shape = channels_first(theirs.input_shape[1:])
     for module in ours:
@@ -62,7 +62,7 @@ def give_weights(ours: nn.Sequential, theirs: Any) -> None:
 
 
 def weights(module: nn.Module, rows: tuple[int, ...] | None) -> list[Any]:
-    """As the layer of Keras has them; `rows` is the shape of flattened images that the module reads."""
+    """Weights in Keras' form. `rows` is the shape of the flattened images that the module reads."""
     found = {name: value.detach().numpy() for name, value in module.state_dict().items()}
     match module:
         case nn.Linear():
@@ -84,9 +84,9 @@ def weights(module: nn.Module, rows: tuple[int, ...] | None) -> list[Any]:
 @pytest.mark.parametrize(("experiment", "variant"), CASES)
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_both_apis_build_the_same_network(experiment: Experiment, variant: Variant, training: bool) -> None:
-    """Logits of a few float32 layers, of the order of 1: 1e-4 is a hundred roundings of 2^-24 a layer.
+    """Logits of a few float32 layers, of size about 1: 1e-4 is a hundred roundings of 2^-24 per layer.
 
-    Norms divide by deviations that are down to 1/100 of the values, in images of mostly 0.
+    Norms divide by deviations that are down to 1/100 of the values, because images are mostly 0.
     """
     torch.manual_seed(0)
     shape = SHAPES[experiment.name]
@@ -130,7 +130,8 @@ def test_options_of_a_norm_arrive_in_both_apis() -> None:
     theirs = keras_api.model(network, (4,), "fused").layers[-1]
     assert (theirs.momentum, theirs.epsilon) == (0.95, 0.005)
     assert theirs.activation is keras.activations.relu
-    # Of 2000 draws the deviation is within 0.05 / sqrt(2 * 2000) = 0.0008 of 0.05; six of those.
+    # For 2000 draws the deviation is within 0.05 / sqrt(2 * 2000) = 0.0008 of 0.05. The bound is six of
+    # those.
     for weight, bias in (
         (norm.weight.detach().numpy(), norm.bias.detach().numpy()),
         [np.array(value) for value in theirs.get_weights()[:2]],
@@ -162,7 +163,7 @@ def test_lenet_is_the_main_jobs(norm: Any) -> None:
     described = [
         [repr(module) for module in model if isinstance(module, kinds)] for model in (ours, expected)
     ]
-    assert described[0] == described[1]  # momentum, eps and activation too
+    assert described[0] == described[1]  # also momentum, eps and activation
     assert [tuple(value.shape) for value in ours.parameters()] == [
         tuple(value.shape) for value in expected.parameters()
     ]
@@ -172,7 +173,7 @@ def test_lenet_is_the_main_jobs(norm: Any) -> None:
 
 
 def test_layers_begin_the_same_with_norms_and_without() -> None:
-    """So that what a seed's variants differ by is the norm."""
+    """A seed's variants differ only by the norm."""
     weights = []
     for variant in EXPERIMENTS["mnist-mlp"].variants:
         torch.manual_seed(0)
@@ -194,8 +195,10 @@ LAYERS: dict[str, tuple[Network, tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_begin_alike_in_both_apis(name: str) -> None:
-    """Of n >= 6400 draws of a uniform distribution the deviation is within a relative 0.45 / sqrt(n) = 0.006
-    (of an orthogonal matrix less), and the largest of all is nearer to its bound; five of the former."""
+    """The deviation of n >= 6400 uniform draws is within a relative 0.45 / sqrt(n) = 0.006.
+
+    The bound is five of those. An orthogonal matrix varies less, and the largest draw is nearer to its bound.
+    """
     network, shape = LAYERS[name]
     torch.manual_seed(0)
     keras.utils.set_random_seed(0)
@@ -212,7 +215,7 @@ def test_layers_begin_alike_in_both_apis(name: str) -> None:
 
 
 def test_evaluation_leaves_the_running_statistics_alone() -> None:
-    """And normalises with them: after a first batch they are not the test part's own."""
+    """A norm uses its running statistics: after a first batch they are not the test part's own."""
     split = data.circles(0, None, None)
     network = torch_api.model([Norm("relu"), Dense(1)], (2,), "fused")
     network(torch.rand(8, 2))
@@ -226,8 +229,10 @@ TRAINED = {"torch": torch_api.train, "keras": keras_api.train}
 
 @pytest.mark.parametrize("api", TRAINED)
 def test_training_learns_repeats_and_follows_the_frameworks_norm(api: str) -> None:
-    """The first epoch's loss is the mean over 16 steps, which amplify the roundings of 2^-24 by far less than
-    1000, to 1e-4."""
+    """The first epoch's loss is the mean over 16 steps.
+
+    The steps amplify roundings of 2^-24 by far less than 1000, so 1e-4 is enough.
+    """
     split = data.circles(0, None, None)
     (variant,) = (v for v in EXPERIMENTS["circles"].variants if v.id == "after")
     steps: list[None] = []
@@ -249,7 +254,7 @@ def test_training_learns_repeats_and_follows_the_frameworks_norm(api: str) -> No
 
 @pytest.mark.parametrize("api", TRAINED)
 def test_momentum_and_rate_of_the_optimiser_arrive(api: str) -> None:
-    """Plain descent at rate 0 learns nothing; with momentum 0.9 training is ahead of that without."""
+    """Plain descent at rate 0 learns nothing. With momentum 0.9 training is ahead of training without."""
     split = data.circles(0, None, None)
     network = [Dense(20, "tanh"), Dense(1)]
 

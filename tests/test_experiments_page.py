@@ -1,4 +1,4 @@
-"""The page of the published experiments says what the committed results say."""
+"""The figures of the page of published experiments are those of the committed results."""
 
 import json
 import re
@@ -20,7 +20,7 @@ RESULTS = ROOT / "benchmarks/results/cpu/experiments"
 
 
 def section(name: str) -> str:
-    """From the heading to the next one."""
+    """The page from this heading to the next one."""
     found = re.search(rf"^## {re.escape(name)}\n(.*?)(?=^## )", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     assert found is not None, name
     return found[1]
@@ -109,7 +109,7 @@ def test_figures_of_norm_before_and_after_the_activation() -> None:
 
 @pytest.mark.parametrize("name", ["iris", "circles"])
 def test_the_keras_form_gives_the_same_within_the_spread(name: str) -> None:
-    """Of the means of five seeds and of twenty: four of their own deviations apart at most."""
+    """Means of five seeds and of twenty: at most four of their own deviations apart."""
     ours, theirs = by_variant(recorded(name)), by_variant(recorded(f"{name}-keras"))
     for id, curves in ours.items():
         found = [accuracies("test", of) for of in (curves, theirs[id])]

@@ -1,6 +1,6 @@
-"""torch.export, AOTInductor and torch.jit.trace: models that leave Python, and other sizes and devices.
+"""torch.export, AOTInductor and torch.jit.trace: programs without Python, for other sizes and devices.
 
-A program holds PyTorch's own operators, or ours on request. Both run all sizes that they are for.
+A program holds PyTorch's own operators, or ours on request. Both run all sizes that they allow.
 """
 
 import io
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.needs_extension
 
 SHAPE = (4, 6, 9, 9)
 BOTH_SIDES = (SHAPE, (9, 6, 9, 9), (3, 6, 4, 5), (2, 6, 64, 2), (70, 6, 3, 21))
-"""Images below and above 64 pixels, where the mask of forward begins to lie in another way."""
+"""Images of less and more than 64 pixels, where the forward's mask has different layouts."""
 
 DYNAMIC: dict[str, Any] = {
     "static": None,
@@ -70,17 +70,17 @@ def exported(
 
 
 def assert_runs_as(program: nn.Module, original: nn.Module, shapes: Any, way: str = "plain") -> None:
-    """Outputs and buffers: bit for bit where the same kernels are called, else to rounding."""
+    """Outputs and buffers: equal bits if the same kernels run, otherwise up to rounding."""
     tolerance = 0.0 if way == "fused" else OUTPUT_TOLERANCE
     for seed, shape in enumerate(shapes):
         given = inputs(shape, seed)
         torch.testing.assert_close(program(*given), original(*given), rtol=0, atol=tolerance)
-    for name, value in program.named_buffers():  # without those that evaluation does not read
+    for name, value in program.named_buffers():  # without the parameters that evaluation does not read
         torch.testing.assert_close(value, original.get_buffer(name), rtol=tolerance, atol=tolerance)
 
 
 def called(program: ExportedProgram) -> list[Any]:
-    """The operators, without arithmetic on sizes."""
+    """The program's operators, without arithmetic on sizes."""
     targets = (node.target for node in program.graph.nodes if node.op == "call_function")
     return [target for target in targets if "sym_" not in str(target)]
 
@@ -93,7 +93,7 @@ def called(program: ExportedProgram) -> list[Any]:
 def test_exported_programs_run_all_sizes_they_are_for(
     way: str, activation: str, training: bool, dynamic: str, strict: bool
 ) -> None:
-    """No guard on a size is left, although the size of the mask depends on that of the image."""
+    """No guard on a size remains, although the mask's size depends on the image's."""
     original = model(activation, training)
     program = exported(model(activation, training), dynamic, strict, way)
     aten, ours = torch.ops.aten, torch.ops.fused_bn
@@ -115,7 +115,7 @@ def test_every_activation_is_exported_with_momentum_none(way: str, activation: s
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @by_way
 def test_decomposed_programs_run(way: str, training: bool) -> None:
-    """Below autograd, as backends take them: core ATen, or the forward operator, functionalised."""
+    """Below autograd, as backends take programs: core ATen, or the functionalised forward operator."""
     program = exported(model(training=training), "batch", way=way).run_decompositions()
     has_ours = any("fused_bn" in f"{node.target} {node.args}" for node in program.graph.nodes)
     assert has_ours == (way == "fused")
@@ -125,7 +125,7 @@ def test_decomposed_programs_run(way: str, training: bool) -> None:
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @by_way
 def test_programs_are_saved_and_loaded(way: str, training: bool) -> None:
-    """Parameters, statistics and the range of sizes come back."""
+    """Parameters, statistics and the range of sizes survive saving and loading."""
     file = io.BytesIO()
     torch.export.save(exported(model(training=training), "batch and image", way=way), file)
     file.seek(0)
@@ -157,7 +157,7 @@ def test_saved_programs_run_without_this_package(tmp_path: Path) -> None:
 def test_a_program_runs_on_another_device_than_it_was_exported_on(
     way: str, target: str, training: bool
 ) -> None:
-    """No kernel, layout or device of the exporting machine is bound into it."""
+    """The program contains no kernel, layout or device of the exporting machine."""
     original = model(training=training)
     program = exported(model(training=training), "batch and image", way=way)
     moved = move_to_device_pass(program, target).module()
@@ -200,7 +200,7 @@ def test_aot_inductor_packages_run(way: str, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("activation", ["relu", "elu"])
 def test_traced_modules_are_saved_frozen_and_run(activation: str, tmp_path: Path) -> None:
-    """torch.jit.trace in evaluation, alone and with a residual, for other sizes too."""
+    """torch.jit.trace in evaluation, alone and with a residual, also for other sizes."""
     norm = model(activation).norm
     x, residual = inputs()
     for given, others in (((x,), inputs((7, 6, 4, 4))[:1]), ((x, residual), inputs((7, 6, 4, 4)))):
@@ -211,7 +211,7 @@ def test_traced_modules_are_saved_frozen_and_run(activation: str, tmp_path: Path
 
 
 def test_modules_run_under_fake_tensors() -> None:
-    """For their shapes, forward and backward, also with a residual of another layout."""
+    """Training programs, forward and backward, also with a residual of another layout."""
     with FakeTensorMode():
         for activation in ("none", "relu", "silu"):
             norm = fused_bn.BatchNorm2d(6, activation=activation)
@@ -223,7 +223,7 @@ def test_modules_run_under_fake_tensors() -> None:
 
 
 def test_fx_records_the_module_whole() -> None:
-    """As it does with nn.BatchNorm2d: train() and eval() of the traced model still mean something."""
+    """As with nn.BatchNorm2d, train() and eval() of the traced model still work."""
 
     class Block(nn.Module):
         def __init__(self) -> None:

@@ -33,12 +33,12 @@ CASES += [
 ]
 
 ROUNDINGS = 1e-13
-"""Of fp64 values near 1: some 1e3 roundings of 2^-53, where a missing derivative is off by about 1."""
+"""For fp64 values near 1: about 1e3 roundings of 2^-53. A missing derivative would be off by about 1."""
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_dual_numbers_agree_with_finite_differences(case: Case) -> None:
-    """gradcheck's own tolerance, as for the gradients; it makes the duals of every argument in turn."""
+    """gradcheck's own tolerance, as for the gradients. It makes dual numbers of every argument in turn."""
     tensors, given = smooth_tensors(case)
     assert torch.autograd.gradcheck(
         lambda *given: apply(case, tensors, *given), given, check_forward_ad=True, check_backward_ad=False
@@ -97,17 +97,17 @@ def with_tangent(function: Callable[..., Any], primal: Any, tangent: Any) -> tup
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_jvp_of_a_module_updates_the_buffers_once(training: bool, momentum: float | None) -> None:
-    """As calls without a derivative do; nn.BatchNorm2d itself refuses to count inside torch.func.jvp."""
+    """As in calls without a derivative. nn.BatchNorm2d itself refuses to count inside torch.func.jvp."""
     torch.manual_seed(0)
     ours = fused_bn.BatchNorm2d(3, momentum=momentum, activation="relu").train(training)
-    twin = copy.deepcopy(ours)
+    copied = copy.deepcopy(ours)
     x, t = torch.randn(4, 3, 5, 5), torch.randn(4, 3, 5, 5)
     for calls in (1, 2):
         y, dy = with_tangent(ours, x, t)
-        torch.testing.assert_close(y, twin(x), rtol=0, atol=2 * OUTPUT_TOLERANCE)
+        torch.testing.assert_close(y, copied(x), rtol=0, atol=2 * OUTPUT_TOLERANCE)
         assert dy.abs().max() > 0.1
         assert ours.num_batches_tracked == (calls if training else 0)
-        assert_same_state(ours, twin, OUTPUT_TOLERANCE)
+        assert_same_state(ours, copied, OUTPUT_TOLERANCE)
 
 
 @pytest.mark.needs_extension
@@ -137,7 +137,7 @@ def test_jacfwd_is_the_jacobian_of_reverse_mode(training: bool, activation: Acti
 
 @pytest.mark.needs_extension
 def test_the_backward_operator_has_a_tangent_too() -> None:
-    """Raw, its statistics given: the derivative along grad_output, in which it is linear."""
+    """The raw operator with given statistics: the derivative along grad_output, in which it is linear."""
     for training, activation, residual in product(
         (True, False), ("none", "relu", "prelu", "silu"), (True, False)
     ):
@@ -149,14 +149,14 @@ def test_the_backward_operator_has_a_tangent_too() -> None:
             dual = forward_ad.make_dual(arguments["grad_output"], direction)
             found = [forward_ad.unpack_dual(g) for g in backward(arguments | {"grad_output": dual})]
         for (primal, tangent), value, along in zip(found, backward(arguments), expected, strict=True):
-            # fp32 sums over 40 values in either order
+            # fp32 sums over 40 values in different orders
             torch.testing.assert_close(primal, value, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(present(tangent), along, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.needs_extension
 def test_the_raw_forward_operator_refuses_duals() -> None:
-    """Rather than lose the tangent."""
+    """An error, so that the tangent is not lost."""
     arguments = forward_arguments(Case((4, 3, 2, 5)))
     with forward_ad.dual_level():
         arguments["input"] = forward_ad.make_dual(arguments["input"], torch.ones(4, 3, 2, 5))

@@ -1,4 +1,4 @@
-"""torch.func: grad, vjp, jacrev, hessian, vmap and what is made of them, beside PyTorch's own layers."""
+"""torch.func: grad, vjp, jacrev, hessian, vmap and combinations, compared with PyTorch's own layers."""
 
 import copy
 from collections.abc import Callable
@@ -12,9 +12,9 @@ from torch.func import functional_call, grad, grad_and_value, hessian, jacrev, s
 
 from fused_bn._activations import ACTIVATIONS
 from tests.cases import present
-from tests.twins import FP64_TOLERANCE, Original, assert_near, assert_same_buffers, batch, twins
+from tests.twins import FP64_TOLERANCE, Original, assert_near, assert_same_buffers, batch, ours_and_original
 
-pytestmark = pytest.mark.needs_extension  # the fallback is PyTorch, with PyTorch's limits
+pytestmark = pytest.mark.needs_extension  # the fallback is PyTorch and has its limits
 
 MODES: dict[str, dict[str, Any]] = {
     "evaluation": {},
@@ -24,12 +24,12 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 def pair(mode: str, activation: str, **options: Any) -> tuple[nn.Module, Original]:
-    ours, theirs = twins(activation=activation, **MODES[mode], **options)
+    ours, theirs = ours_and_original(activation=activation, **MODES[mode], **options)
     return ours.train(mode != "evaluation"), theirs.train(mode == "training without statistics")
 
 
 def small(count: int = 1) -> Tensor:
-    """Enough for a Hessian, of the six channels of the twins."""
+    """A small input, as Hessians need."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(4, 3, 6, 2, 1, generator=generator, dtype=torch.float64)[:count] * 3
 
@@ -51,7 +51,7 @@ def gradients_of_parameters(module: nn.Module) -> list[Tensor]:
 
 
 def per_sample_gradients(module: nn.Module) -> list[Tensor]:
-    """vmap over grad over parameters, as for differential privacy: each sample a batch of its own."""
+    """vmap over grad over parameters, as for differential privacy. Each sample is a batch of its own."""
 
     def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
         output: Tensor = functional_call(module, parameters, (x,))
@@ -83,12 +83,12 @@ TRANSFORMS: dict[str, Callable[[nn.Module], list[Tensor]]] = {
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_transforms_follow_the_original(transform: str, mode: str) -> None:
-    """With a kink and without, also smooth; the parameters and buffers stay as they were."""
+    """Activations with a kink, without one, and smooth. Parameters and buffers stay unchanged."""
     for activation in ("none", "relu", "gelu"):
         ours, theirs = pair(mode, activation)
         before = copy.deepcopy(ours.state_dict())
         found, expected = TRANSFORMS[transform](ours), TRANSFORMS[transform](theirs)
-        # Third powers of values up to 10 have derivatives a hundred times theirs.
+        # Third powers of values up to 10 have derivatives a hundred times as large.
         assert_near(found, expected, 100 * FP64_TOLERANCE)
         assert all(map(torch.equal, before.values(), ours.state_dict().values()))
 
@@ -105,20 +105,20 @@ def test_every_activation_is_transformed(activation: str) -> None:
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("transform", ["grad", "grad of the residual", "vjp", "jacrev"])
 def test_one_transform_in_training_moves_the_statistics_once(transform: str, momentum: float | None) -> None:
-    """As a call without it does. nn.BatchNorm2d raises here, because it counts in a call of its own."""
-    ours, theirs = twins(momentum=momentum)
+    """Counts as a call without it does. nn.BatchNorm2d raises here, because it counts in a separate call."""
+    ours, theirs = ours_and_original(momentum=momentum)
     with pytest.raises(RuntimeError, match="would mutate a captured Tensor"):
         TRANSFORMS[transform](theirs)
-    twin = copy.deepcopy(ours)
+    copied = copy.deepcopy(ours)
     for count in (1, 2):
         TRANSFORMS[transform](ours)
-        twin(small()[0])
-        assert_same_buffers(ours, twin)
+        copied(small()[0])
+        assert_same_buffers(ours, copied)
         assert ours.num_batches_tracked == count
 
 
 def test_gradients_in_training_are_those_of_autograd() -> None:
-    ours, _ = twins()
+    ours, _ = ours_and_original()
     x, residual, _ = batch()
     found = grad(cubes(ours), argnums=(0, 1))(x, residual)
     given = [x.requires_grad_(), residual.requires_grad_()]
@@ -131,15 +131,15 @@ VMAPS = ["vmap", "vmap with a residual", "vmap of vmap", "vmap of grad", "grad o
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("transform", VMAPS)
 def test_vmap_in_training_raises_what_nn_batchnorm_raises(transform: str, momentum: float | None) -> None:
-    """One set of statistics for many batches: refused in PyTorch's words, and nothing is counted."""
-    ours, theirs = twins(momentum=momentum)
+    """One set of statistics for many batches: refused with PyTorch's text, and nothing is counted."""
+    ours, theirs = ours_and_original(momentum=momentum)
     before = copy.deepcopy(ours.state_dict())
     texts = []
     for module in (theirs, ours):
         with pytest.raises(RuntimeError) as caught:
             TRANSFORMS[transform](module)
         texts.append(str(caught.value).replace("add_.Tensor", "add_.Scalar"))
-    # Of a grad within, nn.BatchNorm2d says that it may not count, and ours what follows that.
+    # Inside a grad, nn.BatchNorm2d complains about the counter; ours about the statistics.
     assert texts[0] == texts[1] or transform == "vmap of grad"
     assert "grad" in transform or "track_running_stats" in texts[1]
     assert all(map(torch.equal, before.values(), ours.state_dict().values()))
@@ -147,8 +147,8 @@ def test_vmap_in_training_raises_what_nn_batchnorm_raises(transform: str, moment
 
 @pytest.mark.parametrize("transform", ["grad of grad", "hessian"])
 def test_nested_transforms_in_training_are_refused_and_change_nothing(transform: str) -> None:
-    """torch allows no write to the counter from within two: neither may the statistics have moved by then."""
-    for module in twins():
+    """Inside two transforms torch allows no write to the counter. The statistics must not change either."""
+    for module in ours_and_original():
         before = copy.deepcopy(module.state_dict())
         with pytest.raises(RuntimeError, match="would mutate a captured Tensor"):
             TRANSFORMS[transform](module)
@@ -156,7 +156,7 @@ def test_nested_transforms_in_training_are_refused_and_change_nothing(transform:
 
 
 def test_statistics_given_to_functional_call_are_those_that_move() -> None:
-    ours, _ = twins()
+    ours, _ = ours_and_original()
     before = copy.deepcopy(ours.state_dict())
     given = {name: value.clone() for name, value in ours.state_dict().items()}
     x, residual, _ = batch()
@@ -169,7 +169,7 @@ def test_statistics_given_to_functional_call_are_those_that_move() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_ensemble_is_the_models_one_by_one(mode: str) -> None:
-    """stack_module_state and vmap over the models, with one batch for all and with one for each."""
+    """stack_module_state and vmap over the models, with one batch for all or one for each."""
     models = []
     for scale in (1, 2, 3):
         model, _ = pair(mode, "silu")
@@ -192,9 +192,9 @@ def test_an_ensemble_is_the_models_one_by_one(mode: str) -> None:
 
 
 def test_an_ensemble_in_training_moves_each_models_statistics() -> None:
-    """Buffers that are stacked may be written, and are, one by one: as with nn.BatchNorm2d."""
+    """As with nn.BatchNorm2d, stacked buffers may be written, and each model's are."""
     results: list[list[Tensor]] = []
-    for module in twins():
+    for module in ours_and_original():
         models = [copy.deepcopy(module) for _ in range(2)]
         parameters, buffers = stack_module_state(models)
 

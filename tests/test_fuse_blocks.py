@@ -1,4 +1,4 @@
-"""fuse() on hand-written blocks: every spelling of a pair is found, and computes what was written."""
+"""fuse() on hand-written blocks: it finds every spelling of a pair, and the results stay the same."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ from tests.fuse_models import BLOCKS, TOLERANCE, Written, assert_fuses_to_the_sa
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_compute_the_same_and_are_fused(name: str) -> None:
-    """Catches any difference that rewriting the common blocks makes, and pairs that are no longer found."""
+    """Fails if rewriting changes the common blocks' results, or if their pairs are no longer found."""
     make, fused, count = BLOCKS[name]
     report = assert_fuses_to_the_same(made(make), images())
     assert (len(report.fused), len(report.norms)) == (fused, count)
@@ -75,10 +75,10 @@ def without_addresses(value: object) -> str:
 def test_every_activation_as_module_and_as_function(
     activation: Callable[[Tensor], Tensor], label: str
 ) -> None:
-    """Catches an activation that is taken for another, or whose number is lost.
+    """Fails if an activation is mistaken for another, or its parameter is lost.
 
-    PyTorch's slope of hardsigmoid is 1/6 as rounded to float32, off by a part of 2^-25, in each of the three
-    terms of a gradient.
+    PyTorch's slope of hardsigmoid is 1/6 rounded to float32, which is off by a factor of 2^-25, in each of
+    the three terms of a gradient.
     """
 
     class Block(Written):
@@ -163,12 +163,12 @@ class BothAreNorms(Written):
     ],
 )
 def test_every_way_to_write_it(kind: type[nn.Module], labels: tuple[str, ...]) -> None:
-    """Catches a spelling that is not recognised, or is taken for another."""
+    """Fails if a spelling is not recognised, or is mistaken for another."""
     report = assert_fuses_to_the_same(made(kind), images())
     assert report["bn"].fused == labels
 
 
-def test_of_two_norms_that_are_added_one_is_the_others_residual() -> None:
+def test_one_of_two_added_norms_is_the_others_residual() -> None:
     report = assert_fuses_to_the_same(made(lambda: BothAreNorms(bn2=nn.BatchNorm2d(4))), images())
     assert report["bn2"].fused == ("add, relu",)
     assert report["bn"].reason == "it is the residual of another norm"
@@ -176,7 +176,7 @@ def test_of_two_norms_that_are_added_one_is_the_others_residual() -> None:
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_sequential_keeps_its_modules_and_slices(rank: int) -> None:
-    """Catches a Sequential whose parts, used on their own, would be without their activation."""
+    """Fails if a part of a Sequential, used alone, loses its activation."""
     norm: Any = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}[rank]
     block: Any = made(lambda: nn.Sequential(nn.Identity(), norm(4), nn.ReLU(), norm(4), nn.Tanh()))
     x = images(3, 4, *[5] * rank)

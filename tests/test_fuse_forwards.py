@@ -1,4 +1,4 @@
-"""Forwards whose Python does more than compute: what a traced graph would freeze, lose or do twice."""
+"""Forwards with Python code that a traced graph would freeze, lose or run twice."""
 
 import copy
 import os
@@ -125,7 +125,7 @@ class Nothing(nn.Module):
     ],
 )
 def test_a_forward_that_does_more_than_compute_is_not_rewritten(kind: Any, reason: str) -> None:
-    """Each would be frozen, lost or done twice in a traced graph."""
+    """A traced graph would freeze, lose or run twice something in each of these."""
     branch = CallsItself(4, 4, 1) if kind is Doubled else Nothing()
     block = made(lambda: kind(branch=branch, kept=[]))
     state = random.getstate(), torch.get_rng_state()
@@ -169,7 +169,7 @@ class Config:
 
 
 def test_what_a_forward_reads_may_change_after_fuse() -> None:
-    """Catches a graph that keeps what flags, modes and arguments were when it was traced."""
+    """Fails if a graph keeps the flags, modes and arguments of its trace."""
     block = made(lambda: Conditional(flag=False, extra=None, config=Config()))
     fused = fused_bn.fuse(copy.deepcopy(block))
     assert "not in training" in fused.fusion_report["bn"].reason
@@ -197,7 +197,7 @@ def test_what_a_forward_reads_may_change_after_fuse() -> None:
 
 
 class Mixed(nn.Module):
-    """A norm that is kept in evaluation while the block around it trains."""
+    """A norm that stays in evaluation while the block around it trains."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ class Dropping(Written):
 
 
 def test_a_package_whose_name_begins_with_torchs_is_the_models_own_code() -> None:
-    """torchvision lies beside torch: what its forwards read was not noted, and dropout stayed on."""
+    """torchvision is installed beside torch. What its forwards read was not noticed, so dropout stayed on."""
     home = os.path.dirname(torch.__file__)
     scope: dict[str, Any] = {"Written": Written, "F": nn.functional, "__name__": "torchlike.models"}
     exec(compile(DROPPING, f"{home}like/models.py", "exec"), scope)

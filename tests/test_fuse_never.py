@@ -1,4 +1,4 @@
-"""What fuse() must leave alone, or compute as it was written: all that a rewriting could break."""
+"""Code that fuse() must leave alone, or compute as it is written."""
 
 import copy
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class Number(Written):
 
 
 class IntoAnother(Written):
-    """The sum must be seen in `before`, which is the same tensor."""
+    """The sum must be visible in `before`, which is the same tensor."""
 
     def forward(self, x: Tensor) -> Tensor:
         total = x * 2
@@ -100,13 +100,13 @@ class NamedThreshold(Written):
         (NamedThreshold, "softplus follows"),
     ],
 )
-def test_what_is_no_pair_stays_as_written(kind: type[nn.Module], reason: str) -> None:
+def test_code_that_is_no_pair_stays_as_written(kind: type[nn.Module], reason: str) -> None:
     report = assert_fuses_to_the_same(made(kind), images())
     assert reason in report["bn"].reason
 
 
 def test_what_follows_a_sum_without_activation_is_no_part_of_the_pair() -> None:
-    """An nn.Identity there was taken out of the graph together with the sum, and was still in use."""
+    """The graph lost such an nn.Identity together with the sum, although it was still used."""
 
     class Block(Written):
         def forward(self, x: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ def test_what_follows_a_sum_without_activation_is_no_part_of_the_pair() -> None:
 
 
 def test_a_norm_does_not_move_behind_a_write_to_its_input() -> None:
-    """Catches the norm being computed at the addition, of values that were overwritten meanwhile."""
+    """Fails if the norm is computed at the addition, from values that were overwritten meanwhile."""
 
     class Block(Written):
         def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def test_a_norm_does_not_move_behind_a_write_to_its_input() -> None:
 
 @pytest.mark.parametrize("kind", [OtherShape, WiderResidual])
 def test_residuals_that_are_broadcast_are_added_by_pytorch(kind: type[nn.Module]) -> None:
-    """Shapes show at run time only; with example inputs the report knows of them. The result is the same."""
+    """Shapes are known only at run time. With example inputs the report names them. Results stay the same."""
     block = made(kind)
     assert_same(copy.deepcopy(block), fused_bn.fuse(copy.deepcopy(block)), images())
     fused = fused_bn.fuse(copy.deepcopy(block), images())
@@ -145,7 +145,7 @@ def test_residuals_that_are_broadcast_are_added_by_pytorch(kind: type[nn.Module]
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_types_are_promoted_as_without_fuse(in_place: bool) -> None:
-    """A half norm with a float32 residual: float32 where it is added, half where it is added in place."""
+    """A half-precision norm with a float32 residual: float32 after x + r, half precision after x += r."""
 
     class Block(Written):
         def forward(self, x: Tensor, residual: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class Chain(Written):
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 def test_hooks_see_and_do_what_they_did(change: Any, late: bool) -> None:
-    """Before fuse(), the norm is left alone, and the report says why; after it, the pair falls apart."""
+    """A hook that exists at fuse() keeps the norm alone, as the report says. A later one splits the pair."""
     block = made(Chain)
     fused = copy.deepcopy(block)
     if late:
@@ -260,7 +260,7 @@ def test_unknown_and_lazy_norms_are_left_alone() -> None:
 
 
 class NormWithAct(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d."""
+    """Works like timm's BatchNormAct2d."""
 
     def __init__(
         self, channels: int, act: nn.Module, drop: nn.Module | None = None, factor: float = 1
@@ -275,7 +275,7 @@ class NormWithAct(nn.BatchNorm2d):
 
 @pytest.mark.parametrize("act", [nn.ReLU(inplace=True), nn.SiLU(), nn.LeakyReLU(0.3), nn.Identity()], ids=str)
 def test_norms_with_an_activation_of_their_own(act: nn.Module) -> None:
-    """They keep class, children and keys; without an activation they are fused with the sum behind them."""
+    """They keep class, children and keys. Without an activation they are fused with a following sum."""
 
     class Block(Written):
         def forward(self, x: Tensor) -> Tensor:
@@ -338,7 +338,7 @@ def test_fuse_says_why_it_found_no_norm(name: str) -> None:
 
 
 def test_a_norm_whose_forward_was_replaced_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By somebody who patches torch for all models."""
+    """Some code patches torch for all models."""
     monkeypatch.setattr(nn.modules.batchnorm._BatchNorm, "forward", lambda _, x: x * 2)
     fused: Any = fused_bn.fuse(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
     assert "the forward of BatchNorm2d was replaced" in str(fused.fusion_report)

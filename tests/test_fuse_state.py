@@ -1,4 +1,4 @@
-"""What fuse() must keep: names, objects, keys, optimisers, modes, hooks; copies, pickles, torch.compile."""
+"""What fuse() keeps: names, objects, keys, optimisers, modes, hooks; copies, pickles, torch.compile."""
 
 import copy
 import inspect
@@ -38,7 +38,7 @@ class Outer(nn.Module):
 
 
 def test_names_objects_and_state_dict_stay() -> None:
-    """Catches a module, parameter or buffer that was replaced: optimisers and checkpoints would lose it."""
+    """Fails if a module, parameter or buffer was replaced: optimisers and checkpoints would lose it."""
     model = made(Outer)
     keys = list(model.state_dict())
     kept = {name: id(each) for name, each in model.named_modules()}
@@ -74,7 +74,7 @@ def test_modes_gradients_layouts_and_dtypes_stay() -> None:
 
 
 def test_an_optimiser_made_before_goes_on() -> None:
-    """SGD with momentum, half of the steps before fuse() and half of them after."""
+    """SGD with momentum: half of the steps before fuse() and half after it."""
     models = [made(Outer), made(Outer)]
     optimisers = [torch.optim.SGD(each.parameters(), lr=1e-2, momentum=0.9) for each in models]
     for number in range(4):
@@ -101,16 +101,16 @@ def by_torch(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("way", [copy.deepcopy, by_pickle, by_torch])
 @pytest.mark.parametrize("make", [Outer, UNet, Pyramid])
 def test_copies_are_fused_and_independent(way: Callable[[nn.Module], nn.Module], make: Any) -> None:
-    """Catches a copy whose forward still runs the parameters of the original."""
+    """Fails if a copy's forward still uses the original's parameters."""
     model = fused_bn.fuse(made(make))
-    twin = way(model)
-    assert type(twin) is type(model)
-    assert "fused: " in repr(twin)
-    assert str(twin.fusion_report) == str(model.fusion_report)
+    copied = way(model)
+    assert type(copied) is type(model)
+    assert "fused: " in repr(copied)
+    assert str(copied.fusion_report) == str(model.fusion_report)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
-    assert_same(made(make), twin, images())
+    assert_same(made(make), copied, images())
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -128,7 +128,7 @@ def test_unfuse_gives_the_original_back(name: str) -> None:
     "options", [{"activation": "elu", "activation_param": 0.4}, {"frozen": True}], ids=str
 )
 def test_unfuse_keeps_what_a_norm_was_constructed_with(options: dict[str, Any]) -> None:
-    """Catches an activation that is dropped on the way to PyTorch's modules; and the way back."""
+    """Fails if an activation is lost on the way to PyTorch's modules or back."""
 
     class Block(nn.Module):
         def __init__(self) -> None:
@@ -158,14 +158,14 @@ def test_fusing_again_gives_the_same() -> None:
 
 
 def test_hooks_on_blocks_run_as_before() -> None:
-    """Of the modules around a pair, of the convolutions in them, and of modules that were looked into."""
+    """Hooks on the modules around a pair, on the convolutions in them, and on modules that were traced."""
 
     def calls(model: Any) -> list[tuple[str, int]]:
         seen: list[tuple[str, int]] = []
         for name, module in model.named_modules():
             if not isinstance(module, nn.BatchNorm2d):
                 module.register_forward_hook(lambda *_, name=name: seen.append((name, 0)))
-                if not isinstance(module, nn.ReLU):  # which works in place, and PyTorch refuses that
+                if not isinstance(module, nn.ReLU):  # it works in place, which PyTorch refuses
                     module.register_full_backward_hook(lambda *_, name=name: seen.append((name, 1)))
         step(model, images(), 0)
         return seen
@@ -184,7 +184,7 @@ def test_forward_of_the_classes_and_its_signature_stay() -> None:
 @pytest.mark.parametrize("name", ["basic", "basic, downsampling", "dense", "U-Net with concatenation"])
 @pytest.mark.parametrize("training", [True, False])
 def test_torch_compile_takes_the_fused_model_whole(name: str, training: bool) -> None:
-    """With the eager backend: what matters is that Dynamo finds nothing that it must break the graph for."""
+    """The eager backend is enough: the test is that Dynamo finds no reason to break the graph."""
     original = made(BLOCKS[name][0]).train(training)
     fused = fused_bn.fuse(copy.deepcopy(original))
     torch._dynamo.reset()
@@ -209,7 +209,7 @@ def test_activation_checkpointing_around_blocks(use_reentrant: bool) -> None:
 
 
 def test_conversion_to_torchs_sync_batch_norm_keeps_the_activations() -> None:
-    """Pairs look at their norm on every call: one that is none of ours is computed as it was written."""
+    """A pair checks its norm on every call. If it is not ours, the pair runs as it was written."""
     fused = fused_bn.fuse(made(Outer))
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(fused))
     assert isinstance(converted.norm, nn.SyncBatchNorm)
@@ -235,7 +235,7 @@ def test_the_report_is_a_table() -> None:
 
 
 def test_other_threads_compute_while_one_fuses() -> None:
-    """Tracing replaces methods of nn.Module, which all threads share: NameError and RefusedError there."""
+    """Tracing replaces methods of nn.Module in all threads. This caused NameError and RefusedError."""
     model, x = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.randn(2, 4, 6, 6)
     expected, stop, failures, calls = model(x), threading.Event(), list[BaseException](), list[int]()
 

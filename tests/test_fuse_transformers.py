@@ -1,4 +1,4 @@
-"""fuse() on models of transformers, made small from configurations: nothing is downloaded."""
+"""fuse() on small models of transformers, made from configurations. Nothing is downloaded."""
 
 from collections.abc import Callable
 from typing import Any
@@ -74,7 +74,7 @@ def upernet() -> nn.Module:
 def test_models_compute_the_same_and_are_fused(
     make: Callable[[], nn.Module], fused: int, count: int, sums: int
 ) -> None:
-    """The norms that are not fused stand before a convolution, or are the residual of a fused one."""
+    """Norms that are not fused precede a convolution, or are the residual of a fused norm."""
     report = assert_fuses_to_the_same(made(make), images(2, 3, 32, 32))
     assert (len(report.fused), len(report.norms)) == (fused, count)
     assert sum("add" in norm.fused[0] for norm in report.fused) == sums

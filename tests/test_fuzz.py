@@ -1,4 +1,4 @@
-"""The fuzzers in short; `make fuzz SECONDS=600` runs them for longer, under the sanitizers."""
+"""Short runs of the fuzzers. `make fuzz SECONDS=600` runs them longer, under the sanitizers."""
 
 import subprocess
 import sys
@@ -51,7 +51,7 @@ def test_a_worker_that_cannot_start_is_one_fault() -> None:
 
 
 def test_an_attempt_that_ends_the_process_is_a_fault_and_the_next_one_is_made() -> None:
-    """By the attempts of a module that crashes at the second seed."""
+    """A fuzzing module that crashes at its second seed."""
     code = (
         "import os, sys; from tests.fuzz import __main__ as fuzz\n"
         "fuzz.ATTEMPTS['values'] = lambda seed: os.abort() if seed == 1 else None\n"

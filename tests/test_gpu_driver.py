@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks.gpu`: how its parts are run, limited and ended, and what is left."""
+"""The command `python -m benchmarks.gpu`: how it runs, limits and ends its parts, and its files."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from benchmarks.gpu.parts import BUILD, CALLS, EXIT_FOUND, EXIT_SKIPPED, PARTS, 
 
 
 class Scripts(Run):
-    """A run whose parts are lines of Python: `write` writes a line there, `begun` has the cases so far."""
+    """A run whose parts are lines of Python: `write` writes a line, and `begun` has the started cases."""
 
     def __init__(self, out: Path, scripts: dict[str, str]) -> None:
         super().__init__(out)
@@ -42,7 +42,7 @@ def run_scripts(out: Path, scripts: dict[str, str], seconds: float = 30, patienc
 
 
 def values(run: Run, field: str) -> dict[str, list[Any]]:
-    """What the lines of each part say of a field."""
+    """The values of a field in the lines of each part."""
     names = dict.fromkeys(json.loads(line)["part"] for line in run.file.read_text().splitlines())
     return {name: [each[field] for each in lines_of(run.file, name) if field in each] for name in names}
 
@@ -60,9 +60,9 @@ def test_a_failed_part_does_not_stop_the_next(tmp_path: Path, capsys: pytest.Cap
     states = ["failed", "crashed", "ok", "skipped", "found", "failed"]
     assert values(run, "state") == {name: [state] for name, state in zip(scripts, states, strict=True)}
     assert run.failed
-    told = capsys.readouterr().out
-    assert "what went wrong" in told
-    assert "fine" not in told
+    printed = capsys.readouterr().out
+    assert "what went wrong" in printed
+    assert "fine" not in printed
     assert "fine" in (tmp_path / "log.txt").read_text()
     assert not run_scripts(tmp_path, {"three": "", "four": f"sys.exit({EXIT_SKIPPED})"}).failed
 
@@ -86,7 +86,7 @@ def test_a_case_that_crashes_or_hangs_costs_no_other(tmp_path: Path) -> None:
 def test_a_hanging_part_is_ended_with_all_that_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "MERCY_SECONDS", 0.2)
+    monkeypatch.setattr(driver, "GRACE_SECONDS", 0.2)
     child = tmp_path / "child"
     hang = (
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
@@ -100,7 +100,7 @@ def test_a_hanging_part_is_ended_with_all_that_it_started(
 
 
 def ended(pid: int, seconds: float = 10) -> bool:
-    """Whether the process is gone, or waits to be reaped by whoever inherited it."""
+    """Whether the process has ended, possibly as a zombie."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -113,7 +113,7 @@ def ended(pid: int, seconds: float = 10) -> bool:
 
 
 def test_lanes_run_side_by_side(tmp_path: Path) -> None:
-    """Each waits for what the other writes."""
+    """Each waits for the other's output."""
     wait = "write(there=1)\nwhile not any('there' in line for line in lines_of(file, {!r})): time.sleep(0.05)"
     run = Scripts(tmp_path, {"one": wait.format("two"), "two": wait.format("one")})
     run.step(tuple((Part(name, 30, ""),) for name in run.scripts), 30)
@@ -145,7 +145,7 @@ def test_every_part_is_a_module_and_the_calls_fit_into_their_time() -> None:
     for steps in CALLS.values():
         lanes = [[[part for part in lane if part.name != "compiled"] for lane in step] for step in steps]
         longest = [max(sum(part.seconds for part in lane) for lane in step) for step in lanes]
-        assert sum(longest) <= 120  # compiled has what is left
+        assert sum(longest) <= 120  # compiled gets the remaining time
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_sanitizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def row(shape: tuple[int, ...], factor: float, **others: list[float]) -> dict[str, Any]:
-    """A case of the table: ours takes `factor` microseconds, backward twice that."""
+    """A case of the table. Ours takes `factor` microseconds forward and twice that backward."""
     us = {
         direction: {
             name: [times * factor * value for value in values]
@@ -233,21 +233,21 @@ def test_report(tmp_path: Path) -> None:
     append(file, "tests", state="ok", seconds=1.0)
     with file.open("a") as lines:
         lines.write('{"part": "tests", "cou')
-    told = report.write(tmp_path)
-    assert told == (tmp_path / "table.txt").read_text()
-    assert "device a GPU\n" in told
-    assert "tests      ok           1.0 s  5 passed" in told
-    assert "table      killed" in told
-    assert "FAILED table: a case was lost" in told
-    assert "9x9x9x9" not in told
-    assert "SMOKE" not in told
+    printed = report.write(tmp_path)
+    assert printed == (tmp_path / "table.txt").read_text()
+    assert "device a GPU\n" in printed
+    assert "tests      ok           1.0 s  5 passed" in printed
+    assert "table      killed" in printed
+    assert "FAILED table: a case was lost" in printed
+    assert "9x9x9x9" not in printed
+    assert "SMOKE" not in printed
     words = {
-        line.split(" cf ")[0]: line.split()[3:] for line in told.splitlines() if "float32 forward " in line
+        line.split(" cf ")[0]: line.split()[3:] for line in printed.splitlines() if "float32 forward " in line
     }
     assert words["2x3x4x5"][:6] == ["forward", "1.0", "6.0", "2.0", "2.00", "3.00"]
-    assert words["1x2x3x4"][2] == "-"  # no eager there
-    assert "eager/ours, forward: geometric mean 6.00 of 2 cases" in told  # of 3 and 12
-    fastest, planned = told[told.index("forced:") :].splitlines()[3:5]
+    assert words["1x2x3x4"][2] == "-"  # no eager row there
+    assert "eager/ours, forward: geometric mean 6.00 of 2 cases" in printed  # the mean of 3 and 12
+    fastest, planned = printed[printed.index("forced:") :].splitlines()[3:5]
     assert fastest.split() == ["3.0", "1.50", "3.1", "streamed"]
     assert planned.split() == ["planned", "4.0", "2.00", "-", "resident"]
     assert json.loads((tmp_path / "results.json").read_text())["parts"]["tests"][1] == {

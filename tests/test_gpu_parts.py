@@ -16,7 +16,7 @@ from benchmarks.gpu import bits, build, correct, counters, forced, job, models, 
 from benchmarks.gpu.captured import Captured, own_stream
 from benchmarks.gpu.job import Job, SkippedError
 from benchmarks.gpu.parts import EXIT_AGAIN, EXIT_SKIPPED, append
-from benchmarks.gpu.table import Bench, Race
+from benchmarks.gpu.table import Bench, TimedRows
 from tests.cases import Case, Result, Tensors, run_fused
 from tests.lenet_data import one_thread  # noqa: F401
 
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.needs_extension, pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(autouse=True)
 def _without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The parts take a GPU where there is one; here their own logic is tested."""
+    """The parts use a GPU if there is one. These tests are about the parts' own code."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -37,7 +37,7 @@ Lines = list[dict[str, Any]]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., tuple[int, Lines]]:
-    """Runs a part; gives its exit code and the lines it adds."""
+    """Runs a part. Returns its exit code and the lines it adds."""
     file = tmp_path / "results.jsonl"
     file.touch()
 
@@ -115,8 +115,8 @@ def test_the_build_is_for_the_gpu_that_is_here_and_none_where_one_is_there(
 @pytest.mark.parametrize(
     ("tensor_bytes", "l2_bytes", "sets"),
     [
-        (409_600, 60 << 20, 308),  # 308 sets of two tensors are 252 MB, four times 63 MB
-        (411_041_792, 60 << 20, 2),  # one would be enough; the end of a set is not to be found by the next
+        (409_600, 60 << 20, 308),  # 308 sets of two tensors are 252 MB, four times L2's 63 MB
+        (411_041_792, 60 << 20, 2),  # one is enough, but L2 must not keep its end
         (1000, 60 << 20, table.MOST_SETS),
         (1000, 0, 2),
     ],
@@ -145,7 +145,7 @@ def test_a_wrong_row_is_not_timed(run: Runner, monkeypatch: pytest.MonkeyPatch) 
     ours = rows.ours
 
     def wrong(case: Case, tensors: Tensors) -> Tensor:
-        """A little off, as are its gradients; in evaluation nothing is there."""
+        """A row with results and gradients that are 10 % off, and NaN in evaluation."""
         output = ours(case, tensors)
         return output * 1.1 if case.training else torch.full_like(output, torch.nan)
 
@@ -160,9 +160,9 @@ def test_a_wrong_row_is_not_timed(run: Runner, monkeypatch: pytest.MonkeyPatch) 
 def test_torch_compile_computes_what_eager_does(case: Case) -> None:
     bench = Bench(case, CPU, smoke=True)
     for direction in rows.directions(case):
-        race = Race(bench, direction)
-        race.add("compile", race.calls(rows.compiled("aot_eager")))
-        assert torch.equal(race.slots["copy"].result[0][0], bench.sets[0].input)
+        timed = TimedRows(bench, direction)
+        timed.add("compile", timed.calls(rows.compiled("aot_eager")))
+        assert torch.equal(timed.slots["copy"].result[0][0], bench.sets[0].input)
 
 
 def test_forced_plans_that_do_not_fit_are_told(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +301,7 @@ def test_outcomes_of_tests(tmp_path: Path, run: Runner, monkeypatch: pytest.Monk
         "def test_other(): assert False\n"
     )
     for name in ("OMP_NUM_THREADS", "PYTHONHASHSEED"):
-        monkeypatch.setenv(name, "0")  # what the part sets goes with the test
+        monkeypatch.setenv(name, "0")  # the part's settings end with the test
     options = [str(file), "-q", "-k", "cpu", "--rootdir", str(tmp_path)]
     monkeypatch.setattr(tests, "options", lambda *_: options)
     code, lines = run(tests.work)

@@ -1,4 +1,4 @@
-"""`pytest benchmarks`: what it measures is complete, right and in turns, and what failed is never fast."""
+"""`pytest benchmarks`: it measures everything, correctly and in turns, and a failure never counts as fast."""
 
 import argparse
 import json
@@ -17,12 +17,12 @@ from torch._dynamo.utils import counters
 
 import fused_bn
 from benchmarks import conftest, history, timing
-from benchmarks.contest import ALL_DIRECTIONS, Case, Contest, WrongResultError
+from benchmarks.comparison import ALL_DIRECTIONS, Case, Comparison, WrongResultError
 from benchmarks.gpu.captured import Captured
 from benchmarks.grid import cold, group, peers, steps, table
 from benchmarks.grid.cells import FAMILIES, Cell, cells
 from benchmarks.grid.group import Effort, Measured, NeverExecutedError
-from benchmarks.resnet.contest import Contest as ResNetContest
+from benchmarks.resnet.comparison import Comparison as ResNetComparison
 from benchmarks.resnet.model import ResNet50
 from tests.lenet_data import one_thread  # noqa: F401
 
@@ -47,7 +47,8 @@ def fabricated(**readings: list[float]) -> Measured:
 
 def test_the_grid_has_what_it_is_for() -> None:
     shapes = {each.case.shape for each in cells()}
-    # Where others are slow: tall, wide, few channels with long rows, 7x7, odd C, NCHW half, many rows.
+    # Slow in other implementations: tall, wide, few channels with long rows, 7x7, odd C, NCHW half, many
+    # rows.
     assert {
         (125000, 50),
         (32, 4096),
@@ -89,13 +90,13 @@ def test_bytes_are_each_tensor_once() -> None:
 @pytest.mark.parametrize("shape", [(4, 3, 5, 5), (40, 3), (4, 3, 9)], ids=str)
 def test_every_row_is_read(direction: str, shape: tuple[int, ...]) -> None:
     case = Case(shape, "contiguous", "float32")
-    contest = Contest(case, CPU)
-    contest.check()
-    measured = group.measure(cell(direction, case), contest, SHORT)
+    comparison = Comparison(case, CPU)
+    comparison.check()
+    measured = group.measure(cell(direction, case), comparison, SHORT)
     assert list(measured.readings) == ["copy", "eager", "ours"]
     assert all(len(values) == 3 for values in measured.readings.values())
     assert measured.errors == {}
-    # A result is new memory, but for the copy's.
+    # Results are in new memory, except for the copy's.
     assert measured.peaks["copy"] == 0
     assert measured.peaks["ours"] >= case.tensor_bytes
     record = measured.record()
@@ -104,11 +105,11 @@ def test_every_row_is_read(direction: str, shape: tuple[int, ...]) -> None:
 
 
 def test_evaluation_uses_running_statistics() -> None:
-    contest = Contest(CASE, CPU)
-    outputs = {row: slot()[0] for row, slot in contest.slots("evaluation").items()}
-    x = contest.input.detach()
+    comparison = Comparison(CASE, CPU)
+    outputs = {row: slot()[0] for row, slot in comparison.slots("evaluation").items()}
+    x = comparison.input.detach()
     mean, var = torch.linspace(-0.5, 0.5, 3), torch.linspace(0.5, 2, 3)
-    norm = contest.batch_norm
+    norm = comparison.batch_norm
     z = (x - mean.view(3, 1, 1)) / (var.view(3, 1, 1) + norm.eps).sqrt()
     expected = torch.relu(z * norm.weight.view(3, 1, 1) + norm.bias.view(3, 1, 1))
     for row in ("eager", "ours"):
@@ -116,7 +117,7 @@ def test_evaluation_uses_running_statistics() -> None:
 
 
 def test_numbers_of_a_row() -> None:
-    """A copy of two units of traffic takes 2 s: the floor of forward; ratios are taken within a round."""
+    """A copy of two units of traffic takes 2 s, which is forward's floor. Ratios are taken within a round."""
     measured = fabricated(copy=[2.0] * 3, eager=[8.0, 80.0, 80.0], ours=[4.0, 40.0, 20.0])
     numbers = measured.row("ours")
     assert numbers.ratio == 2
@@ -128,7 +129,7 @@ def test_numbers_of_a_row() -> None:
 
 
 class Wrong(fused_bn.BatchNorm2d):
-    """One percent off, from the call on that `rights` names."""
+    """A row whose results are off by one percent from call `rights` on."""
 
     rights = 0
 
@@ -139,24 +140,24 @@ class Wrong(fused_bn.BatchNorm2d):
 
 def test_a_wrong_row_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_bn, "BatchNorm2d", Wrong)
-    contest = Contest(CASE, CPU)
-    failures = {row: group.told(error) for row, error in contest.failures().items()}
+    comparison = Comparison(CASE, CPU)
+    failures = {row: group.error_text(error) for row, error in comparison.failures().items()}
     assert list(failures) == ["ours"]
-    measured = group.measure(cell("forward"), contest, SHORT, failures=failures)
+    measured = group.measure(cell("forward"), comparison, SHORT, failures=failures)
     assert list(measured.readings) == ["copy", "eager"]
     assert "output is not eager's" in measured.errors["ours"]
     assert measured.record().rows.keys() == {"copy", "eager"}
-    evaluated = group.measure(cell("evaluation"), Contest(CASE, CPU), SHORT)
+    evaluated = group.measure(cell("evaluation"), Comparison(CASE, CPU), SHORT)
     assert "output is not eager's" in evaluated.errors["ours"]
 
 
 def test_a_row_that_turns_wrong_while_timed_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_bn, "BatchNorm2d", Wrong)
     monkeypatch.setattr(Wrong, "rights", 3)
-    contest = Contest(CASE, CPU)
-    contest.check()
+    comparison = Comparison(CASE, CPU)
+    comparison.check()
     with pytest.raises(WrongResultError, match="ours: output"):
-        group.measure(cell("forward"), contest, SHORT)
+        group.measure(cell("forward"), comparison, SHORT)
 
 
 @pytest.mark.parametrize("readings", [[1e-9] * 3, [1e-9], [float("nan")] * 3], ids=str)
@@ -182,28 +183,28 @@ def test_a_reading_of_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("direction", ALL_DIRECTIONS)
 def test_cold_slots_run_on_sets_of_their_own(direction: str) -> None:
-    contest = Contest(CASE, CPU)
-    contest.check()
-    sets = cold.sets_of(contest)
+    comparison = Comparison(CASE, CPU)
+    comparison.check()
+    sets = cold.sets_of(comparison)
     assert len({each.input.data_ptr() for each in sets}) == len(sets) >= 2
-    assert all(each.modules is contest.modules for each in sets)
-    measured = group.measure(cell(direction), contest, SHORT, cold=True)
+    assert all(each.modules is comparison.modules for each in sets)
+    measured = group.measure(cell(direction), comparison, SHORT, cold=True)
     assert measured.device == "cpu graph"
     assert measured.record().graph
     assert list(measured.readings) == ["copy", "eager", "ours"]
 
 
 def test_a_replay_that_computes_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    contest = Contest(CASE, CPU)
+    comparison = Comparison(CASE, CPU)
     monkeypatch.setattr(Captured, "replay", lambda _: None)
     with pytest.raises(WrongResultError, match="copy: is not the input"):
-        group.measure(cell("forward"), contest, SHORT, cold=True)
+        group.measure(cell("forward"), comparison, SHORT, cold=True)
 
 
 def test_a_call_that_computes_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though it be handed the very memory that eager's last result has left."""
-    contest = Contest(CASE, CPU)
-    slots = contest.slots("forward")
+    """It fails even if it gets the memory of eager's last result."""
+    comparison = Comparison(CASE, CPU)
+    slots = comparison.slots("forward")
     left: list[Tensor] = []
 
     def eager() -> tuple[Tensor, ...]:
@@ -211,8 +212,8 @@ def test_a_call_that_computes_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> 
         return tuple(left)
 
     lazy = {**slots, "eager": eager, "ours": lambda: tuple(left)}
-    monkeypatch.setattr(contest, "slots", lambda _: lazy)
-    measured = group.measure(cell("forward"), contest, SHORT)
+    monkeypatch.setattr(comparison, "slots", lambda _: lazy)
+    measured = group.measure(cell("forward"), comparison, SHORT)
     assert "output is not eager's" in measured.errors["ours"]
 
 
@@ -230,11 +231,11 @@ def test_a_row_that_cannot_be_captured_costs_the_others_nothing(monkeypatch: pyt
         def __repr__(self) -> str:
             return "ours"
 
-    contest = Contest(CASE, CPU)
-    original = Contest.slots
-    monkeypatch.setattr(Contest, "slots", lambda self, d: {**original(self, d), "ours": Ours()})
+    comparison = Comparison(CASE, CPU)
+    original = Comparison.slots
+    monkeypatch.setattr(Comparison, "slots", lambda self, d: {**original(self, d), "ours": Ours()})
     monkeypatch.setattr(group, "ColdSlot", Refuses)
-    measured = group.measure(cell("forward"), contest, SHORT, cold=True)
+    measured = group.measure(cell("forward"), comparison, SHORT, cold=True)
     assert measured.errors == {"ours": "RuntimeError: not while capturing"}
     assert list(measured.readings) == ["copy", "eager"]
 
@@ -243,7 +244,7 @@ def test_a_row_that_cannot_be_captured_costs_the_others_nothing(monkeypatch: pyt
 
 
 class PixelNorm(nn.BatchNorm2d):
-    """As apex has it: of (N, H, W, C)."""
+    """A layer like apex': for (N, H, W, C)."""
 
     def __init__(self, channels: int, fuse_relu: bool) -> None:
         super().__init__(channels)
@@ -254,7 +255,7 @@ class PixelNorm(nn.BatchNorm2d):
 
 
 class InPlace(nn.BatchNorm2d):
-    """As inplace_abn has it: the input is overwritten."""
+    """A layer like inplace_abn's: it overwrites its input."""
 
     def __init__(self, channels: int, activation: str, activation_param: float) -> None:
         super().__init__(channels)
@@ -267,7 +268,7 @@ class InPlace(nn.BatchNorm2d):
         return output
 
 
-def test_peers_compete_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_are_compared_where_they_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = SimpleNamespace(BatchNormAct2d=lambda c: nn.Sequential(nn.BatchNorm2d(c), nn.ReLU()))
     monkeypatch.setitem(sys.modules, "timm.layers", layers)
     monkeypatch.setitem(
@@ -281,10 +282,10 @@ def test_peers_compete_where_they_are_installed(monkeypatch: pytest.MonkeyPatch)
     assert peers.installed(CASE, CPU) == {}
     assert peers.installed(Case((40, 3), "contiguous", "float32"), cuda) == {}
     for case in (half, CASE):
-        contest = Contest(case, CPU, peers=peers.installed(case, cuda))
-        contest.check()
-        measured = group.measure(cell("forward+backward", case), contest, SHORT)
-        assert list(measured.readings) == ["copy", "eager", "ours", *contest.peers]
+        comparison = Comparison(case, CPU, peers=peers.installed(case, cuda))
+        comparison.check()
+        measured = group.measure(cell("forward+backward", case), comparison, SHORT)
+        assert list(measured.readings) == ["copy", "eager", "ours", *comparison.peers]
 
 
 def test_a_peer_that_fails_costs_the_others_nothing() -> None:
@@ -293,18 +294,18 @@ def test_a_peer_that_fails_costs_the_others_nothing() -> None:
         norm.register_forward_hook(lambda *_: 1 / 0)
         return norm
 
-    contest = Contest(CASE, CPU, peers={"broken": broken})
-    failures = {row: group.told(error) for row, error in contest.failures().items()}
-    measured = group.measure(cell("forward"), contest, SHORT, failures=failures)
+    comparison = Comparison(CASE, CPU, peers={"broken": broken})
+    failures = {row: group.error_text(error) for row, error in comparison.failures().items()}
+    measured = group.measure(cell("forward"), comparison, SHORT, failures=failures)
     assert measured.errors == {"broken": "ZeroDivisionError: division by zero"}
     assert list(measured.readings) == ["copy", "eager", "ours"]
 
 
 def test_a_peer_that_cannot_be_made_costs_the_others_nothing() -> None:
-    contest = Contest(CASE, CPU, peers={"odd": lambda _: nn.Identity()})
-    failures = contest.failures()
+    comparison = Comparison(CASE, CPU, peers={"odd": lambda _: nn.Identity()})
+    failures = comparison.failures()
     assert "Identity has no weight, bias" in str(failures["odd"])
-    assert list(contest.modules) == ["eager", "ours"]
+    assert list(comparison.modules) == ["eager", "ours"]
 
 
 # Training steps
@@ -320,7 +321,7 @@ def test_lenet_steps() -> None:
 
 
 def test_the_compiled_lenet_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one graph, which here is not made into code."""
+    """In one graph, which is not compiled to code here."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     before = counters["stats"]["unique_graphs"]
     made = steps.lenet_steps(steps.STEP_CELLS[0].case, CPU, compile=True)
@@ -330,7 +331,7 @@ def test_the_compiled_lenet_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("row", ["eager", "ours"])
 def test_a_peak_does_not_depend_on_gradients_left_behind(row: str) -> None:
-    """Those of the first measurement lie there when the second begins, whose profiler sees what is freed."""
+    """The second measurement's profiler sees that the first one's gradients are freed."""
     step = steps.lenet_steps(steps.STEP_CELLS[0].case, CPU, compile=False)[row]
     first, second = (step.peak_bytes(CPU) for _ in range(2))
     parameters = list(step.model.parameters())
@@ -346,7 +347,7 @@ def test_a_lenet_that_computes_something_else_is_not_timed(monkeypatch: pytest.M
 
 def test_resnet_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     small = partial(ResNet50, depths=(1, 1), width=8)
-    monkeypatch.setattr(steps, "ResNetContest", partial(ResNetContest, make=small))
+    monkeypatch.setattr(steps, "ResNetComparison", partial(ResNetComparison, make=small))
     small_cell = steps.StepCell("ResNet-50", Case((2, 3, 32, 32), "channels_last", "float32"))
     measured = steps.measure(small_cell, CPU, SHORT)
     assert list(measured.readings) == ["eager", "ours", "ours, recomputed"]

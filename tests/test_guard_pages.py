@@ -1,4 +1,4 @@
-"""No kernel reads or writes an element outside its tensors: the pages beside them are forbidden."""
+"""No kernel reads or writes an element outside its tensors: the pages beside them have no access rights."""
 
 import os
 import signal
@@ -38,5 +38,5 @@ def test_kernels_stay_within_their_tensors(capability: str) -> None:
 
 @pytest.mark.parametrize("by", ["0", "1", "-1"])
 def test_one_element_outside_is_noticed(by: str) -> None:
-    """The first element outside on either side; the last one inside may be read."""
+    """The first element outside, on either side. The last one inside may be read."""
     assert (run(by).returncode == -signal.SIGSEGV) is (by != "0")

@@ -1,4 +1,4 @@
-"""The patterns and options that docs/guide.md lists are those that there are."""
+"""The patterns and options in docs/guide.md are complete and true."""
 
 import importlib.util
 import re
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 def patterns() -> list[tuple[str, str]]:
-    """Each spelling of the table, with what it is fused with."""
+    """Each spelling in the table, with what it is fused with."""
     content = text(PAGE)
     section = content[content.index("### Patterns") : content.index("### What is not fused")]
     rows = re.findall(r"^\| (`.*) \| (.*) \|$", section, re.MULTILINE)
@@ -56,7 +56,7 @@ def test_patterns_are_found_as_the_table_says(tmp_path: Path) -> None:
 
 
 def written(code: str, path: Path) -> nn.Module:
-    """A model whose forward has that code, from a file of its own, as fuse reads what is written."""
+    """A model with this code in its forward, from a file of its own, because fuse reads the source."""
     *statements, result = code.split("; ")
     path.write_text(MODULE.format(statements="; ".join(statements) or "pass", result=result))
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -73,7 +73,7 @@ def test_all_activations_are_listed() -> None:
 
 
 def test_how_many_norms_are_fused() -> None:
-    """Those of ResNet-50; MobileNetV2's are counted in test_fuse_transformers.py."""
+    """ResNet-50's norms. test_fuse_transformers.py counts MobileNetV2's."""
     with torch.device("meta"):
         model: Any = fused_bn.fuse(ResNet50())
     norms, fused = model.fusion_report.norms, model.fusion_report.fused

@@ -1,4 +1,4 @@
-"""benchmarks.history: what is appended is loaded again, whole or not at all, and damage is named."""
+"""benchmarks.history: a run is stored whole or not at all and can be loaded; damage is reported."""
 
 import fcntl
 import json
@@ -114,14 +114,14 @@ def test_processes_that_append_at_once_do_not_mix(tmp_path: Path) -> None:
     assert {len(run.records) for run in runs} == {500}
     lines = [json.loads(line)["run"] for line in (tmp_path / "d.jsonl").read_text().splitlines()]
     changes = sum(one != other for one, other in pairwise(lines))
-    assert changes == 39  # each run's lines lie behind each other
+    assert changes == 39  # each run's lines are contiguous
 
 
 @contextmanager
 def files_of_at_most(limit: int) -> Iterator[None]:
-    """The system cuts a write off where the file would become larger than `limit` bytes.
+    """Makes the system cut off a write that would make the file larger than `limit` bytes.
 
-    Only around the one call: pytest's own output may be a file, and larger.
+    Only during this call, because pytest's own output may be a larger file.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -145,7 +145,7 @@ def test_a_run_that_does_not_fit_leaves_the_file_as_it_was(tmp_path: Path) -> No
 def test_a_locked_file_is_waited_for_but_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A process that stopped while it recorded does not stop all later ones; they say which it is."""
+    """A stopped process must not block all later ones. They name it."""
     path = record(tmp_path, "a1", small(), DATE)
     before = path.read_bytes()
     monkeypatch.setattr(history, "LONGEST_WAIT_SECONDS", 0.3)
@@ -162,7 +162,7 @@ def test_a_locked_file_is_waited_for_but_not_for_ever(
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
-    """A pipe that nobody writes to, or reads, would block for ever."""
+    """A pipe without a reader or writer would block for ever."""
     make(tmp_path / "amd-epyc-9b45-64-core-processor.jsonl")
     for use in (lambda: record(tmp_path, "a1", small(), DATE), lambda: history.load(tmp_path)):
         with pytest.raises(OSError, match=r"Not a regular file: .*processor\.jsonl"):
@@ -250,7 +250,7 @@ def test_a_wrong_line_is_named(wrong: object, message: str, tmp_path: Path) -> N
 
 
 def test_json_nested_too_deeply_is_named(tmp_path: Path) -> None:
-    """It exhausts the reader's stack, not the user's patience with tracebacks."""
+    """Deep nesting exhausts the reader's stack. The user gets one sentence instead of a traceback."""
     (tmp_path / "d.jsonl").write_text(json.dumps(BEGIN) + "\n" + "[" * 100_000 + "]" * 100_000 + "\n")
     with pytest.raises(HistoryError, match=r"^d.jsonl, line 2 is no JSON"):
         history.load(tmp_path)
@@ -281,7 +281,7 @@ def test_commit_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     git("add", ".")
     git("commit", "-m", "One")
     head = git("rev-parse", "HEAD")[:10]
-    (tmp_path / "README.md").write_text("two")  # no source
+    (tmp_path / "README.md").write_text("two")  # no source file
     assert history.current_commit() == head
     (tmp_path / "csrc/a.h").write_text("two")
     assert history.current_commit() == f"{head}+"

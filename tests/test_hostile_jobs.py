@@ -1,4 +1,4 @@
-"""The benchmarks' jobs where console, disk or numbers are against them: no traceback, no lost result."""
+"""The benchmarks' jobs with a broken console, disk or number: no traceback, no lost result."""
 
 import os
 import resource
@@ -38,7 +38,7 @@ console.run(main, failed={failed})
 def run(
     directory: Path, end: str = "return 0", failed: int = 1, **how: Any
 ) -> "subprocess.CompletedProcess[str]":
-    """Runs a job that prints 50 kB, writes its results and ends so."""
+    """Runs a job that prints 50 kB, writes its results and returns this exit code."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), **how.pop("env", {})}
     how.setdefault("stdout", subprocess.PIPE)
     command = [sys.executable, "-c", JOB.format(end=end, failed=failed)]
@@ -50,14 +50,14 @@ def full_device() -> IO[bytes]:
 
 
 def left_pipe() -> IO[bytes]:
-    """The end to write to of a pipe whose reader has left, as behind `| head -1`."""
+    """The write end of a pipe whose reader has left, as with `| head -1`."""
     reader, writer = os.pipe()
     os.close(reader)
     return open(writer, "wb")
 
 
 def impatient_pipe() -> IO[bytes]:
-    """One that nobody reads, and that a writer must not wait for: it is full after 64 kB."""
+    """A pipe that nobody reads. It is full after 64 kB, and a writer must not wait for it."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     os.write(writer, b" " * 2**16)
@@ -78,7 +78,7 @@ UNREAD: list[int] = []
     ids=["full", "left", "impatient"],
 )
 def test_lost_output_costs_no_results(lost: Callable[[], IO[bytes]], reason: str, tmp_path: Path) -> None:
-    """The job goes on to its end, and says in one sentence and its exit code what was lost."""
+    """The job finishes. One sentence and the exit code say what was lost."""
     with lost() as output:
         ended = run(tmp_path, stdout=output)
     assert (tmp_path / "results.json").read_text() == "all"
@@ -89,14 +89,14 @@ def test_lost_output_costs_no_results(lost: Callable[[], IO[bytes]], reason: str
 
 
 def test_closed_output_costs_no_results(tmp_path: Path) -> None:
-    """With no standard output at all, as behind `>&-`, Python has None in its place."""
+    """Without standard output, as with `>&-`, Python's sys.stdout is None."""
     ended = run(tmp_path, stdout=None, preexec_fn=lambda: os.close(1))
     assert (ended.returncode, ended.stderr) == (0, "")
     assert (tmp_path / "results.json").read_text() == "all"
 
 
 def test_characters_that_the_console_lacks(tmp_path: Path) -> None:
-    """They become question marks, as wide as they are, instead of an error in the middle of a table."""
+    """They become question marks of the same width instead of an error in the middle of a table."""
     ended = run(tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("accuracy ? 0\naccuracy ? 1\n")
@@ -114,13 +114,13 @@ def test_characters_that_the_console_lacks(tmp_path: Path) -> None:
     ],
 )
 def test_ends(end: str, code: int, said: str, tmp_path: Path) -> None:
-    """One sentence, and the exit code, for what the system refuses."""
+    """One sentence and the exit code if the system refuses something."""
     ended = run(tmp_path, end)
     assert (ended.returncode, ended.stderr) == (code, said)
 
 
 def test_an_error_has_the_code_that_the_job_has_for_it(tmp_path: Path) -> None:
-    """1 would say of a comparison that something is slower."""
+    """Exit code 1 would mean that something is slower."""
     assert run(tmp_path, "raise OSError", failed=2).returncode == 2
     with full_device() as output:
         assert run(tmp_path, failed=2, stdout=output).returncode == 2
@@ -128,14 +128,14 @@ def test_an_error_has_the_code_that_the_job_has_for_it(tmp_path: Path) -> None:
 
 
 def test_a_mistake_in_the_code_keeps_its_traceback(tmp_path: Path) -> None:
-    """Only what the system refuses is told in a sentence."""
+    """Other errors keep their traceback."""
     ended = run(tmp_path, "raise RuntimeError('size mismatch')")
     assert ended.returncode == 1
     assert "Traceback" in ended.stderr
 
 
 def test_every_job_ends_so() -> None:
-    """No entry point is left out."""
+    """Every entry point is tested."""
     entries = [*(ROOT / "benchmarks").glob("*/__main__.py"), ROOT / "benchmarks/compare/record.py"]
     assert len(entries) >= 11
     assert [path for path in entries if "    console.run(main" not in path.read_text()] == []
@@ -154,7 +154,7 @@ console.run(job.main)
 
 
 def test_a_whole_job_into_a_full_device(tmp_path: Path) -> None:
-    """Of the real main job, with a bar, a table and a console without its characters, results stay."""
+    """A real LeNet job writes its results with a bar, a table and a console that lacks their characters."""
     options = ["--epochs", "1", "--steps", "2", "--variants", "none", "--out", str(tmp_path)]
     env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", WHOLE, *options]
@@ -172,7 +172,7 @@ def test_a_whole_job_into_a_full_device(tmp_path: Path) -> None:
     [
         lenet.arguments,
         speed.arguments,
-        resnet.arguments,  # the same as of keras
+        resnet.arguments,  # the same as keras'
         sync.arguments,
         lambda argv: compare.arguments(["HEAD", *argv]),
     ],
@@ -181,7 +181,7 @@ def test_a_whole_job_into_a_full_device(tmp_path: Path) -> None:
 def test_seeds_that_torch_refuses(
     arguments: Callable[[list[str]], object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are refused with the command line, not in the middle of the work."""
+    """The command line refuses them, not the middle of the work."""
     for seed in (2**64, 2**32, -1):
         with pytest.raises(SystemExit, match="2"):
             arguments(["--seed", str(seed)])
@@ -189,7 +189,7 @@ def test_seeds_that_torch_refuses(
 
 
 def test_numbers_that_are_too_large(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of threads the OpenMP runtime would end the process, of images torch would have none so large."""
+    """Too many threads would make the OpenMP runtime end the process. Too many images exceed a tensor."""
     for name, number in (("--threads", 2**31 - 1), ("--rounds", 10**30)):
         with pytest.raises(SystemExit, match="2"):
             speed.arguments([name, str(number)])
@@ -198,7 +198,7 @@ def test_numbers_that_are_too_large(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_file_that_does_not_fit_leaves_the_earlier_one(tmp_path: Path) -> None:
-    """The system cuts the write off; nothing of it stays."""
+    """The system cuts the write off. Nothing of it stays."""
     path = tmp_path / "results.json"
     files.write_whole(path, "earlier")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -214,7 +214,7 @@ def test_a_file_that_does_not_fit_leaves_the_earlier_one(tmp_path: Path) -> None
 
 
 def test_a_file_in_the_place_of_the_directory_is_named(tmp_path: Path) -> None:
-    """The error is of the path that was asked for, not of what lies beside it for a moment."""
+    """The error names the requested path, not the temporary file beside it."""
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OSError, match=r": '.*/out/results\.json'"):
         files.write_whole(tmp_path / "out" / "results.json", "new")

@@ -1,4 +1,4 @@
-"""The benchmark of instruction counts: what it says of a count, its file, its command, its order of calls."""
+"""The benchmark of instruction counts: its messages, its file, its command, its order of calls."""
 
 import gc
 import json
@@ -26,7 +26,7 @@ COUNTS = {name: 1000 * place for place, name in enumerate(calls.COUNTED, start=1
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file of stored counts that is not there yet."""
+    """The path of a file of stored counts that does not exist yet."""
     path = tmp_path / "counts.json"
     monkeypatch.setattr(stored, "PATH", path)
     return path
@@ -34,7 +34,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """What the next counting finds, without valgrind."""
+    """Sets the result of the next counting, without valgrind."""
     found = dict(COUNTS)
     for module in (count, test_instructions):
         monkeypatch.setattr(module, "missing", lambda: None)
@@ -92,7 +92,7 @@ def test_the_file_in_the_repository_can_be_read() -> None:
 
 
 def test_turns_go_through_all_blocks_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under Timer's toggles what a block prepares must not count, so they come in pairs before its first."""
+    """A block's preparation must not count, so Timer's toggles of counting come in pairs before it."""
     made: list[str] = []
     monkeypatch.setattr(calls, "calls", lambda: {n: lambda n=n: made.append(n) for n in calls.COUNTED})
     monkeypatch.setattr(torch._C, "_valgrind_toggle", lambda: made.append("toggle"))

@@ -1,4 +1,4 @@
-"""The Keras layer computes what Keras' own does, closer to fp64, without copies; else it is Keras' own."""
+"""The Keras layer: Keras' results, closer to fp64, without copies. Otherwise it uses Keras' own layer."""
 
 from collections.abc import Callable
 from itertools import product
@@ -46,7 +46,7 @@ def randn(*shape: int, **options: Any) -> Tensor:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(("shape", "axis"), AXES, ids=str)
 def test_option_grid(shape: tuple[int, ...], axis: int, policy: str) -> None:
-    """Forward, gradients and moving variables, of every combination of the constructor's options."""
+    """Forward, gradients and moving variables for every combination of the constructor's options."""
     wrong = []
     for layout, scale, center, training in product(
         dict.fromkeys(layouts(shape)), (True, False), (True, False), (True, False)
@@ -71,7 +71,7 @@ def test_option_grid(shape: tuple[int, ...], axis: int, policy: str) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("activation", FUSED)
 def test_fused_activations(activation: str, policy: str) -> None:
-    """What Keras' activation gives and its gradient, by the operator; beside Keras' layer and function."""
+    """The operator's values and gradient of each activation, compared with Keras' layer and function."""
     wrong = []
     for shape, training in product(((5, 17, 3, 5), (6, 9)), (True, False)):
         dtypes = POLICIES[policy]
@@ -115,7 +115,7 @@ def state(layer: Any) -> list[Tensor]:
     return [variable.value.detach().clone() for variable in layer.weights]
 
 
-def twins(x: Tensor, **arguments: Any) -> tuple[Any, Any]:
+def ours_and_keras(x: Tensor, **arguments: Any) -> tuple[Any, Any]:
     """Our layer and Keras' with the same weights, none of them at its initial value."""
     mine, theirs = Ours(**arguments), Theirs(**arguments)
     for layer in (mine, theirs):
@@ -136,21 +136,21 @@ INFERENCE: tuple[dict[str, Any], ...] = (
 
 @pytest.mark.parametrize("how", INFERENCE, ids=str)
 def test_inference_modes(how: dict[str, Any]) -> None:
-    """By default, told so, or frozen: the moving statistics, which stay as they are, to the bit."""
+    """By default, with training=False, or frozen: the moving statistics are used and do not change."""
     x = randn(8, 5, 4, 6)
-    mine, theirs = twins(x)
+    mine, theirs = ours_and_keras(x)
     how = dict(how)
     mine.trainable = theirs.trainable = not how.pop("frozen", False)
     before = state(mine)
     output = mine(x, **how)
-    # 4 roundings in ours, 5 in Keras' of values of up to 6: 9 * 2^-24 * 6 = 3.2e-6.
+    # 4 roundings in ours and 5 in Keras', of values of up to 6: 9 * 2^-24 * 6 = 3.2e-6.
     torch.testing.assert_close(output, theirs(x, **how), rtol=0, atol=3.3e-6)
     assert all(map(same_bits, state(mine), before))
 
 
 def test_frozen_layers_pass_gradients_through_the_moving_statistics() -> None:
     x = randn(8, 5, requires_grad=True)
-    mine, _ = twins(x.detach())
+    mine, _ = ours_and_keras(x.detach())
     mine.trainable = False
     mine(x, training=True).sum().backward()
     slope = mine.gamma.value / (mine.moving_variance.value + mine.epsilon).sqrt()
@@ -158,10 +158,10 @@ def test_frozen_layers_pass_gradients_through_the_moving_statistics() -> None:
 
 
 def test_moving_statistics_follow_keras_for_many_steps() -> None:
-    """The variance goes through the operator and back each time: no drift beyond a step's rounding each.
+    """The variance passes through the operator and back each time: no drift beyond one rounding per step.
 
-    Both round at most 4 times a step, by 2^-24 of values of up to 30, and a momentum of 0.9 forgets all but
-    ten steps of it: 2 * 4 * 10 * 2^-24 * 30 = 1.4e-4. The unbiased variance would be off by an eighth.
+    Both round at most 4 times a step, by 2^-24 of values of up to 30. A momentum of 0.9 keeps about ten
+    steps: 2 * 4 * 10 * 2^-24 * 30 = 1.4e-4. The unbiased variance would be off by an eighth.
     """
     generator = torch.Generator().manual_seed(0)
     mine, theirs = Ours(momentum=0.9), Theirs(momentum=0.9)
@@ -175,7 +175,7 @@ def test_moving_statistics_follow_keras_for_many_steps() -> None:
 
 
 def test_far_means_cost_no_digits() -> None:
-    """Keras' own variance, a difference of squares, has none left here."""
+    """Keras' own variance, a difference of squares, has no digits left here."""
     generator = torch.Generator().manual_seed(0)
     x = 1e4 + torch.randn(64, 3, dtype=torch.float64, generator=generator).to(DEVICE)
     x = x.float()
@@ -192,7 +192,7 @@ def test_far_means_cost_no_digits() -> None:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The inputs that the operator was given."""
+    """The inputs of the operator's calls."""
     inputs: list[Tensor] = []
 
     def spying(input: Tensor, *arguments: Any, **options: Any) -> Tensor:
@@ -211,7 +211,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def test_no_copies_of_row_major_inputs(
     seen: list[Tensor], axis: int, view: tuple[int, ...], training: bool
 ) -> None:
-    """(N * H * W, C) is what the channels_last kernels read."""
+    """The channels_last kernels read it as (N * H * W, C)."""
     x = randn(4, 6, 5, 32)
     output = Ours(axis=axis)(x, training=training)
     (input,) = seen
@@ -236,7 +236,7 @@ def test_no_copies_of_images_that_a_convolution_left_channels_first(seen: list[T
 @pytest.mark.needs_extension
 @pytest.mark.parametrize("axis", [-1, 1])
 def test_the_operator_makes_no_copy_either(axis: int) -> None:
-    """At the most one tensor of the input's size is made, the output."""
+    """At most one tensor of the input's size is made: the output."""
     x = randn(8, 64, 64, 64)
     layer = Ours(axis=axis)
     layer(x)
@@ -272,7 +272,7 @@ def test_fallbacks_are_keras_to_the_bit(kind: str, monkeypatch: pytest.MonkeyPat
     x, arguments, call = FALLBACKS[kind]
     if "renorm" in arguments and not hasattr(Theirs(), "renorm"):
         pytest.skip("this Keras has no batch renormalisation")
-    mine, theirs = twins(x, **arguments)
+    mine, theirs = ours_and_keras(x, **arguments)
     mine.activation = keras.activations.tanh
     monkeypatch.setattr("fused_bn.keras.batch_norm", None)
     output, expected = (layer(x, training=True, **call) for layer in (mine, theirs))
@@ -296,9 +296,9 @@ def test_synchronized_is_refused_in_keras_words() -> None:
 
 
 def test_calls_without_side_effects() -> None:
-    """Keras' stateless_call gives the new values and writes none."""
+    """Keras' stateless_call returns the new values and writes none."""
     x = randn(6, 5)
-    mine, theirs = twins(x)
+    mine, theirs = ours_and_keras(x)
     before = state(mine)
     results = [
         layer.stateless_call(
@@ -317,7 +317,7 @@ def test_calls_without_side_effects() -> None:
 def test_regularisers_and_constraints() -> None:
     arguments = {"gamma_regularizer": "l2", "beta_regularizer": "l1", "gamma_constraint": "non_neg"}
     x = randn(6, 5)
-    mine, theirs = twins(x, **arguments)
+    mine, theirs = ours_and_keras(x, **arguments)
     for layer in (mine, theirs):
         layer(x, training=True)
     assert len(mine.losses) == 2

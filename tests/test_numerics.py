@@ -1,4 +1,4 @@
-"""Outputs, gradients and running statistics against the fp64 reference, and beside PyTorch's own error."""
+"""Outputs, gradients and running statistics against the fp64 reference and PyTorch's own error."""
 
 import pytest
 import torch
@@ -48,7 +48,7 @@ def test_core_cases_meet_the_demands(case: Case, device: str) -> None:
 def test_large_eps_enters_output_and_gradient(
     dtype: torch.dtype, parameter_dtype: torch.dtype, activation: str, device: str
 ) -> None:
-    """eps of the size of the variance: an eps dropped or applied twice anywhere would show."""
+    """An eps of the variance's size shows if eps is dropped or applied twice anywhere."""
     check(Case((8, 5, 6, 7), "channels_last", dtype, parameter_dtype, activation=activation, eps=9.0), device)
     check(Case((8, 5, 6, 7), "contiguous", dtype, parameter_dtype, activation=activation, eps=9.0), device)
 

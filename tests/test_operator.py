@@ -1,4 +1,4 @@
-"""The raw operators: what they return, what the mask leaves out, and that they check every argument."""
+"""The raw operators: their results, what the mask replaces, and their checks of every argument."""
 
 import subprocess
 import sys
@@ -127,7 +127,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_three_operators_agree_bit_for_bit(case: Case, device: str) -> None:
-    """The user-level one is forward and backward put together; it adds autograd and nothing else."""
+    """The user-level operator is forward and backward together. It adds only autograd."""
     together = run_fused(case, make_tensors(case, device))
     output, statistics, mask = forward(forward_arguments(case, device))
     grad_input, grad_residual, grad_weight, grad_bias, *grad_slope = backward(
@@ -150,7 +150,7 @@ def test_the_three_operators_agree_bit_for_bit(case: Case, device: str) -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("case", [*CASES, *core_grid()], ids=str)
 def test_elementwise_gives_what_forward_gave(case: Case, device: str) -> None:
-    """From forward's statistics, output and mask bit for bit; and the statistics are only read."""
+    """Forward's statistics, output and mask bit for bit. The statistics are only read."""
     arguments = forward_arguments(case, device)
     output, statistics, mask = forward(arguments)
     before = statistics.clone()
@@ -161,7 +161,7 @@ def test_elementwise_gives_what_forward_gave(case: Case, device: str) -> None:
     assert torch.equal(statistics, before)
 
 
-def test_elementwise_of_nothing(device: str) -> None:
+def test_elementwise_of_an_empty_batch(device: str) -> None:
     for shape in ((0, 3, 4, 4), (2, 3, 0, 4)):
         arguments = forward_arguments(Case((2, 3, 4, 4)), device, input=torch.ones(shape, device=device))
         output, mask = elementwise(arguments | {"statistics": torch.zeros(3, 3, device=device)})
@@ -187,7 +187,7 @@ def test_masked_gradients_are_empty_and_the_others_unchanged(
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_gradients_without_weight_or_bias(layout: str, device: str) -> None:
-    """affine off: grad_input is that of weight 1 and bias 0, bit for bit."""
+    """Without affine parameters grad_input equals that of weight 1 and bias 0, bit for bit."""
     for training, activation in product((True, False), ("none", "relu")):
         case = Case((3, 17, 4, 5), layout, training=training, activation=activation)
         bare = Case((3, 17, 4, 5), layout, training=training, activation=activation, weight=False, bias=False)
@@ -202,7 +202,7 @@ def test_gradients_without_weight_or_bias(layout: str, device: str) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 17, 4, 5), (2, 3, 4, 4, 4)], ids=str)
 def test_output_and_grad_input_take_the_layout_of_the_input(shape: tuple[int, ...], device: str) -> None:
-    """Whatever grad_output's layout is; the values do not depend on it."""
+    """grad_output's layout does not matter for the layout or the values."""
     for of_input, of_grad, activation in product(layouts(shape), layouts(shape), ("none", "relu")):
         case = Case(shape, of_input, activation=activation)
         arguments = backward_arguments(case, device)
@@ -216,7 +216,7 @@ def test_output_and_grad_input_take_the_layout_of_the_input(shape: tuple[int, ..
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_momentum_none_is_a_cumulative_average(training: bool, device: str) -> None:
-    """The counter is read after its increment; without one, nothing is blended (as nn.BatchNorm does)."""
+    """The counter is read after its increment. Without a counter nothing is blended, as in nn.BatchNorm."""
     case = Case((4, 3, 5, 5), momentum=None, training=training)
     with_counter = forward_arguments(case, device)
     as_third = forward_arguments(case, device, momentum=1 / 3, num_batches_tracked=None)
@@ -232,7 +232,7 @@ def test_momentum_none_is_a_cumulative_average(training: bool, device: str) -> N
 
 
 def test_version_counters_of_written_buffers_move(device: str) -> None:
-    """So that autograd notices a buffer changed after it was saved; in evaluation nothing is written."""
+    """Autograd must notice a buffer that changes after it was saved. Evaluation writes nothing."""
     names = ("running_mean", "running_var", "num_batches_tracked")
     for operator, training in product((user_operator, forward), (True, False)):
         arguments = forward_arguments(Case((4, 3, 5, 5), training=training), device)
@@ -333,7 +333,7 @@ FREEABLE = [
 def test_a_tensor_without_memory_is_refused_and_not_taken_for_absent(
     operator: Any, make: Any, name: str, training: bool
 ) -> None:
-    """A sharded parameter has a shape and no memory: the input crashed, weights counted as 1."""
+    """A sharded parameter has a shape and no memory. As input it crashed; as weight it counted as 1."""
     activation = {"residual": "silu", "negative_slope": "prelu"}.get(name, "relu")
     case = Case((2, 3, 4, 4), activation=activation, residual=name in ("residual", "mask"), training=training)
     arguments = make(case)
@@ -349,7 +349,7 @@ def test_a_tensor_without_memory_is_refused_and_not_taken_for_absent(
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("name", ["running_mean", "running_var"])
 def test_negated_buffers_are_refused_before_anything_is_written(name: str, inference: bool) -> None:
-    """Of such a view the operator is given a copy: what it wrote would be lost, and PyTorch asserts."""
+    """The operator gets a copy of such a view, so its writes would be lost. PyTorch raises an assertion."""
     arguments = forward_arguments(Case((2, 3, 4, 4)))
     before = {key: arguments[key].clone() for key in ("running_mean", "running_var", "num_batches_tracked")}
     arguments[name] = torch.ones(3)._neg_view()
@@ -386,14 +386,14 @@ except (RuntimeError, MemoryError) as error:
 @pytest.mark.needs_extension
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its memory as on Linux")
 def test_a_call_that_runs_out_of_memory_leaves_the_statistics_as_they_were() -> None:
-    """They are written last, when all that the kernels allocate is there."""
+    """They are written last, after all allocations of the kernels."""
     command = [sys.executable, "-c", SHORT_OF_MEMORY]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.split() == ["True", "False", "True", "3", "0"]
 
 
 def test_shared_memory_is_named_and_read_in_evaluation() -> None:
-    """Training would write one element several times, in turn or at once; evaluation only reads."""
+    """Training would write one element several times. Evaluation only reads."""
     arguments = forward_arguments(Case((2, 3, 4, 4))) | {"running_mean": torch.full((1,), 0.5).expand(3)}
     with pytest.raises(RuntimeError, match="elements of running_mean share memory, and training writes"):
         forward(arguments)
@@ -454,7 +454,7 @@ WRONG_BACKWARD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", WRONG_BACKWARD)
 def test_backward_operator_refuses_wrong_arguments(name: str) -> None:
-    """Each of these would read out of bounds, or misread, were it passed on to a kernel."""
+    """If passed on to a kernel, each of these would be read out of bounds or misread."""
     arguments = backward_arguments(Case((2, 3, 4, 4)))
     with pytest.raises((RuntimeError, ValueError, TypeError, NotImplementedError)):
         backward(arguments | WRONG_BACKWARD[name])
@@ -478,7 +478,7 @@ def test_elementwise_operator_refuses_wrong_arguments(name: str) -> None:
 
 
 def test_strided_statistics_parameters_and_buffers_are_read_and_written_in_place(device: str) -> None:
-    """Every second element of a longer vector: correct values, and the elements between are untouched."""
+    """Every second element of a longer vector: values are right, and the elements between are unchanged."""
 
     def strided(values: Tensor) -> Tensor:
         view = torch.full((2 * values.numel(),), 7.0, device=device)[::2]

@@ -1,4 +1,4 @@
-"""Every option of the modules, with every activation and a residual, beside PyTorch's steps."""
+"""Every option of the modules, with every activation and a residual, compared with PyTorch's steps."""
 
 import copy
 import pickle
@@ -15,7 +15,7 @@ from fused_bn._activations import ACTIVATIONS
 from tests.cases import Case, Tensors, call_fused, in_layout, make_tensors, present, same_bits
 from tests.test_autograd import VIEWS
 from tests.test_module import RANKS
-from tests.twins import assert_near, assert_same_buffers, batch, step, twins
+from tests.twins import assert_near, assert_same_buffers, batch, ours_and_original, step
 
 LAZY = {
     "1d of rank 2": fused_bn.LazyBatchNorm1d,
@@ -40,8 +40,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_every_activation_follows_the_original(
     kind: str, activation: str, residual: bool, device: str
 ) -> None:
-    """Two steps of training and one evaluation: outputs, gradients, statistics, layouts."""
-    ours, theirs = twins(kind, activation, device=device)
+    """Two training steps and one evaluation: outputs, gradients, statistics, layouts."""
+    ours, theirs = ours_and_original(kind, activation, device=device)
     for seed, training in enumerate((True, True, False)):
         x, r, grad_output = batch(kind, seed=seed, device=device)
         given = (x, r if residual else None, grad_output)
@@ -57,8 +57,8 @@ def test_every_activation_follows_the_original(
 def test_every_option_with_a_residual_follows_the_original(
     kind: str, options: str, activation: str, device: str
 ) -> None:
-    """Whatever parameter or statistic is absent; bias=False on every version of torch."""
-    ours, theirs = twins(kind, activation, device=device, **OPTIONS[options])
+    """Any parameter or statistic may be absent. bias=False works in every version of torch."""
+    ours, theirs = ours_and_original(kind, activation, device=device, **OPTIONS[options])
     for seed, training in enumerate((True, True, False)):
         given = batch(kind, seed=seed, device=device)
         assert_near(step(ours.train(training), *given), step(theirs.train(training), *given))
@@ -69,7 +69,7 @@ RESIDUAL_VIEWS: dict[str, Callable[[Tensor], Tensor]] = {"dense": lambda x: x, *
 
 
 def on_aliases(case: Case, tensors: Tensors) -> list[Tensor | None]:
-    """Output, gradients and statistics; copies keep no strides, so only the buffers are copied."""
+    """Output, gradients and statistics. Copies lose strides, so only the buffers are copied."""
     own = tensors.clone()
     own.input, own.residual = tensors.input.detach(), present(tensors.residual).detach()
     output = call_fused(case, own.require_grad())
@@ -84,7 +84,7 @@ def on_aliases(case: Case, tensors: Tensors) -> list[Tensor | None]:
 )
 @pytest.mark.parametrize("view", RESIDUAL_VIEWS)
 def test_strides_of_the_residual_do_not_matter(view: str, layouts: tuple[str, str], device: str) -> None:
-    """Input, residual and grad_output each of their own: the bits of dense copies in one layout."""
+    """Input, residual and grad_output differ in layout. The bits are those of dense copies in one layout."""
     generator = torch.Generator().manual_seed(4)
 
     def viewed(name: str, layout: str) -> Tensor:
@@ -110,8 +110,8 @@ def test_strides_of_the_residual_do_not_matter(view: str, layouts: tuple[str, st
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
 def test_frozen_statistics_survive_train(activation: str, device: str) -> None:
     """In train() output and gradients are those of evaluation, and nothing is written or counted."""
-    frozen, _ = twins("2d", activation, device=device, frozen=True)
-    expected, _ = twins("2d", activation, device=device)
+    frozen, _ = ours_and_original("2d", activation, device=device, frozen=True)
+    expected, _ = ours_and_original("2d", activation, device=device)
     before = {name: (value.clone(), value._version) for name, value in frozen.named_buffers()}
     given = batch(device=device)
     mine, other = step(frozen.train(), *given), step(expected.eval(), *given)
@@ -121,9 +121,9 @@ def test_frozen_statistics_survive_train(activation: str, device: str) -> None:
         assert value._version == before[name][1]
 
 
-def test_freezing_and_thawing_at_any_time(device: str) -> None:
-    """The attribute is read at each call, and train() and eval() leave it alone."""
-    ours, theirs = twins(device=device)
+def test_frozen_may_change_at_any_time(device: str) -> None:
+    """The attribute is read at each call. train() and eval() do not change it."""
+    ours, theirs = ours_and_original(device=device)
     x, _, _ = batch(device=device)
     for frozen in (False, True, False):
         setattr(ours, "frozen", frozen)  # noqa: B010  (nn.Module's own type)
@@ -168,7 +168,7 @@ INITIALISERS: dict[str, tuple[dict[str, Any], float, float]] = {
 
 @pytest.mark.parametrize("name", INITIALISERS)
 def test_initialisers_are_applied_wherever_parameters_begin(name: str) -> None:
-    """At construction, by reset_parameters, behind to_empty of a module from the meta device, and lazily."""
+    """At construction, by reset_parameters, after to_empty of a module from the meta device, and lazily."""
     options, weight, bias = INITIALISERS[name]
     norm = fused_bn.BatchNorm2d(3, **options)
     reset = copy.deepcopy(norm)
@@ -204,7 +204,7 @@ def test_a_weight_alone_is_initialised() -> None:
 
 @pytest.mark.parametrize("kind", LAZY)
 def test_a_lazy_module_becomes_the_one_that_its_name_says(kind: str, device: str) -> None:
-    """With a residual in the first call, by position or name: values, gradients and state as those of it."""
+    """With a residual in the first call, by position or name: results and state are the original's."""
     eager_type, _, shape, _ = RANKS[kind]
     x, residual, grad_output = batch(kind, device=device, dtype=torch.float32)
     for by_name in (False, True):
@@ -231,10 +231,10 @@ def test_lazy_modules_take_the_options(options: dict[str, Any]) -> None:
 
 
 def test_state_of_lazy_modules_goes_both_ways() -> None:
-    """Before the first call a state_dict holds nothing yet; loading one is as good as the call."""
+    """Before the first call a state_dict has no tensors. Loading a full one has the effect of the call."""
     uninitialised = fused_bn.LazyBatchNorm2d(activation="relu")
     fused_bn.LazyBatchNorm2d().load_state_dict(uninitialised.state_dict())
-    trained, original = twins(dtype=torch.float32)
+    trained, original = ours_and_original(dtype=torch.float32)
     x, residual, _ = batch(dtype=torch.float32)
     for state in (trained.state_dict(), original.norm.state_dict()):
         lazy = fused_bn.LazyBatchNorm2d(activation="relu", weight_init=0)
@@ -247,7 +247,7 @@ def test_state_of_lazy_modules_goes_both_ways() -> None:
 
 
 def test_lazy_modules_are_copied() -> None:
-    """Pickled before the first call, and deep-copied after it (before, torch has no copy of its buffers)."""
+    """Pickled before the first call, and deep-copied after it. Before it torch cannot copy the buffers."""
     x = torch.randn(4, 6, 3, 3)
     lazy = fused_bn.LazyBatchNorm2d(activation="elu", activation_param=0.5, weight_init=2.0)
     early = pickle.loads(pickle.dumps(lazy))

@@ -1,4 +1,4 @@
-"""What is packed, under which version, and what the tools that build and install say where they cannot."""
+"""The packages' content and version, and the errors of tools that build and install."""
 
 import os
 import re
@@ -18,7 +18,7 @@ TORCHES = "pip install torch setuptools ninja"
 
 
 def in_git() -> set[str]:
-    """What git holds and what is new and not ignored."""
+    """The files that git tracks, and new files that it does not ignore."""
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
     return {name for name in listed if (ROOT / name).exists()}
@@ -26,7 +26,7 @@ def in_git() -> set[str]:
 
 @pytest.mark.parametrize("variable", ["FUSED_BN_NO_EXTENSION", "FUSED_BN_CPU_ONLY"])
 def test_a_source_distribution_holds_what_git_holds(variable: str, tmp_path: Path) -> None:
-    """Tests and the sources for CUDA too, whatever is built."""
+    """It has the tests and the CUDA sources, whatever is built."""
     if not (ROOT / ".git").exists():
         pytest.skip("this tree is no checkout")
     commands = ("egg_info", "--egg-base", str(tmp_path), "sdist", "--dist-dir", str(tmp_path))
@@ -57,8 +57,8 @@ def test_a_source_distribution_needs_no_torch() -> None:
 def test_the_version_stands_in_one_place_and_names_torch_and_cuda_where_compiled() -> None:
     assert fused_bn.__version__ == __version__
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
-    told = python("-m", "fused_bn", "--version")
-    assert told.stdout == f"fused_bn {__version__}\n", told.stderr
+    printed = python("-m", "fused_bn", "--version")
+    assert printed.stdout == f"fused_bn {__version__}\n", printed.stderr
     assert python("setup.py", "--version", FUSED_BN_NO_EXTENSION="1").stdout.split()[-1] == __version__
     compiled = python("setup.py", "--version", FUSED_BN_CPU_ONLY="1").stdout.split()[-1]
     assert compiled == f"{__version__}+{build.local_version(torch.__version__, '')}"
@@ -105,7 +105,7 @@ def test_a_build_of_what_pip_cloned_says_the_address(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("script", ["setup.py", ".ci/build_backend.py"])
 def test_without_torch_and_setuptools_one_sentence_says_what_to_do(script: str) -> None:
-    """As in a new environment of Python 3.12; -S: this Python without its site-packages."""
+    """A new environment of Python 3.12. -S: this Python without its site-packages."""
     for no_extension in ("0", "1"):
         result = python("-S", script, "--name", PYTHONPATH=str(ROOT), FUSED_BN_NO_EXTENSION=no_extension)
         assert result.returncode == 1
@@ -115,7 +115,7 @@ def test_without_torch_and_setuptools_one_sentence_says_what_to_do(script: str) 
 
 @pytest.mark.parametrize("job", ["lenet", "speed", "compare"])
 def test_jobs_run_with_what_make_installs_for_them(job: str) -> None:
-    """`make lenet`, `make bench` and `make compare` install .ci/requirements.txt alone."""
+    """`make lenet`, `make bench` and `make compare` install only .ci/requirements.txt."""
     pins = (ROOT / ".ci" / "requirements-test.txt").read_text()
     names = {name.replace("-", "_") for name in re.findall(r"^([\w-]+)==", pins, re.MULTILINE)}
     assert {"jax", "keras", "transformers", "scikit_learn"} < names
@@ -130,7 +130,7 @@ def test_jobs_run_with_what_make_installs_for_them(job: str) -> None:
 
 
 def test_a_wheel_is_made_by_pip(tmp_path: Path) -> None:
-    """By the build backend of this tree, as every tool that builds calls it."""
+    """Calls this tree's build backend, as every tool that builds does."""
     tree = small_tree(tmp_path)
     options = ("--no-build-isolation", "--no-deps", "--no-index", "--quiet", "--wheel-dir", "made")
     made = python("-m", "pip", "wheel", *options, ".", at=tree, FUSED_BN_NO_EXTENSION="1")
@@ -187,7 +187,7 @@ class TestOutput:
     def test_has_the_time_left_where_ninja_knows_it(
         self, version: str, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Older ones refuse a %W."""
+        """Older tags refuse a %W."""
         ninja = tmp_path / "ninja"
         ninja.write_text(f"#!{sys.executable}\nprint('{version}')\n")
         ninja.chmod(0o755)

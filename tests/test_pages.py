@@ -1,4 +1,4 @@
-"""What holds for all pages: their code runs, and the commands, files and headings that they name exist."""
+"""All pages: their code runs, and the commands, files and headings that they name exist."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ PYTHON = [block for block in BLOCKS if block.language == "python"]
 
 
 def test_every_block_names_its_language() -> None:
-    """Else a block of Python could escape the test below."""
+    """Code in another language would escape the test below."""
     assert {block.id: block.language for block in BLOCKS if block.language not in LANGUAGES} == {}
     for page in PAGES:
         assert page.read_text().count("```") == 2 * sum(
@@ -26,7 +26,7 @@ def test_every_block_names_its_language() -> None:
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.id)
 def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each as a program of its own; a block of text right behind it is in what it prints."""
+    """Runs each block as a program. A block of text directly after it is part of what it prints."""
     if "keras" in block.code:
         pytest.importorskip("keras")
     monkeypatch.chdir(tmp_path)
@@ -41,7 +41,7 @@ def test_python_runs(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def commands() -> list[str]:
-    """Those of shell blocks and of code within sentences, on all pages."""
+    """The commands in shell blocks and in inline code, on all pages."""
     lines = [line for block in BLOCKS if block.language == "sh" for line in block.code.splitlines()]
     found = [re.split(r"\s+#", line)[0] for line in lines]
     for page in PAGES:
@@ -87,7 +87,7 @@ def check_make(words: list[str]) -> None:
 
 
 def check_module(words: list[str]) -> None:
-    """The module is there, and its source has every option."""
+    """Checks that the module exists and that its source has every option."""
     module, *arguments = words
     if module == "pytest":
         paths = [word for word in arguments if word.startswith(("tests", "benchmarks"))]
@@ -110,7 +110,7 @@ def check_module(words: list[str]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_links_and_files_exist(page: Path) -> None:
-    """Links between pages, pictures, and what is named as a path of the project; no page names a host."""
+    """Links between pages, pictures, and paths of the project. No page names a host."""
     content = page.read_text()
     for target, anchor in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", content):
         path = page.parent / target if target else page
@@ -123,7 +123,7 @@ def test_links_and_files_exist(page: Path) -> None:
 
 
 def test_workflows_run_the_stages_of_ci() -> None:
-    """All of .ci/run but the build, which every stage makes for itself, and as it calls them."""
+    """CI runs all stages of .ci/run with the same calls, except the build, which each stage does itself."""
     stages = re.findall(r"^stage (.*)$", text(".ci/run"), re.MULTILINE)
     workflows = text(".github/workflows/ci.yml") + text(".github/workflows/docs.yml")
     run = re.findall(r"^ +- (?:run: make )?(.*)$", workflows, re.MULTILINE)
@@ -133,13 +133,13 @@ def test_workflows_run_the_stages_of_ci() -> None:
 
 
 def anchors(content: str) -> set[str]:
-    """Of the headings, as the site makes them."""
+    """The anchors of the page's headings, as the site makes them."""
     headings = re.findall(r"^#+ (.*)$", content, re.MULTILINE)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
 def test_contributing_lists_all_places_of_an_activation() -> None:
-    """By mish: each file of the project that has its name is in the list."""
+    """The list has every file of the project that names mish."""
     content = text("docs/contributing.md")
     section = content[content.index("## Add an activation") : content.index("## Add a dtype")]
     files = [path for folder in ("csrc", "fused_bn", "tests") for path in (ROOT / folder).rglob("*")]

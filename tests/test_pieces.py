@@ -1,4 +1,4 @@
-"""The operators that forward and backward consist of where several processes share their statistics."""
+"""The operators that forward and backward consist of if several processes share their statistics."""
 
 from itertools import product
 from types import ModuleType
@@ -33,7 +33,7 @@ ELEMENTWISE = (*SUMS[:8], "sums", "count", *SUMS[8:])
 
 
 def merge_arguments(case: Case, device: str, **changes: Any) -> dict[str, Any]:
-    """The input's moments as those of one process."""
+    """The input's moments, as if of one process."""
     arguments = forward_arguments(case, device)
     arguments["moments"] = OPERATORS.batch_norm_moments(arguments["input"])[None]
     return {name: arguments[name] for name in MERGE} | changes
@@ -58,12 +58,12 @@ def elementwise(arguments: dict[str, Any]) -> list[Tensor]:
 @pytest.mark.core
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_pieces_of_one_process_are_the_whole(case: Case, device: str) -> None:
-    """Statistics to a rounding, running ones too; gradients from the same statistics bit for bit."""
+    """Statistics and running statistics to a rounding. Gradients from the same statistics bit for bit."""
     whole, parts = forward_arguments(case, device), merge_arguments(case, device)
     expected = forward(whole)[1]
     statistics, count = merge(parts)
     assert count.item() == case.shape[0] * torch.Size(case.shape[2:]).numel()
-    # The sum of squares, divided here, was multiplied by the reciprocal there.
+    # One side divides the sum of squares, the other multiplies it by the reciprocal.
     torch.testing.assert_close(statistics[0] + statistics[1], expected[0] + expected[1], rtol=1e-6, atol=0)
     torch.testing.assert_close(statistics[2], expected[2], rtol=2e-7, atol=0)
     for name in ("running_mean", "running_var"):
@@ -105,8 +105,8 @@ def test_unwanted_gradients_are_empty(mask: tuple[bool, bool], activation: str, 
         assert parameter.shape == ((5,) if wanted else (0,))
 
 
-def test_nothing_in_this_process(device: str) -> None:
-    """It tells the others so, and is told what they found."""
+def test_a_process_with_an_empty_batch(device: str) -> None:
+    """It sends this to the others and gets their statistics."""
     x = torch.empty(0, 3, 4, 4, device=device)
     none = OPERATORS.batch_norm_moments(x)
     assert torch.equal(none, torch.zeros(7, dtype=torch.float64, device=device))
@@ -191,7 +191,7 @@ FREEABLE = [
     ("operator", "make", "name"), FREEABLE, ids=[f"{f.__name__}-{name}" for f, _, name in FREEABLE]
 )
 def test_a_tensor_without_memory_is_refused(operator: Any, make: Any, name: str, device: str) -> None:
-    """As by the whole operators: nothing is taken for absent, and nothing is written."""
+    """The same checks as in the whole operators. Nothing is ignored, and nothing is written."""
     activation = {"residual": "silu", "negative_slope": "prelu"}.get(name, "relu")
     arguments = make(Case((2, 3, 4, 4), activation=activation, residual=name in ("residual", "mask")), device)
     before = {each: arguments[each].clone() for each in MERGE[2:5] if each in arguments and each != name}
@@ -203,7 +203,7 @@ def test_a_tensor_without_memory_is_refused(operator: Any, make: Any, name: str,
 
 @pytest.mark.parametrize("pieces", [_pieces, _fallback_pieces], ids=["kernels", "fallback"])
 def test_merge_of_nothing_and_of_infinities(pieces: ModuleType) -> None:
-    """Running statistics stay where all batches are empty; one infinite value makes an infinite mean."""
+    """If all batches are empty, running statistics stay. One infinite value makes an infinite mean."""
     x = torch.randn(4, 3)
     mean, variance, counter = torch.zeros(3), torch.ones(3), torch.tensor(2)
     empty = pieces.moments(x[:0])
@@ -225,7 +225,7 @@ def test_merge_of_nothing_and_of_infinities(pieces: ModuleType) -> None:
 
 @pytest.mark.needs_extension
 def test_merge_without_channels_counts_the_values(device: str) -> None:
-    """The count is told once, not by the first channel."""
+    """The count is stored once, separate from the first channel."""
     moments = torch.tensor([[20.0], [4.0]], dtype=torch.float64, device=device)
     x = torch.empty(4, 0, 5, device=device)
     statistics, count = torch.ops.fused_bn.batch_norm_merge(x, moments, None, None, None, 0.1, 1e-5)
@@ -234,7 +234,7 @@ def test_merge_without_channels_counts_the_values(device: str) -> None:
 
 
 def test_merge_counts_as_a_write_of_the_buffers(device: str) -> None:
-    """So that autograd notices; and inference tensors are refused before anything is written."""
+    """Autograd notices the writes. Inference tensors are refused before anything is written."""
     arguments = merge_arguments(Case((2, 3, 4, 4)), device)
     names = MERGE[2:5]
     before = [arguments[name]._version for name in names]

@@ -99,7 +99,7 @@ def test_every_test_in_the_table_above_exists() -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_channels_last_with_65_channels(training: bool, device: str) -> None:
-    """Channels from 64 on were zero: each channel has statistics of its own here, none of them zero."""
+    """Another implementation returned zeros from channel 64 on. Each channel has its own statistics here."""
     case = Case((1, 65, 100, 100), "channels_last", training=training)
     result = assert_meets_demands(case, make_tensors(case, device))
     assert (result.output[:, 64:].abs().amax((0, 2, 3)) > 0).all()
@@ -108,7 +108,7 @@ def test_channels_last_with_65_channels(training: bool, device: str) -> None:
 @pytest.mark.core
 @pytest.mark.parametrize("shape", [(3, 17, 4, 5), (2, 65, 7, 7), (2, 3, 4, 4, 4)], ids=str)
 def test_gradient_of_the_other_layout(shape: tuple[int, ...], device: str) -> None:
-    """grad_output contiguous with channels_last input and the reverse, against the fp64 reference."""
+    """grad_output is contiguous with channels_last input, and the reverse; against the fp64 reference."""
     other = "channels_last" if len(shape) == 4 else "channels_last_3d"
     for (of_input, of_grad), activation, training in product(
         (("contiguous", other), (other, "contiguous")), ("none", "relu"), (True, False)
@@ -147,7 +147,7 @@ EMPTY_SHAPES = [
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("shape", EMPTY_SHAPES, ids=str)
 def test_empty_batches(shape: tuple[int, ...], training: bool, activation: str, device: str) -> None:
-    """Statistics untouched, counter + 1 in training, zero gradients of the parameters: as PyTorch."""
+    """As in PyTorch: statistics unchanged, counter + 1 in training, zero gradients of the parameters."""
     for layout, momentum in product(layouts(shape), (0.1, None)):
         case = Case(shape, layout, training=training, activation=activation, momentum=momentum)
         tensors = make_tensors(case, device)
@@ -166,7 +166,7 @@ def test_empty_batches(shape: tuple[int, ...], training: bool, activation: str, 
 @pytest.mark.core
 @pytest.mark.parametrize("activation", ["none", "relu"])
 def test_empty_batch_through_a_module(activation: ActivationName, device: str) -> None:
-    """The last batch of a filtered data set: training goes on with the statistics it had."""
+    """The last batch of a filtered data set is empty. Training goes on with the old statistics."""
     norm = fused_bn.BatchNorm2d(3, activation=activation).to(device)
     norm(torch.randn(2, 3, 4, 4, device=device))
     mean, var = present(norm.running_mean).clone(), present(norm.running_var).clone()
@@ -181,7 +181,7 @@ def test_empty_batch_through_a_module(activation: ActivationName, device: str) -
 @pytest.mark.parametrize("activation", ["none", "relu"])
 @pytest.mark.parametrize("kind", [fused_bn.BatchNorm1d, fused_bn.BatchNorm2d], ids=["1d", "2d"])
 def test_double_backward_of_five_by_five(kind: type[nn.Module], activation: str) -> None:
-    """(5, 5) through the module, where every tensor of the graph once had the same size by chance."""
+    """(5, 5) through the module: all tensors of the graph have the same size by chance."""
     shape = (5, 5) if kind is fused_bn.BatchNorm1d else (5, 5, 5, 5)
     norm = kind(5, activation=activation).double()
     x = torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 3
@@ -223,9 +223,9 @@ def test_affine_off_in_half_precision(dtype: torch.dtype, layout: str, device: s
     ids=lambda value: value if isinstance(value, str) else "x".join(map(str, value)),
 )
 def test_slow_places_of_others_are_right(shape: tuple[int, ...], layout: str, device: str) -> None:
-    """Tall, long and tiny tensors that need a path of their own to be fast; here only that it is right.
+    """Tall, long and tiny tensors, which need special code to be fast. This test checks only the results.
 
-    140,000 rows are run with 16 channels instead of 256, to keep the fp64 reference quick.
+    140,000 rows have 16 channels instead of 256, to keep the fp64 reference fast.
     """
     case = Case(shape, layout)
     assert_meets_demands(case, make_tensors(case, device))
@@ -234,7 +234,7 @@ def test_slow_places_of_others_are_right(shape: tuple[int, ...], layout: str, de
 @pytest.mark.core
 @pytest.mark.parametrize("residual", [True, False])
 def test_leaky_relu_of_slope_0_is_relu(residual: bool, device: str) -> None:
-    """Nothing is divided by the slope, and nothing is computed back from the output."""
+    """Nothing is divided by the slope, and nothing is reconstructed from the output."""
     case = Case((4, 5, 6, 7), activation="relu", residual=residual)
     tensors = make_tensors(case, device)
     results = []
@@ -257,12 +257,12 @@ def test_torchs_sync_conversion_takes_a_plain_norm() -> None:
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     assert type(converted[1]) is nn.SyncBatchNorm
     assert converted[1].weight is norm.weight
-    # Two ways of the same few roundings in fp32.
+    # Both compute the same with a few roundings in fp32.
     torch.testing.assert_close(converted(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_norm_without_an_activation_is_folded_into_a_convolution() -> None:
-    """torch takes ours for an nn.BatchNorm2d: parameters and statistics are carried over."""
+    """torch treats ours as an nn.BatchNorm2d and copies parameters and statistics."""
     torch.manual_seed(0)
     x = torch.randn(4, 3, 5, 5)
     conv, norm = nn.Conv2d(3, 6, 3).eval(), fused_bn.BatchNorm2d(6)

@@ -1,4 +1,4 @@
-"""The launch planner: what must hold of every plan, on every device, whatever the shape."""
+"""The launch planner: properties of every plan, on every device, for any shape."""
 
 import random
 from collections import Counter
@@ -25,11 +25,11 @@ BYTES = {"f32": 4, "f64": 8, "bf16": 2, "f16": 2}
 DIRECTIONS = ("forward", "backward")
 PARTS = ("both", "both", "both", "reduce", "apply")
 MASKED = ("relu", "leaky_relu", "relu6")
-"""Activations of which forward saves a bit an element where there is a residual."""
+"""Activations with a residual for which forward saves one bit per element."""
 BULK = 75_000
-"""Random shapes: a few microseconds each."""
+"""How many random shapes. Each takes a few microseconds."""
 COUNTED = 60_000
-"""Elements of a tensor whose every visit is looked at."""
+"""The most elements of a tensor whose accesses are all examined."""
 THREADS = 256
 MOST_WORDS = 2**17
 MOST_GROUPS = 4096
@@ -58,12 +58,12 @@ class Problem:
 
     @property
     def kept(self) -> int:
-        """Tensors whose vectors the resident kernel keeps."""
+        """Shapes whose vectors the resident kernel keeps."""
         return 2 if self.direction == "backward" or self.residual else 1
 
 
 def size(draw: random.Random, most: int) -> int:
-    """Spread over the powers of two, with those next to one drawn often."""
+    """Dimensions of all magnitudes, with many next to powers of two."""
     power = 2 ** draw.uniform(0, most.bit_length() - 1)
     value = int(power) if draw.random() < 0.5 else 2 ** int(power).bit_length() + draw.choice((-1, 0, 0, 1))
     return min(max(value, 1), most)
@@ -91,14 +91,14 @@ def bulk(seed: int = 0) -> Iterator[tuple[Problem, LaunchPlan]]:
     draw = random.Random(seed)
     for i in range(BULK):
         each = problem(draw, MODELS[i % len(MODELS)])
-        # Beyond, there can be two rows of 2^32 vectors each, which is refused.
+        # Beyond, there can be two rows of 2^32 vectors each, which the planner refuses.
         if each.elements < 6 * 10**9:
             yield each, each.plan()
 
 
 @st.composite
 def small_problems(draw: st.DrawFn) -> Problem:
-    """Few enough elements to look at each; channels and rows around the edges of vectors and tiles."""
+    """Small enough to examine each element. Channels and rows are near the edges of vectors and tiles."""
     edges = st.sampled_from(
         (1, 2, 3, 4, 6, 7, 8, 9, 16, 17, 24, 25, 40, 49, 64, 65, 100, 196, 255, 256, 257, 784)
     )
@@ -129,11 +129,11 @@ edge_cases = (
     Problem(1, 5, 1, "channels_first"),
     Problem(64, 6, 784, "channels_first", "f32"),
     Problem(64, 6, 100, "channels_last", "f32"),  # two rows make whole vectors
-    Problem(6, 24, 49, "channels_first"),  # eight channels do
-    Problem(8, 3, 49, "channels_first"),  # eight images do
-    Problem(7, 3, 11),  # nothing does
+    Problem(6, 24, 49, "channels_first"),  # eight channels make whole vectors
+    Problem(8, 3, 49, "channels_first"),  # eight images make whole vectors
+    Problem(7, 3, 11),  # nothing makes whole vectors
     Problem(9, 4097, 1),
-    Problem(40, 272, 1),  # tiles of 12, 12 and 10 vectors, and not of 8 with one of 2
+    Problem(40, 272, 1),  # tiles of 12, 12 and 10 vectors, not of 8 with one of 2
     Problem(2, 3, 5001, "channels_first"),
 )
 
@@ -156,7 +156,7 @@ FORCED = (
 
 
 def plans_of(each: Problem) -> list[LaunchPlan]:
-    """The best plan, and those of each kind that are possible, so that what is never chosen is tested too."""
+    """The best plan and the best of each possible kind, to test plans that are never chosen too."""
     plans = [each.plan(), each.plan("streamed")]
     for forced in FORCED[2:]:
         with suppress(ValueError):
@@ -165,7 +165,7 @@ def plans_of(each: Problem) -> list[LaunchPlan]:
 
 
 def launches_of(each: Problem) -> list[Launch]:
-    """Of these plans, each tiling once."""
+    """The launches of these plans, each tiling once."""
     launches = (
         launch for plan in plans_of(each) for launch in (plan.first, plan.apply) if launch is not None
     )
@@ -176,14 +176,14 @@ def launches_of(each: Problem) -> list[Launch]:
 
 
 def channels_of(each: Problem, offsets: torch.Tensor) -> torch.Tensor:
-    """By the tensor's layout."""
+    """The channel of the element at each offset, by the tensor's layout."""
     return offsets % each.C if each.layout == "channels_last" else offsets // each.S % each.C
 
 
 @settings(max_examples=150)
 @with_edges
 def test_every_element_is_visited_once_and_by_its_channel(each: Problem) -> None:
-    """Protects against elements left out or counted twice, and sums that mix two channels."""
+    """Every element is visited once, and no sum mixes two channels."""
     for launch in launches_of(each):
         _, offsets, channels = tilings.visits(launch).unbind(1)
         assert torch.equal(offsets.sort().values, torch.arange(each.elements))
@@ -192,7 +192,7 @@ def test_every_element_is_visited_once_and_by_its_channel(each: Problem) -> None
 
 @with_edges
 def test_each_block_counts_the_values_it_reads(each: Problem) -> None:
-    """Protects the merge of the blocks' means, which weighs each by its count, and none by 0."""
+    """The merge of the blocks' means weighs each by its count. No count may be 0."""
     for launch in launches_of(each):
         blocks, _, channels = tilings.visits(launch).unbind(1)
         counted = torch.zeros(launch.group, each.C, dtype=torch.int64)
@@ -203,7 +203,7 @@ def test_each_block_counts_the_values_it_reads(each: Problem) -> None:
 
 
 def whole_vectors_fit(each: Problem, most_channels: int) -> bool:
-    """Whether a kernel that takes so many channels a tile can have vectors of 16 bytes."""
+    """Whether a kernel with so many channels per tile can have vectors of 16 bytes."""
     if each.dtype == "f64" or each.alignment < 16:
         return False
     vector = 16 // BYTES[each.dtype]
@@ -220,7 +220,7 @@ def whole_vectors_fit(each: Problem, most_channels: int) -> bool:
 @settings(max_examples=200)
 @with_edges
 def test_whole_vectors_wherever_there_are_some(each: Problem) -> None:
-    """Protects speed here, and in the kernels accesses of 16 bytes at addresses that such a tiling is for."""
+    """Smaller vectors would be slow. Whole vectors on other shapes would misalign 16-byte accesses."""
     for plan in plans_of(each):
         for launch, most in ((plan.first, THREADS), (plan.apply, each.C)):
             if launch is not None:
@@ -309,7 +309,7 @@ def assert_streamed_can_gather(each: Problem, plan: LaunchPlan) -> None:
 
 
 def run_bytes(each: Problem, launch: Launch) -> int:
-    """Side by side, of a row of the narrowest tile."""
+    """The bytes that lie side by side in a row of the narrowest tile."""
     if launch.tiles == 1:
         return each.elements * BYTES[each.dtype]
     last = launch.row_vectors - (launch.tiles - 1) * launch.tile_vectors
@@ -317,7 +317,7 @@ def run_bytes(each: Problem, launch: Launch) -> int:
 
 
 def longest_run(each: Problem, launch: Launch) -> int:
-    """Of all ways to cut the launch's matrix, the longest run of the narrowest tile, in bytes."""
+    """The most bytes that this row can have, over all ways to divide the launch's matrix into tiles."""
     length = 1 if launch.channels_last else each.S
     channels = each.C if launch.fold > 1 else launch.vector // gcd(length, launch.vector)
     unit = channels * length * launch.fold // launch.vector
@@ -332,7 +332,7 @@ def longest_run(each: Problem, launch: Launch) -> int:
 
 
 def assert_runs_are_long(each: Problem, launch: Launch) -> None:
-    """No tile of less than 128 bytes a row where one with more can be had."""
+    """No tile has less than 128 bytes per row if a tile with more is possible."""
     run = run_bytes(each, launch)
     assert run >= 128 or run >= longest_run(each, launch), (each, tilings.fields_of(launch)[:])
 
@@ -389,7 +389,7 @@ def test_invariants_of_many_random_shapes() -> None:
 
 
 def test_deterministic_and_no_slower_than_what_could_be_forced() -> None:
-    """The streamed plan is always possible, so that none is much slower; a plan's text gives it back."""
+    """The streamed plan is always possible, so none may be much slower. A plan's text reproduces the plan."""
     for i, (each, plan) in enumerate(bulk(seed=1)):
         assert repr(each.plan()) == repr(plan)
         again = each.plan(repr(plan))
@@ -406,7 +406,7 @@ def test_forced_plans_keep_the_limits(each: Problem) -> None:
 
 @st.composite
 def large_sizes(draw: st.DrawFn) -> tuple[int, int, int]:
-    """Of 2^31 to 2^40 elements."""
+    """Shapes of 2^31 to 2^40 elements."""
     total = draw(st.floats(31.01, 39.99))
     first, second = sorted((draw(st.floats(0, total)), draw(st.floats(0, total))))
     n, c = (max(1, int(2**power)) for power in (first, second - first))
@@ -415,7 +415,7 @@ def large_sizes(draw: st.DrawFn) -> tuple[int, int, int]:
 
 @given(large_sizes(), st.sampled_from(LAYOUTS), st.sampled_from(("bf16", "f64")))
 def test_offsets_from_2_31_on(sizes: tuple[int, int, int], layout: str, dtype: str) -> None:
-    """The last thread's last vector ends with the tensor: 32-bit arithmetic anywhere would not get there."""
+    """The last thread's last vector ends with the tensor. 32-bit arithmetic anywhere would end elsewhere."""
     n, c, s = sizes
     each = Problem(n, c, s, layout, dtype)
     try:
@@ -433,7 +433,7 @@ def test_offsets_from_2_31_on(sizes: tuple[int, int, int], layout: str, dtype: s
 
 @given(st.data())
 def test_division_is_exact_at_its_edges(data: st.DataObject) -> None:
-    """Around multiples of the divisor, up to where dividend * divisor reaches 2^64."""
+    """Near multiples of the divisor, up to dividend * divisor = 2^64."""
     divisor = data.draw(st.one_of(st.integers(1, 2**32), st.integers(0, 40).map(lambda e: 2**e)))
     last = (2**64 - 1) // divisor
     quotients = data.draw(st.lists(st.integers(0, last // divisor), min_size=1, max_size=20))
@@ -446,7 +446,7 @@ def test_division_is_exact_at_its_edges(data: st.DataObject) -> None:
 
 @given(st.one_of(st.integers(2, 2**30), st.integers(1, 30).map(lambda e: 2**e)), st.data())
 def test_rows_of_places_are_exact_at_their_edges(tile_vectors: int, data: st.DataObject) -> None:
-    """Around multiples of a row, for places below 2^31."""
+    """Near multiples of a row, for positions below 2^31."""
     rows = data.draw(st.lists(st.integers(0, (2**31 - 1) // tile_vectors), min_size=1, max_size=20))
     places = [row * tile_vectors + d for row in rows for d in (-1, 0, 1, tile_vectors - 1)]
     for place in (p for p in (*places, 2**31 - 1) if 0 <= p < 2**31):
@@ -455,7 +455,7 @@ def test_rows_of_places_are_exact_at_their_edges(tile_vectors: int, data: st.Dat
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_device_has_plans_of_its_own_kind(name: str) -> None:
-    """From sm_75 to sm_120: clusters from sm_90 on, words from sm_80 on."""
+    """sm_75 to sm_120. Clusters need sm_90, words need sm_80."""
     architecture = planner.device(name)["architecture"]
     rows = Problem(32, 256, 56 * 56, "channels_first", "f32", device=name)
     columns = Problem(64, 512, 14 * 14, device=name)

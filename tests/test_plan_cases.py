@@ -1,4 +1,4 @@
-"""The launch planner by name: single cases, forced plans, bad input, the public function, the command."""
+"""The launch planner in single cases: forced plans, bad input, the public function, the command."""
 
 from dataclasses import FrozenInstanceError
 from math import prod
@@ -16,14 +16,14 @@ from tests.test_plan import Problem
 pytestmark = pytest.mark.needs_extension
 
 OLDER: dict[str, Any] = {"architecture": 80, "multiprocessors": 5, "cooperative": False}
-"""Nothing to wait for each other with."""
+"""A device on which blocks cannot wait for each other."""
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("part", ["both", "reduce", "apply"])
 def test_a_single_value(layout: str, direction: str, part: str) -> None:
-    """One block and one vector of one element: nothing to exchange and nothing to round up to."""
+    """One block and one vector of one element: no exchange and no remainder."""
     plan = Problem(1, 1, 1, layout, direction=direction, part=part).plan()
     for launch in (plan.first, plan.apply):
         if launch is not None:
@@ -34,22 +34,22 @@ def test_a_single_value(layout: str, direction: str, part: str) -> None:
 @pytest.mark.parametrize(
     ("each", "expected"),
     [
-        # Rows of whole vectors, one channel a tile.
+        # Rows of whole vectors, one channel per tile.
         (Problem(32, 256, 3136, "channels_first", "f32"), ("along_rows", False, 784, 1, 1)),
-        # 7x7 and 14x14: four and two channels are 49 whole vectors, of which five rows fill a block.
+        # 7x7 and 14x14: four and two channels are 49 whole vectors. Five such rows fill a block.
         (Problem(32, 2048, 49, "channels_first", "f32"), ("down_columns", True, 49, 4, 1)),
         (Problem(256, 1024, 196, "channels_first", "f16"), ("down_columns", True, 245, 10, 1)),
-        # LeNet's with channels last: 6 channels of f32, two pixels are three vectors.
+        # LeNet's with channels last: 6 channels of f32. Two pixels are three vectors.
         (Problem(64, 6, 784, "channels_last", "f32"), ("down_columns", True, 3, 6, 2)),
-        # Three channels of 7x7: eight images are 147 vectors, which cannot be cut.
+        # Three channels of 7x7: eight images are 147 vectors, which cannot be divided.
         (Problem(64, 3, 49, "channels_first", "bf16"), ("down_columns", True, 147, 3, 8)),
-        # 272 channels are 34 vectors: tiles of 12, 12 and 10, and none of 8 with a short one at the end.
+        # 272 channels are 34 vectors: tiles of 12, 12 and 10, none of 8 with a short one at the end.
         (Problem(4000, 272, 1), ("down_columns", True, 12, 96, 1)),
     ],
     ids=lambda value: f"{value.N}x{value.C}x{value.S}" if isinstance(value, Problem) else "",
 )
-def test_how_tensors_are_cut(each: Problem, expected: tuple[str, bool, int, int, int]) -> None:
-    """Whole vectors for every shape that has them, however few channels it takes."""
+def test_tilings_of_single_shapes(each: Problem, expected: tuple[str, bool, int, int, int]) -> None:
+    """Whole vectors for every shape that has them, whatever the number of channels in a tile."""
     first = each.plan().first
     assert first is not None
     assert (first.walk, first.mixed, first.tile_vectors, first.tile_channels, first.fold) == expected
@@ -59,7 +59,7 @@ def test_how_tensors_are_cut(each: Problem, expected: tuple[str, bool, int, int,
 @pytest.mark.parametrize(
     ("sizes", "direction", "resident"),
     [
-        # Rows x 128 bytes x tensors held, against the 28 MB of an H200's shared memory.
+        # Rows x 128 bytes x held tensors, compared with the 28 MB of an H200's shared memory.
         ((256, 1024, 196), "forward", True),  # 6
         ((256, 1024, 196), "backward", True),  # 13
         ((256, 2048, 49), "backward", True),  # 3
@@ -76,7 +76,7 @@ def test_size_decides_between_resident_and_streamed(
 
 
 def test_an_h200_fills_its_shared_memory() -> None:
-    """With groups that take tiles in turn: what is left over holds no further pass."""
+    """Groups that take tiles in turn: the remaining tiles need no further pass."""
     device = planner.device("h200")
     for direction, tensors in (("forward", 1), ("backward", 2)):
         plan = Problem(256, 1024, 196, direction=direction).plan()
@@ -89,14 +89,14 @@ def test_an_h200_fills_its_shared_memory() -> None:
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_no_multiprocessor_idles_on_512x28x28(direction: str) -> None:
-    """8 tiles of 128 bytes do not divide 132: a plan that gives each tile 11 blocks leaves 44 idle."""
+    """132 is no multiple of 8 tiles of 128 bytes. A plan with 11 blocks per tile leaves 44 idle."""
     plan = Problem(256, 512, 784, direction=direction).plan()
     assert plan.first is not None
     assert plan.first.grid > 0.95 * plan.blocks_per_multiprocessor * planner.device("h200")["multiprocessors"]
 
 
 def test_clusters_are_counted_as_the_driver_does() -> None:
-    """One more than run at once makes a second generation; and a size of which none runs is none."""
+    """More clusters than run at once need a second wave. A size of which none can run is an error."""
     clusters = Problem(32, 256, 3136, "channels_first", "f32")
 
     def predicted(active: list[int]) -> float:
@@ -112,7 +112,7 @@ def test_clusters_are_counted_as_the_driver_does() -> None:
     assert first is not None
     assert first.group <= 4
 
-    # 8 clusters of 16 blocks that fill a multiprocessor each, where 7 run.
+    # 8 clusters of 16 blocks that fill a multiprocessor each, where 7 can run.
     tail = Problem(64, 8, 16 * 50 * 16, "channels_first", "f32")
     seven, eight = (
         tail.plan(
@@ -124,7 +124,7 @@ def test_clusters_are_counted_as_the_driver_does() -> None:
 
 
 def test_a_device_of_its_own() -> None:
-    """Fields left out are those of the nearest model, so that a driver's few facts are enough."""
+    """Missing fields come from the nearest model, so that a driver's few facts are enough."""
     whole = Problem(256, 512, 784)
     assert repr(whole.plan(device={"architecture": 90})) == repr(whole.plan())
     small = Problem(256, 1024, 196).plan(
@@ -148,7 +148,7 @@ def test_a_device_of_its_own() -> None:
         ("slots=30 tile=32", ("words", 33, 4, 32)),
     ],
 )
-def test_forced_parts_are_had(forced: str, expected: tuple[str, int, int, int]) -> None:
+def test_forced_fields_are_in_the_plan(forced: str, expected: tuple[str, int, int, int]) -> None:
     plan = Problem(256, 1024, 196).plan(forced)
     first = plan.first
     assert first is not None
@@ -204,7 +204,7 @@ def test_a_forced_plan_that_does_not_fit_is_one_sentence(
 @pytest.mark.parametrize(
     "word", ["fast", "group=", "group=0", "tile=-1", "exchange=mail", "slots=1e3", "group=1234567890"]
 )
-def test_a_plan_that_is_none_is_refused(word: str) -> None:
+def test_an_invalid_plan_is_refused(word: str) -> None:
     with pytest.raises(
         ValueError, match=f"a plan is 'resident' or 'streamed' and any of .*, but got '{word}'"
     ):
@@ -285,7 +285,7 @@ def test_public_plan_of_the_other_kernels() -> None:
 
 
 def test_public_plan_of_an_activation_whose_derivative_takes_z() -> None:
-    """Backward reads the residual twice where a mask would not tell enough; without activation, neither."""
+    """Backward reads the residual twice if a mask is not enough. Without activation it reads neither."""
     shape = (256, 64, 112, 112)
     tensor = 2 * prod(shape)
 

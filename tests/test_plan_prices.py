@@ -1,6 +1,6 @@
-"""What the planner predicts, beside readings of prototypes on an H200: microseconds, cold, replayed graphs.
+"""The planner's predictions, compared with prototypes on an H200: microseconds, cold caches, graph replays.
 
-The prototypes were timed on 2026-11-29, in 2,400 variants. Those nearest to our plans stand here.
+The prototypes were timed on 2026-11-29, in 2,400 variants. The nearest to our plans are listed here.
 """
 
 import pytest
@@ -10,13 +10,13 @@ from tests.test_plan import Problem
 pytestmark = pytest.mark.needs_extension
 
 DEMANDED = 0.20
-"""Of the reading: what a prediction may be off by."""
+"""The largest allowed difference between prediction and reading, relative to the reading."""
 
 ROWS = "channels_first"
 NHWC = "channels_last"
 
-# By kinds of prototypes that do what our kernels do: as nearly the same plan as 256 threads allow (most of
-# them have 224), its reading, and the variant's name there.
+# Prototypes that work as our kernels do: the nearest plan with 256 threads (most prototypes have 224), the
+# reading, and the variant's name.
 READINGS = (
     # resident: rows of f32
     (
@@ -192,11 +192,11 @@ READINGS = (
     (Problem(256, 256, 3136, ROWS, part="apply"), "", 198.5, "ev_U4_t256_h1"),
     (Problem(256, 256, 3136, NHWC, part="apply"), "", 199.0, "ev_U4_t256_h1"),
 )
-# Two passes over rows of 3 and of 5 vectors are not among them: 802816x24 bf16 took 43.8 and 68.0, of which
-# 33 and 54 are predicted, and 200704x40 bf16 24.6 and 41.5, of which 20 and 26 are. Nobody knows why.
+# Missing: two passes over rows of 3 and of 5 vectors. 802816x24 bf16 took 43.8 and 68.0, predicted are 33 and
+# 54. 200704x40 bf16 took 24.6 and 41.5, predicted are 20 and 26. The cause is unknown.
 
-# Cases, and the times of their best prototypes, forward and backward. Most prototypes with channels last load
-# through rings of 2-D TMA boxes, as none of our kernels does.
+# Cases and the times of their best prototypes, forward and backward. Most channels_last prototypes load
+# through rings of 2-D TMA boxes. None of our kernels does.
 BEST = (
     (Problem(256, 256, 3136), 316, 514),
     (Problem(256, 64, 12544), 306, 499),
@@ -219,9 +219,9 @@ BEST = (
     (Problem(64, 16, 100, ROWS, "f32"), 2.6, 2.4),
     (Problem(64, 6, 784, NHWC, "f32"), 4.5, 4.7),
 )
-# Left out: 64x16x100 with channels last, 3.7 and 3.5, of which 4.2 and 4.3 are predicted, because blocks
-# exchange in two hops where that prototype took one; and 32x65x1023, 8.0 and 11.3, of which 10.4 and 13.2
-# are: that prototype kept single elements, ours streams what makes no whole vectors.
+# Left out: 64x16x100 with channels last, 3.7 and 3.5, predicted 4.2 and 4.3: our blocks exchange in two hops,
+# that prototype in one. 32x65x1023, 8.0 and 11.3, predicted 10.4 and 13.2: that prototype kept single
+# elements, ours streams elements that make no whole vectors.
 
 
 def name_of(each: Problem) -> str:
@@ -236,7 +236,7 @@ def name_of(each: Problem) -> str:
 def test_predictions_come_near_prototypes_of_the_same_plan(
     each: Problem, forced: str, reading: float, variant: str
 ) -> None:
-    """Protects the prices: a model that does not know what was measured chooses by chance."""
+    """A model that does not predict the measured times would choose plans by chance."""
     plan = each.plan(forced)
     assert plan.predicted_time == pytest.approx(reading, rel=DEMANDED), (variant, plan)
 
@@ -246,7 +246,7 @@ def test_predictions_come_near_prototypes_of_the_same_plan(
 def test_predictions_come_near_the_best_prototypes(
     each: Problem, forward: float, backward: float, direction: str
 ) -> None:
-    """Of the plans that are chosen: none is expected to be much better or worse than what has been seen."""
+    """Of the chosen plans none is predicted much better or worse than the measured times."""
     plan = each.plan(direction=direction)
     best = forward if direction == "forward" else backward
     assert plan.predicted_time == pytest.approx(best, rel=DEMANDED), plan
@@ -264,5 +264,5 @@ def test_predictions_come_near_the_best_prototypes(
     (Problem(64, 16, 100, ROWS, "f32"), 1.6),
 ])  # fmt: skip
 def test_the_floor_is_a_measured_copy(each: Problem, floor: float) -> None:
-    """The floor of forward is a cudaMemcpy of one tensor to another."""
+    """Forward's floor is a cudaMemcpy of one tensor to another."""
     assert each.plan().floor_time == pytest.approx(floor, rel=0.05)

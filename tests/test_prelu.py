@@ -1,4 +1,4 @@
-"""prelu, whose slopes are a parameter: its gradient, who holds it, and what fuse makes of nn.PReLU."""
+"""prelu, whose slopes are a parameter: its gradient, its owner, and what fuse does with nn.PReLU."""
 
 import copy
 import pickle
@@ -32,13 +32,13 @@ CASES = [
 @pytest.mark.core
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_all_gradients_meet_the_demands(case: Case, device: str) -> None:
-    """Those of the slopes too: the sum over a channel of grad_output * min(z, 0)."""
+    """Also the slopes' gradients: the sum over a channel of grad_output * min(z, 0)."""
     result = assert_meets_demands(case, make_tensors(case, device))
     assert present(result.grad_negative_slope).shape == (case.channels,)
 
 
 def pairs(count: int, device: str, **options: Any) -> tuple[nn.Module, nn.Module]:
-    """Ours, and the norm and the nn.PReLU that it stands for."""
+    """Ours, and the norm and nn.PReLU that it replaces."""
     slopes = torch.linspace(-0.3, 0.9, count, dtype=torch.float64)
     activations = [nn.PReLU(count).to(device, torch.float64) for _ in range(2)]
     for each in activations:
@@ -51,7 +51,7 @@ def pairs(count: int, device: str, **options: Any) -> tuple[nn.Module, nn.Module
 @pytest.mark.parametrize("count", [1, 6])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_module_computes_what_norm_and_prelu_do(count: int, training: bool, device: str) -> None:
-    """Slopes below 0 too, where the sign of the output does not tell that of z."""
+    """Slopes below 0 too, for which the output's sign does not tell z's."""
     ours, theirs = (each.train(training) for each in pairs(count, device))
     x, _, grad_output = batch(device=device)
     assert_near(step(ours, x, None, grad_output), step(theirs, x, None, grad_output))
@@ -62,13 +62,13 @@ def test_the_parameter_is_the_modules_own() -> None:
     norm = fused_bn.BatchNorm2d(6, activation=activation)
     assert norm.prelu_weight is activation.weight
     assert [name for name, _ in norm.named_parameters()] == ["weight", "bias", "prelu_weight"]
-    twin = copy.deepcopy(norm)
-    assert twin.prelu_weight is not norm.prelu_weight
-    twin.load_state_dict({name: value + 1 for name, value in norm.state_dict().items()})
-    assert torch.equal(twin.prelu_weight, activation.weight + 1)
+    copied = copy.deepcopy(norm)
+    assert copied.prelu_weight is not norm.prelu_weight
+    copied.load_state_dict({name: value + 1 for name, value in norm.state_dict().items()})
+    assert torch.equal(copied.prelu_weight, activation.weight + 1)
 
 
-def test_by_name_it_learns_one_slope() -> None:
+def test_prelu_by_name_learns_one_slope() -> None:
     norm = fused_bn.BatchNorm2d(6, activation="prelu", activation_param=0.1, dtype=torch.float64)
     assert norm.prelu_weight.shape == (1,)
     assert norm.prelu_weight.dtype is torch.float64
@@ -101,7 +101,7 @@ def test_slopes_that_came_in_a_module_are_kept() -> None:
 
 
 def test_a_number_is_a_slope_that_is_not_learned() -> None:
-    """Kept in float32: 0.1 in bfloat16 would round differently from leaky_relu's."""
+    """Stored in float32: 0.1 in bfloat16 would round differently from leaky_relu's."""
     x = torch.randn(64, 6, 5, 5).bfloat16()
     options: dict[str, Any] = {"training": True, "activation_param": 0.1}
     y = batch_norm(x, None, None, activation="prelu", **options)
@@ -131,7 +131,7 @@ def test_slopes_that_share_memory_with_running_statistics_are_refused() -> None:
 
 
 def test_an_infinite_gradient_where_the_slope_is_not_used() -> None:
-    """The slope's gradient is that of the other values; in forward mode over backward too."""
+    """Only values below 0 enter the slope's gradient, also in forward mode over backward."""
     x = torch.tensor([[1.0], [-1.0], [2.0], [-3.0]], dtype=torch.float64)
     grad = torch.tensor([[float("inf")], [1.0], [1.0], [1.0]], dtype=torch.float64)
     slopes = torch.full((1,), 0.25, dtype=torch.float64, requires_grad=True)
@@ -152,7 +152,7 @@ def test_an_infinite_gradient_where_the_slope_is_not_used() -> None:
 
 
 def test_under_autocast_a_fused_pair_gives_what_the_modules_give() -> None:
-    """Autocast casts what prelu is given, but not what batch norm and ReLU are."""
+    """Autocast casts the arguments of prelu, but not those of batch norm and ReLU."""
     plain = nn.Sequential(nn.BatchNorm2d(6), nn.PReLU(6))
     model, x = fused_bn.fuse(copy.deepcopy(plain)), torch.randn(4, 6, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):
@@ -161,7 +161,7 @@ def test_under_autocast_a_fused_pair_gives_what_the_modules_give() -> None:
 
 
 def test_the_activation_may_be_changed() -> None:
-    """A parameter that nothing reads would have no gradient, which DistributedDataParallel refuses."""
+    """An unused parameter would have no gradient, which DistributedDataParallel refuses."""
     norm = fused_bn.BatchNorm2d(6)
     norm.activation = nn.PReLU(6)  # type: ignore[assignment]
     assert norm.prelu_weight.shape == (6,)
@@ -174,7 +174,7 @@ def test_the_activation_may_be_changed() -> None:
 
 
 @pytest.mark.parametrize("slopes", [torch.ones(6, 1), torch.ones(6, dtype=torch.int64)])
-def test_what_cannot_be_slopes_is_refused(slopes: Tensor) -> None:
+def test_invalid_slopes_are_refused(slopes: Tensor) -> None:
     with pytest.raises(ValueError, match="activation_param of prelu must be a floating-point tensor"):
         fused_bn.BatchNorm2d(6, activation="prelu", activation_param=slopes)
     with pytest.raises(ValueError, match="activation_param of prelu must be a floating-point tensor"):
@@ -190,7 +190,7 @@ def test_slopes_for_other_channels_are_refused() -> None:
 
 
 def test_first_and_second_derivatives(device: str) -> None:
-    """Of the input, the parameters, the slopes and a residual, by finite differences."""
+    """Gradients of the input, the parameters, the slopes and a residual, by finite differences."""
     generator = torch.Generator().manual_seed(3)
 
     def leaf(*shape: int) -> Tensor:
@@ -216,7 +216,7 @@ def test_values_that_are_not_finite_pass_as_in_pytorch(device: str) -> None:
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_the_same_bits_with_and_without_the_gradient_of_the_slopes(layout: str, device: str) -> None:
-    """It takes a pass of its own."""
+    """It runs separately."""
     case = Case((8, 17, 9, 9), layout, activation="prelu")
     tensors = make_tensors(case, device)
     expected = run_fused(case, tensors)
@@ -231,7 +231,7 @@ def test_the_same_bits_with_and_without_the_gradient_of_the_slopes(layout: str, 
 
 
 class Block(nn.Module):
-    """As in segmentation networks: convolution, norm, one slope a channel; and a sum before another one."""
+    """As in segmentation networks: convolution, norm, one slope per channel, and a sum before another one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,7 +245,7 @@ class Block(nn.Module):
 
 
 def test_fuse_takes_the_modules_slopes(device: str) -> None:
-    """They stay where they were, with gradients, and an optimiser made before goes on training them."""
+    """They stay in place with their gradients. An older optimiser goes on training them."""
     torch.manual_seed(1)
     plain = Block().to(device, torch.float64)
     model = copy.deepcopy(plain)
@@ -257,7 +257,7 @@ def test_fuse_takes_the_modules_slopes(device: str) -> None:
     for _ in range(3):
         assert_near(
             step(model, x, None), step(plain, x, None), 10 * FP64_TOLERANCE
-        )  # three steps, each from the last one's parameters
+        )  # three steps, each from the last step's parameters
         for optimizer in optimizers:
             optimizer.step()
     assert not torch.equal(model.act.weight, torch.full_like(model.act.weight, 0.25))

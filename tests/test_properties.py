@@ -1,4 +1,4 @@
-"""Properties over random shapes, strides and options: what the written-down grid did not think of."""
+"""Properties over random shapes, strides and options, which the fixed grid may miss."""
 
 from dataclasses import replace
 from math import prod
@@ -25,12 +25,13 @@ from tests.reference import DEMANDED_OUTPUT, U, assert_meets_demands
 from tests.test_autograd import forward_and_gradients
 
 LARGEST = 20_000
-"""Elements a tensor: enough to cross every block size of the kernels, quick enough for dozens of examples."""
+"""Elements per tensor: enough to cross every block size of the kernels, fast enough for dozens of examples.
+"""
 
 
 @st.composite
 def shapes(draw: st.DrawFn) -> tuple[int, ...]:
-    """Ranks 2 to 5, with dimensions of 1, primes and powers of two, and one sometimes long."""
+    """Ranks 2 to 5, with dimensions of 1, primes, powers of two, and sometimes a long one."""
     rank = draw(st.integers(2, 5))
     small = st.one_of(st.integers(1, 9), st.sampled_from((15, 16, 17, 31, 32, 33, 63, 64, 65)))
     shape = [draw(small) for _ in range(rank)]
@@ -63,14 +64,14 @@ def cases(draw: st.DrawFn) -> Case:
 
 @given(case=cases(), seed=st.integers(0, 2**20))
 def test_any_shape_and_options_meet_the_demands(case: Case, seed: int) -> None:
-    """Against the fp64 reference and PyTorch, as the grid."""
+    """Against the fp64 reference and PyTorch, as for the grid."""
     assert_meets_demands(case, make_tensors(case, seed=seed))
 
 
 @pytest.mark.needs_extension
 @given(shape=shapes(), data=st.data())
 def test_any_strides_give_the_bits_of_a_dense_copy(shape: tuple[int, ...], data: st.DataObject) -> None:
-    """A random slice of a random permutation: read correctly, whatever the layout chosen for the output."""
+    """A random slice of a random permutation is read correctly, whatever layout the output gets."""
     order = data.draw(st.permutations(range(len(shape))))
     steps = [data.draw(st.integers(1, 2)) for _ in shape]
     starts = [data.draw(st.integers(0, 2)) for _ in shape]
@@ -94,7 +95,7 @@ def test_any_strides_give_the_bits_of_a_dense_copy(shape: tuple[int, ...], data:
     found = run_with_strides(case, strided)
     candidates = []
     for layout in layouts(shape):
-        for name in ("input", "grad_output"):  # with that layout's own strides, also where sizes are 1
+        for name in ("input", "grad_output"):  # with that layout's own strides, even if sizes are 1
             copy = torch.empty(shape, memory_format=MEMORY_FORMATS[layout])
             setattr(dense, name, copy.copy_(getattr(strided, name)))
         candidates.append(run_with_strides(case, dense))
@@ -103,7 +104,7 @@ def test_any_strides_give_the_bits_of_a_dense_copy(shape: tuple[int, ...], data:
 
 
 def run_with_strides(case: Case, tensors: Tensors) -> list[Tensor]:
-    """As `run_fused`, on the very strides given, which a clone would not keep."""
+    """As `run_fused`, but on the given strides, which a clone would lose."""
     own = tensors.clone()
     own.input = tensors.input.detach()
     return [present(value) for value in forward_and_gradients(case, own, tensors.grad_output)]
@@ -113,9 +114,9 @@ def run_with_strides(case: Case, tensors: Tensors) -> list[Tensor]:
 def test_normalised_output_has_mean_bias_and_spread_weight(case: Case) -> None:
     """Without an activation, over a batch: mean(y) = bias and var(y) = weight^2 var / (var + eps).
 
-    Each y is wrong by at most D (|w xhat| + |w| + |b|) + u |y|, D the demand. Over a channel xhat has a mean
-    square of at most 1, so that the root mean square of that, r, is at most D (2 |w| + |b|) + u (|w| + |b|).
-    The mean is off by at most r, and so is the deviation, which obeys the triangle inequality.
+    Each y is off by at most D (|w xhat| + |w| + |b|) + u |y|, where D is the demand. Over a channel xhat has
+    a mean square of at most 1. So the root mean square of y's error, r, is at most D (2 |w| + |b|) + u (|w| +
+    |b|). The mean is off by at most r. The deviation is too, by the triangle inequality.
     """
     case = replace(case, training=True, activation="none", dtype=torch.float32, parameter_dtype=torch.float32)
     tensors = make_tensors(case)
@@ -136,7 +137,7 @@ def test_normalised_output_has_mean_bias_and_spread_weight(case: Case) -> None:
 def test_shifting_and_scaling_the_input_changes_nothing_but_rounding(
     case: Case, shift: float, scale: float
 ) -> None:
-    """Batch norm removes them (eps apart). Inputs on a grid of 1/64, so that the shifted input is exact."""
+    """Batch norm removes them (apart from eps). Inputs are multiples of 1/64, so shifting them is exact."""
     case = replace(case, training=True, dtype=torch.float32, parameter_dtype=torch.float32, eps=1e-12)
     tensors = make_tensors(case)
     tensors.input = (tensors.input * 64).round() / 64
@@ -145,8 +146,8 @@ def test_shifting_and_scaling_the_input_changes_nothing_but_rounding(
     moved = tensors.clone()
     moved.input = tensors.input * scale + shift
     before, after = run_fused(case, tensors).output, run_fused(case, moved).output
-    # Each within the demand and a rounding of the truth, relative to |w xhat| + |w| + |b|; |xhat| is at most
-    # sqrt(n), |w| 1.5 and |b| 1. To both of them eps takes eps / (2 var) of xhat.
+    # Each is within the demand and a rounding of the exact result, relative to |w xhat| + |w| + |b|. |xhat|
+    # is at most sqrt(n), |w| 1.5 and |b| 1. eps takes eps / (2 var) of xhat from both.
     largest = (prod(case.shape) // case.channels) ** 0.5
     bound = 2 * (DEMANDED_OUTPUT + U) * (1.5 * largest + 2.5)
     bound += float((case.eps / (2 * var) * (1 + scale**-2)).max()) * 1.5 * largest
@@ -155,7 +156,7 @@ def test_shifting_and_scaling_the_input_changes_nothing_but_rounding(
 
 @given(case=cases())
 def test_relu_output_is_the_clamped_plain_output_bit_for_bit(case: Case) -> None:
-    """One arithmetic for z with and without the activation; gradients are those of the masked gradient."""
+    """z is computed in the same way with and without ReLU. Gradients are those of the masked gradient."""
     tensors = make_tensors(case)
     plain = run_fused(replace(case, activation="none"), tensors)
     fused = run_fused(replace(case, activation="relu"), tensors)
@@ -163,7 +164,7 @@ def test_relu_output_is_the_clamped_plain_output_bit_for_bit(case: Case) -> None
     masked = tensors.clone()
     masked.grad_output = torch.where(plain.output <= 0, 0, tensors.grad_output)
     if not HAS_EXTENSION or case.dtype is torch.float16:
-        return  # PyTorch sums in another order; in fp16 a tiny z > 0 rounds to an output of 0
+        return  # PyTorch sums in another order. In fp16 a tiny z > 0 rounds to an output of 0.
     expected = run_fused(replace(case, activation="none"), masked)
     for name in ("grad_input", "grad_weight", "grad_bias"):
         assert same_bits(getattr(fused, name), getattr(expected, name)), name

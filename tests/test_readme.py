@@ -1,4 +1,4 @@
-"""README: short, its chart is there, and its figures are the recorded ones."""
+"""README: it is short, its chart exists, and its figures are the recorded ones."""
 
 from datetime import datetime
 
@@ -12,11 +12,11 @@ CHART = "docs/pictures/amd-epyc-speedup-resnet50.png"
 
 
 def grid() -> list[figures.Cell]:
-    """Of the last run that measured the whole grid."""
+    """The figures of the last run that measured the whole grid."""
     return [found for run in history.load() if (found := figures.measured(run))][-1]
 
 
-def test_it_is_read_in_two_minutes() -> None:
+def test_the_readme_is_short() -> None:
     assert len(text(README).splitlines()) <= 150
 
 

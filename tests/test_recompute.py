@@ -1,4 +1,4 @@
-"""Outputs of norms that backward computes again: the same bits, less memory, and autograd's rules."""
+"""Norm outputs that backward recomputes: the same bits, less memory, and autograd's rules."""
 
 import copy
 from collections.abc import Callable
@@ -28,12 +28,12 @@ def _small_outputs_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _convolutions_that_repeat_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """cuDNN may add gradients up by atomics, in an order of its own in each run: the bits would differ."""
+    """cuDNN may add gradients with atomics, in a different order in each run, which changes bits."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
 class Pair(nn.Module):
-    """conv, norm and ReLU, and behind them what may keep their result."""
+    """conv, norm and ReLU, and a following module that may keep their result."""
 
     def __init__(self, consumer: nn.Module, convolution: nn.Module | None = None) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def chain(length: int) -> nn.Module:
 
 
 def watched(model: nn.Module, kind: tuple[type[nn.Module], ...] = (nn.Conv2d,)) -> dict[str, StorageWeakRef]:
-    """By name, what modules of such classes were last given; it does not keep that alive."""
+    """The last inputs of modules of these classes, by name. Does not keep the inputs alive."""
     given: dict[str, StorageWeakRef] = {}
     for name, module in model.named_modules():
         if isinstance(module, kind):
@@ -94,7 +94,7 @@ CONSUMERS: dict[str, Callable[[], nn.Module]] = {
     "ConvTranspose2d": lambda: Pair(nn.ConvTranspose2d(4, 3, 3)),
     "MaxPool2d": lambda: Pair(nn.MaxPool2d(2)),
     "AvgPool2d": lambda: Pair(nn.AvgPool2d(2)),
-    "AdaptiveAvgPool2d": lambda: Pair(nn.AdaptiveAvgPool2d(4)),  # CUDA adds windows that overlap by atomics
+    "AdaptiveAvgPool2d": lambda: Pair(nn.AdaptiveAvgPool2d(4)),  # CUDA adds overlapping windows with atomics
     "Conv1d": lambda: nn.Sequential(nn.Flatten(2), Pair(nn.Conv1d(4, 3, 3), nn.Conv1d(4, 4, 1))),
     "Linear": lambda: nn.Sequential(nn.Flatten(), Pair(nn.Linear(4, 3), nn.Linear(256, 4))),
 }
@@ -114,7 +114,7 @@ def test_the_consumer_keeps_no_output_and_gradients_keep_their_bits(name: str, d
 
 
 def make_contiguous(*models: nn.Module) -> None:
-    """Convolutions whose outputs are contiguous, whatever their input: cuDNN's are so in float64."""
+    """Convolutions with contiguous outputs for any input, as cuDNN's are in float64."""
     for model in models:
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
@@ -127,7 +127,7 @@ def make_contiguous(*models: nn.Module) -> None:
 def test_every_other_output_of_a_chain_of_residual_blocks_is_computed_again(
     training: bool, layout: str, dtype: torch.dtype, device: str
 ) -> None:
-    """Of those with a residual, where the residual lies there anyway; of the inner ones, all."""
+    """All inner norms, and those with a residual if the residual is kept anyway."""
     name, _, of_convolutions = layout.partition(" to ")
     both = fused_both_ways(lambda: chain(5))
     memory_format = MEMORY_FORMATS[name]
@@ -139,7 +139,8 @@ def test_every_other_output_of_a_chain_of_residual_blocks_is_computed_again(
     given = watched(model)
     output = model(x)
     gone = {name for name, each in given.items() if each.expired()}
-    # The first block adds a residual of another layout than its norm's input apart, and keeps the sum.
+    # The first block's residual has another layout than its norm's input. It is added separately, and the sum
+    # is kept.
     first = 1 if difference(kept[0].conv1(x), x) is None else 2
     assert gone == {*(f"{i}.conv2" for i in range(5)), f"{first}.conv1", f"{first + 2}.conv1"}
     found = torch.autograd.grad((output * output.detach().cos()).sum(), [x, *model.parameters()])
@@ -149,7 +150,7 @@ def test_every_other_output_of_a_chain_of_residual_blocks_is_computed_again(
 
 
 def test_small_outputs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their notes would take longer than they save."""
+    """Recording them would take longer than it saves."""
     monkeypatch.setattr(_recompute, "WORTH_BYTES", 3 * 4 * 8 * 8 * 4 + 1)
     _, model = fused_both_ways(lambda: chain(1))
     given = watched(model)
@@ -173,7 +174,7 @@ def test_backward_twice_and_the_second_derivative() -> None:
 
 
 class Written(Pair):
-    """Something is written between the norm and the convolution behind it, or behind that."""
+    """Code that writes between the norm and the next convolution, or after that."""
 
     def __init__(self, write: Callable[[Tensor, Tensor], object], when: str) -> None:
         super().__init__(conv(4, 3))
@@ -210,14 +211,14 @@ def test_an_output_written_before_it_is_used_is_kept_as_it_is() -> None:
 
 
 def test_an_input_written_in_between_raises_as_ever() -> None:
-    """Silence would be a wrong gradient."""
+    """Otherwise the gradient would be wrong without an error."""
     for make in fused_both_ways(partial(Written, double_input, "behind")):
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             gradients(make, images())
 
 
 def test_parameters_written_in_between_do_not_matter_to_the_consumer() -> None:
-    """Sharded parameters are freed behind forward; the norm's own backward looks after itself."""
+    """Sharded parameters are freed after forward. The norm's own backward gathers them again."""
     _, model = fused_both_ways(lambda: Pair(conv(4, 3)))
     x = images()
     expected = torch.autograd.grad(model(x).sum(), model.consumer.weight)
@@ -247,7 +248,7 @@ def test_activation_checkpointing_takes_precedence(reentrant: bool) -> None:
 
 
 def test_hooks_on_saved_tensors_see_what_they_saw() -> None:
-    """The user's hooks decide how each tensor is kept, and see tensors and no recipes."""
+    """The user's hooks decide how each tensor is kept. They see tensors, not our placeholders."""
     seen = []
     both = fused_both_ways(lambda: chain(2))
     for model in both:
@@ -289,7 +290,7 @@ def test_subclasses_of_convolutions_are_left_alone() -> None:
 
 
 def test_an_output_that_another_keeps_is_not_lost() -> None:
-    """F.conv2d is no module and keeps the tensor; both get the same gradient as without."""
+    """F.conv2d is no module and keeps the tensor. Both get the same gradient as without recomputation."""
 
     class Branches(Pair):
         def forward(self, x: Tensor) -> Tensor:
@@ -301,7 +302,7 @@ def test_an_output_that_another_keeps_is_not_lost() -> None:
 
 
 class Accumulates(nn.Module):
-    """A residual that nothing keeps, and that is written afterwards."""
+    """A residual that nothing keeps and that is overwritten afterwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -315,13 +316,13 @@ class Accumulates(nn.Module):
 
 
 def test_a_residual_that_nobody_keeps_is_not_relied_on() -> None:
-    """It may be written, and autograd would not mind."""
+    """It may be overwritten, and autograd would not notice."""
     kept, model = fused_both_ways(Accumulates)
     assert "fused: norm+add+relu" in repr(model)
     assert all(map(torch.equal, gradients(kept, images()), gradients(model, images())))
 
 
-def test_a_traced_model_is_traced() -> None:
+def test_a_fused_model_can_be_traced() -> None:
     _, model = fused_both_ways(lambda: chain(2))
     model.eval()
     traced = torch.jit.trace(model, images().detach(), check_trace=False)
@@ -329,7 +330,7 @@ def test_a_traced_model_is_traced() -> None:
 
 
 def test_without_the_extension_a_fused_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that was pickled where there was one."""
+    """As a model that was pickled on a machine with the extension."""
     kept, model = fused_both_ways(lambda: chain(1))
     monkeypatch.setattr(_recompute, "extension", None)
     assert all(map(torch.equal, gradients(kept, images()), gradients(model, images())))

@@ -1,4 +1,4 @@
-"""The fp64 reference and its error measure are themselves tested: everything else leans on them."""
+"""Tests of the fp64 reference and its error measure, on which all other tests depend."""
 
 from dataclasses import replace
 
@@ -11,11 +11,11 @@ from tests.reference import DEMANDS, error, errors, half_ulp, reference
 
 DOUBLE = Case((5, 3, 4, 2), dtype=torch.float64, parameter_dtype=torch.float64)
 TOLERANCE = 1e-13
-"""500 roundings of fp64: both sides sum 40 numbers of size below 10 in another order."""
+"""500 roundings of fp64: both sides sum 40 numbers below 10 in different orders."""
 
 
 def by_autograd(case: Case, tensors: Tensors) -> Tensors:
-    """Gradients from autograd through primitive operations only; no batch norm kernel of anybody."""
+    """Gradients by autograd through primitive operations, without any batch norm kernel."""
     own = tensors.clone().require_grad()
     x = own.input.movedim(1, -1).flatten(0, -2)
     if case.training:
@@ -74,10 +74,10 @@ def test_reference_keeps_its_digits_where_the_mean_is_a_million_sigmas() -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_half_ulp_is_the_largest_error_of_rounding(dtype: torch.dtype) -> None:
-    """Over nine decades, subnormal fp16 numbers included: never exceeded, and nearly reached."""
+    """Over nine decades, including subnormal fp16 numbers: never exceeded, and nearly reached."""
     values = torch.logspace(-7, 2, 40001, dtype=torch.float64)
     if dtype in HALF_DTYPES:
-        values = values.float().double()  # torch converts fp64 to half by way of fp32, rounding twice
+        values = values.float().double()  # through fp32, as torch does, it rounds twice
     used = (values.to(dtype).double() - values).abs() / half_ulp(values, dtype)
     assert used.max() <= 1
     assert used.max() > 0.99
@@ -114,7 +114,7 @@ def test_error_measure_counts_a_lone_nan_or_infinity_as_infinite() -> None:
 
 
 def test_an_output_far_from_zero_is_judged_by_its_own_size() -> None:
-    """A weight of 1e-3 leaves sigmoid near 1/2, whose last bits are larger than the demand on z."""
+    """A weight of 1e-3 keeps sigmoid near 1/2, whose last bits are larger than the demand on z."""
     case = Case((4, 16, 8, 8), activation="sigmoid", bias=False)
     tensors = make_tensors(case)
     present(tensors.weight).detach().fill_(1e-3)

@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks.report`: which runs it shows, its files, its page, and its refusals."""
+"""The command `python -m benchmarks.report`: the runs it shows, its files, its page, and its errors."""
 
 import re
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def day(number: int) -> str:
 
 @pytest.fixture(scope="module")
 def complete() -> Section:
-    """Of one run that recorded everything."""
+    """The sections of one run that recorded everything."""
     run = run_of(*whole(0))
     return section([run], run)
 
@@ -143,7 +143,7 @@ def test_chosen_runs(beginning: str | None, shown: list[tuple[str, str]], record
 
 
 def test_a_small_later_run_adds_what_the_shown_one_lacks(tmp_path: Path) -> None:
-    """Accuracy, measured after the speed of all cells, does not replace it, and is shown with its commit."""
+    """A later run of accuracy alone does not replace the run of all cells. It has its own commit there."""
     record(tmp_path, "speed00", [*speeds(1)], DATE)
     record(tmp_path, "exact00", [*accuracies(1)], "2026-12-02T10:00:00+00:00")
     record(tmp_path, "quick00", [*speeds(1, chosen=lambda cell: cell.quick)], "2026-12-03T10:00:00+00:00")
@@ -200,7 +200,7 @@ def test_a_damaged_history_is_named(recorded: Path, capsys: pytest.CaptureFixtur
 def test_what_cannot_be_drawn_is_named_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A ratio of zero has no logarithm: the sentence has its file and line, instead of a traceback."""
+    """A ratio of zero has no logarithm. The message names file and line instead of a traceback."""
     (tmp_path / "a.jsonl").mkdir()
     argv = ["--history", str(tmp_path), "--out", str(tmp_path / "out")]
     _refused(argv, f"Not a regular file: '{tmp_path / 'a.jsonl'}'", capsys)
@@ -213,7 +213,7 @@ def test_what_cannot_be_drawn_is_named_and_nothing_is_written(
 
 @pytest.mark.filterwarnings("ignore:Data has no positive values")
 def test_an_instruction_count_of_zero_is_drawn() -> None:
-    """Where every call has it, a logarithmic axis still needs a number above zero."""
+    """If all calls have zero, a logarithmic axis still needs a positive number."""
     run = run_of(Instructions("forward", 0))
     assert set(section([run], run).charts) == {"instructions"}
 
@@ -230,7 +230,7 @@ def _refused(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 class References(HTMLParser):
-    """Collects what a page refers to, its texts, and its pictures' alternative texts."""
+    """Collects a page's references, its texts, and its pictures' alternative texts."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The report's page in a real browser: every chart is decoded and shown, and a click sorts the table."""
+"""The report's page in a real browser: every chart is decoded and shown, and clicks sort the table."""
 
 import base64
 import html
@@ -19,7 +19,7 @@ from tests.browser import HEIGHT, WIDTH, ask, run
 from tests.report_history import GPU_NAME, quick, record, several_runs
 
 COLORS = 50
-"""A chart has hundreds, as its letters' edges are smooth; a blank picture has one."""
+"""A chart has hundreds of colours, because its letters have smooth edges. A blank picture has one."""
 
 LOOK = """
 const look = () => {
@@ -53,7 +53,7 @@ const look = () => {
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of two devices, one of which has several whole runs."""
+    """The report of two devices, one of which has several whole runs."""
     directory = tmp_path_factory.mktemp("report")
     several_runs(directory / "history", 3)
     record(directory / "history", "b1", quick(0), "2026-12-09T10:00:00+00:00", GPU_NAME)
@@ -62,14 +62,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def look(browser: str, page: str, directory: Path) -> dict[str, Any]:
-    """What the browser shows of that HTML: its charts, and the order of rows after clicks."""
+    """What the browser shows of this HTML: its charts, and the order of rows after clicks."""
     file = directory / "page.html"
     file.write_text(page)
     return ask(browser, file, LOOK, directory / "profile")
 
 
 def broken(charts: list[dict[str, Any]]) -> list[str]:
-    """The alternative texts of charts that did not decode, are blank, distorted, tiny or cut off."""
+    """The alternative texts of charts that were not decoded, or are blank, distorted, tiny or cut off."""
     return [
         chart["alt"]
         for chart in charts
@@ -106,7 +106,7 @@ def blank() -> bytes:
 
 @pytest.mark.parametrize("damage", ["torn", "no picture", "blank"])
 def test_a_broken_chart_is_noticed(damage: str, browser: str, page: Path, tmp_path: Path) -> None:
-    """The third chart's address is spoiled; all others are still found to be whole."""
+    """The third chart's address is broken. All other charts are still found to be whole."""
     text = page.read_text()
     uri = re.findall(r'src="(data:[^"]*)"', text)[2]
     alt = html.unescape(re.findall(r'<img [^>]*alt="([^"]*)"', text)[2])
@@ -130,6 +130,6 @@ def test_the_page_as_it_is_has_pixels(browser: str, page: Path, tmp_path: Path) 
     rows = ~background.all(axis=1)
     assert 0.5 < background.mean() < 0.99
     assert rows[: HEIGHT // 4].any()
-    assert rows[-HEIGHT // 4 :].any()  # where the first charts are
+    assert rows[-HEIGHT // 4 :].any()  # the position of the first charts
     blue = np.abs(pixels - np.array([0x00, 0x72, 0xB2]) / 255).max(axis=-1) < 0.02
     assert blue.mean() > 0.005  # the bars of ours

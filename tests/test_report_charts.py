@@ -1,4 +1,4 @@
-"""The report's charts before they become pixels: bars, marks and lines are what was recorded."""
+"""The report's charts before they become pixels: bars, marks and lines show the recorded values."""
 
 import math
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from tests.report_history import speed as speed_of
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
-    """The figures that charts are made of, drawn in full, their texts within them."""
+    """The charts' figures, completely drawn, with their texts inside."""
     figures: list[Figure] = []
     original = drawing.png
 
@@ -69,7 +69,7 @@ def test_bars(drawn: list[Figure]) -> None:
     assert line(axes, "torch.compile") == [(0.5, 0.0)]
     assert labels(axes) == ["a", "b"]
     assert [text.get_text() for text in axes.texts] == ["4.00", "0.80"]
-    assert axes.get_title() == "forward\ngeometric mean 1.79"  # the root of 3.2
+    assert axes.get_title() == "forward\ngeometric mean 1.79"  # the square root of 3.2
     low, high = axes.get_xlim()
     assert low < 0.5
     assert high > 4
@@ -99,7 +99,7 @@ def test_peers_have_marks_of_their_own(drawn: list[Figure]) -> None:
 
 
 def test_roofline(drawn: list[Figure]) -> None:
-    """Possible: 2000 bytes in 1 us are 2 GB/s; eager takes 8 us, ours 8 over its ratio."""
+    """Possible: 2000 bytes in 1 us are 2 GB/s. Eager takes 8 us, ours 8 us divided by its ratio."""
     other = Speed("lenet", "b forward", "forward", 6000, 2e-6, speed_of(4.0).rows)
     run = run_of(speed_of(4.0, "a", compiled=0.5), speed_of(2.0, "c"), other, speed_of(3.0, family="steps"))
     (chart,) = speed.rooflines(run, measured(run))
@@ -204,7 +204,7 @@ def test_instructions(drawn: list[Figure]) -> None:
 
 
 def test_no_text_is_cut_off_or_covers_another(drawn: list[Figure]) -> None:
-    """Of a whole run: nothing lies outside its picture, and tick labels keep apart."""
+    """The charts of a whole run: nothing lies outside its picture, and tick labels do not touch."""
     runs = [run_of(*whole(number), commit=f"a3f19c04b{number}") for number in range(3)]
     cells, last = measured(runs[2]), runs[2]
     found = trend(runs, last)
@@ -242,7 +242,7 @@ def _seen(axes: Axes, name: str, box: object) -> bool:
     return bool(low - 1 <= place <= high + 1)
 
 
-def test_a_dollar_is_a_dollar(drawn: list[Figure]) -> None:
+def test_a_dollar_in_a_name_is_printed(drawn: list[Figure]) -> None:
     run = Run(
         "r", "a1", environment("2026-12-01T10:00:00+00:00", "$x^"), [speed_of(2.0, "$\\frac", family="$")]
     )

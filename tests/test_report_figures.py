@@ -1,4 +1,4 @@
-"""The report's numbers: the worst cells, means, what is missing, and the trend."""
+"""The report's figures: the worst cells, means, gaps, and the trend."""
 
 from collections.abc import Callable
 
@@ -72,15 +72,15 @@ def test_summaries() -> None:
 
 
 @pytest.mark.parametrize(("ratio", "marked"), [(0.9949, True), (0.9951, False), (1.0049, False), (0.5, True)])
-def test_what_is_slower_is_what_is_shown_as_slower(ratio: float, marked: bool) -> None:
-    """0.9951 is 1.00 in every table."""
+def test_a_cell_is_slower_if_its_shown_ratio_is(ratio: float, marked: bool) -> None:
+    """0.9951 is shown as 1.00 in every table."""
     assert figures.slower(ratio) == marked == (f"{ratio:.2f}" < "1.00")
     summary, _ = figures.summaries(cells_of(speed(ratio, compiled=1.0)))
     assert (summary.slower_than_eager, summary.slower_than_compile) == (marked, marked)
 
 
 def test_replays_of_graphs_have_means_of_their_own() -> None:
-    """The host's time is in the others."""
+    """Other cells include the host's time."""
     found = cells_of(speed(2.0), speed(8.0, graph=True), speed(0.5, direction="evaluation", graph=True))
     assert [(each.name, each.cells, each.ratio) for each in figures.summaries(found)] == [
         ("forward", 1, 2.0),
@@ -148,10 +148,10 @@ def test_what_is_missing_is_said(make: Callable[[], list[Record]], said: str) ->
 def test_trend_is_of_the_cells_that_all_runs_have() -> None:
     runs = [
         run_of(speed(2.0, "a"), speed(8.0, "b"), speed(50.0, "old"), commit="c1"),
-        run_of(speed(50.0, "old"), commit="c2"),  # has none of the last run's
+        run_of(speed(50.0, "old"), commit="c2"),  # this run has none of the last run's cells
         run_of(speed(3.0, "a"), speed(12.0, "b"), speed(1.0, "b", "evaluation"), commit="c3"),
         run_of(speed(4.0, "a"), speed(16.0, "b"), speed(50.0, "new"), commit="c4"),
-        run_of(speed(90.0, "a"), speed(90.0, "b"), commit="c5"),  # after the one that is shown
+        run_of(speed(90.0, "a"), speed(90.0, "b"), commit="c5"),  # this run is later than the shown one
     ]
     found = trend(runs, runs[3])
     assert found is not None
@@ -176,7 +176,7 @@ def test_trend_of_training_steps_has_no_shares_and_stays_out_of_the_means() -> N
     assert list(found.shares) == [("forward", "lenet")]
 
 
-def test_trend_of_replays_of_graphs_is_another() -> None:
+def test_replays_of_graphs_have_a_trend_of_their_own() -> None:
     runs = [
         run_of(speed(2.0), speed(8.0, graph=True), commit="c1"),
         run_of(speed(3.0), speed(9.0, graph=True), commit="c2"),

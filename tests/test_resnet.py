@@ -1,4 +1,4 @@
-"""The benchmark of fuse: what it times is right, and what it writes is what it measured."""
+"""The benchmark of fuse: its models agree, and its file has what it measured."""
 
 import json
 from dataclasses import replace
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import fused_bn
-from benchmarks.contest import WrongResultError
-from benchmarks.resnet import contest, job
-from benchmarks.resnet.contest import Case, Contest
+from benchmarks.comparison import WrongResultError
+from benchmarks.resnet import job
+from benchmarks.resnet.comparison import Case, Comparison
 from benchmarks.resnet.model import ResNet50
 from fused_bn import _recompute
 
@@ -23,7 +23,7 @@ CASES = [Case(2, 32, layout, dtype) for layout, dtype in job.CELLS]
 
 
 def test_the_model_is_resnet_50() -> None:
-    """By its published number of parameters, and of norms."""
+    """Checks its published number of parameters, and its number of norms."""
     model = ResNet50()
     assert sum(parameter.numel() for parameter in model.parameters()) == 25_557_032
     assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()) == 53
@@ -31,23 +31,25 @@ def test_the_model_is_resnet_50() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_rows_agree_and_most_norms_are_fused(case: Case) -> None:
-    competing = Contest(case, CPU, make=SMALL)
-    competing.check()
-    report: Any = competing.models["fused"].fusion_report
-    # Of 12 norms all but the shortcuts' two, which are another norm's residual.
+    comparison = Comparison(case, CPU, make=SMALL)
+    comparison.check()
+    report: Any = comparison.models["fused"].fusion_report
+    # All 12 norms are fused, except for two of shortcuts, which are another norm's residual.
     assert report.share == pytest.approx(10 / 12)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_the_fused_model_takes_less_memory(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The required figure, in a model so narrow that its outputs would not be worth it.
+    """The required memory, in a model whose outputs are too small for recomputation by default.
 
-    On smaller images what convolutions work in decides.
+    On smaller images the convolutions' own memory dominates.
     """
     monkeypatch.setattr(_recompute, "WORTH_BYTES", 1)
-    competing = Contest(replace(case, batch=4, size=160), CPU, make=partial(ResNet50, depths=(4, 4), width=8))
+    comparison = Comparison(
+        replace(case, batch=4, size=160), CPU, make=partial(ResNet50, depths=(4, 4), width=8)
+    )
     required = job.REQUIRED["cpu"]["memory"]
-    assert competing.peak_activations("fused, recomputed") <= required * competing.peak_activations("eager")
+    assert comparison.peak_activations("fused, recomputed") <= required * comparison.peak_activations("eager")
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,15 +62,15 @@ def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         return model
 
     monkeypatch.setattr(fused_bn, "fuse", spoil)
-    competing = Contest(CASES[0], CPU, make=SMALL)
+    comparison = Comparison(CASES[0], CPU, make=SMALL)
     with pytest.raises(WrongResultError, match="fused: "):
-        competing.check()
+        comparison.check()
 
 
 def test_job_writes_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(job, "Contest", partial(contest.Contest, make=SMALL))
+    monkeypatch.setattr(job, "Comparison", partial(Comparison, make=SMALL))
     argv = ["--batch", "2", "--size", "32", "--rounds", "1", "--out", str(tmp_path)]
     assert job.main(argv) == 0
     written = json.loads((tmp_path / "results.json").read_text())
@@ -80,7 +82,7 @@ def test_job_writes_what_it_measured(
 
 
 def test_missed_figures_are_named() -> None:
-    """Speed is required of the fused model, memory of the one that computes outputs again."""
+    """The speed of the fused model and the memory of the recomputing model have required values."""
     rows = [
         job.Row("right", "fused", 1.0, 1.11, 1, 0.84),
         job.Row("slow", "fused", 1.0, 1.09, 1, 0.84),

@@ -1,4 +1,4 @@
-"""What a call keeps for backward: nothing that backward can do without."""
+"""The memory that a call keeps for backward: only what backward needs."""
 
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -15,7 +15,7 @@ from fused_bn._activations import ACTIVATIONS
 from tests.cases import PARAMS, in_layout, layouts, present
 from tests.test_autograd import tensors_saved_by
 from tests.test_operator import WITH_MASK
-from tests.twins import assert_near, assert_same_buffers, batch, twins
+from tests.twins import assert_near, assert_same_buffers, batch, ours_and_original
 
 pytestmark = pytest.mark.needs_extension
 
@@ -23,7 +23,7 @@ SHAPES = (
     *((8, 16, 16, 8), (8, 8, 4, 8), (16, 64), (2, 3, 4, 4, 4)),
     *((4, 3, 5, 7), (5, 17, 9, 9), (9, 33), (3, 5, 3, 3, 3)),
 )
-"""Rows of a multiple of 8 elements, and others."""
+"""Rows with a multiple of 8 elements, and other rows."""
 
 
 def keeping(activation: Any, shape: tuple[int, ...], **options: Any) -> nn.Module:
@@ -38,7 +38,7 @@ def inputs(shape: tuple[int, ...], device: str, dtype: torch.dtype) -> Iterator[
 
 
 def large(saved: list[Tensor], module: nn.Module, x: Tensor) -> list[Tensor]:
-    """Without the parameters, a copy of the bias, and the [3, C] statistics, which must be there once."""
+    """Bytes without the parameters, a copy of the bias, and the [3, C] statistics, which must exist once."""
     parameters = {parameter.data_ptr() for parameter in module.parameters()}
     rest = [t for t in saved if t.data_ptr() not in parameters and t.shape != (x.shape[1],)]
     statistics = [t for t in rest if t.shape == (3, x.shape[1]) and t.dtype == torch.float32]
@@ -49,7 +49,7 @@ def large(saved: list[Tensor], module: nn.Module, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_without_a_residual_only_the_input_is_kept(activation: str, training: bool, device: str) -> None:
-    """And the parameters, and three numbers a channel: whatever the activation, no output and no mask."""
+    """The input, the parameters, and three numbers per channel. For any activation no output and no mask."""
     for shape, dtype in product(SHAPES, (torch.float32, torch.bfloat16)):
         for x, _ in inputs(shape, device, dtype):
             norm = keeping(activation, shape).to(device).train(training)
@@ -60,7 +60,7 @@ def test_without_a_residual_only_the_input_is_kept(activation: str, training: bo
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_a_residual_costs_a_bit_an_element_at_most(activation: str, training: bool, device: str) -> None:
-    """Two slopes: a bit an element; none: nothing; others: the residual itself."""
+    """Activations with two slopes keep a bit per element, none keeps nothing, others keep the residual."""
     for shape, dtype in product(SHAPES, (torch.float32, torch.bfloat16)):
         for x, residual in inputs(shape, device, dtype):
             norm = keeping(activation, shape).to(device).train(training)
@@ -85,7 +85,7 @@ def with_residual(norm: nn.Module, residual: Tensor) -> Callable[[Tensor], Tenso
 
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
 def test_nothing_is_kept_where_no_gradient_is_asked_for(activation: str, device: str) -> None:
-    """Neither a mask nor a node: in inference a residual is read once."""
+    """Inference makes neither a mask nor a node, and reads a residual once."""
     norm = keeping(activation, (4, 6, 5, 3)).to(device)
     for parameter in norm.parameters():
         parameter.requires_grad_(False)
@@ -101,8 +101,8 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for(activation: str, device:
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-def test_what_is_kept_is_freed_by_backward(activation: str, training: bool, device: str) -> None:
-    """A second backward says so, as with PyTorch's own layers, and nothing hangs on the module."""
+def test_backward_frees_what_forward_kept(activation: str, training: bool, device: str) -> None:
+    """As in PyTorch's own layers, a second backward raises an error, and the module keeps nothing alive."""
     norm = keeping(activation, (4, 6, 5, 3)).to(device).train(training)
     x = torch.randn(4, 6, 5, 3, device=device, requires_grad=True)
     y = norm(x, x)
@@ -113,7 +113,7 @@ def test_what_is_kept_is_freed_by_backward(activation: str, training: bool, devi
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_a_residual_changed_in_place_is_noticed_where_it_is_needed(activation: str, device: str) -> None:
-    """By reference means that autograd must see a write to it; a mask does not need the residual again."""
+    """Autograd must notice a write to a residual that is kept. With a mask the residual is not needed."""
     norm = keeping(activation, (4, 6, 5, 3)).to(device)
     x = torch.randn(4, 6, 5, 3, device=device, requires_grad=True)
     residual = torch.randn(4, 6, 5, 3, device=device)
@@ -130,8 +130,8 @@ def test_a_residual_changed_in_place_is_noticed_where_it_is_needed(activation: s
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_activation_checkpointing_with_a_residual(activation: str, reentrant: bool, device: str) -> None:
-    """Gradients as without, statistics moved twice, as nn.BatchNorm2d's are [96136]."""
-    ours, theirs = twins(activation=activation, device=device)
+    """Gradients as without checkpointing. Statistics move twice, as nn.BatchNorm2d's do [96136]."""
+    ours, theirs = ours_and_original(activation=activation, device=device)
     x, residual, grad_output = batch(device=device)
     found: list[list[Tensor | None]] = []
     for module in (ours, theirs):

@@ -1,4 +1,4 @@
-"""What is saved for backward may come back in another layout, be written meanwhile, or not be saved."""
+"""Saved tensors that come back in another layout, are written meanwhile, or are not saved."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ LAYOUTS = ["contiguous", "channels_last"]
 def test_a_mask_outlives_hooks_that_change_the_strides_of_what_is_saved(
     layout: str, activation: str, device: str
 ) -> None:
-    """The bits lie in the order of the input's memory, though hooks may bring the input back in another."""
+    """The mask's order is that of the input's memory, but hooks may return the input in another layout."""
     case = Case((4, 6, 5, 7), layout, activation=activation, residual=True)
     expected = run_fused(case, make_tensors(case, device))
     other = torch.channels_last if layout == "contiguous" else torch.contiguous_format
@@ -39,7 +39,7 @@ def test_a_mask_outlives_hooks_that_change_the_strides_of_what_is_saved(
 def test_the_bias_may_be_written_between_forward_and_backward(
     residual: bool, activation: str, device: str
 ) -> None:
-    """Backward needs nothing of it, or which values passed, which PyTorch's ReLU notes too."""
+    """Backward needs at most which values passed the activation, which PyTorch's ReLU keeps too."""
     case = Case((4, 6, 5, 7), activation=activation, residual=residual)
     expected = run_fused(case, make_tensors(case, device))
     own = make_tensors(case, device).require_grad()
@@ -52,7 +52,7 @@ def test_the_bias_may_be_written_between_forward_and_backward(
 
 
 def test_a_mask_outlives_data_that_is_laid_out_anew(device: str) -> None:
-    """`x.data = ...` between forward and backward, as `model.to(memory_format=...)` does it."""
+    """`x.data = ...` between forward and backward, as in `model.to(memory_format=...)`."""
     case = Case((4, 6, 5, 7), residual=True)
     expected = run_fused(case, make_tensors(case, device))
     own = make_tensors(case, device).require_grad()
@@ -63,7 +63,7 @@ def test_a_mask_outlives_data_that_is_laid_out_anew(device: str) -> None:
 
 
 def test_the_second_derivative_outlives_hooks_that_change_strides(device: str) -> None:
-    """The mask is saved a second time, beside the input that its bits are in the order of."""
+    """The mask is saved for the second derivative too, together with the input that gives its order."""
 
     def second() -> Tensor:
         x = torch.randn(3, 6, 5, 7, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
@@ -88,12 +88,14 @@ SAVED = {
     "bias": ("silu",),
     "negative_slope": ("prelu",),
 }
-"""By tensor, the activations for which it is saved as it is, among others."""
+"""By tensor: some of the activations for which it is saved itself."""
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_what_cannot_be_saved_is_refused_before_the_statistics_change(name: str, device: str) -> None:
-    """A tensor made in inference mode beside parameters that want gradients."""
+def test_tensors_that_cannot_be_saved_are_refused_before_the_statistics_change(
+    name: str, device: str
+) -> None:
+    """A tensor made in inference mode, with parameters that require gradients."""
     for activation in SAVED[name]:
         case = Case((4, 6, 5, 7), activation=activation, residual=True)
         tensors = made_in_inference_mode(case, name, device)
@@ -107,7 +109,7 @@ def test_what_cannot_be_saved_is_refused_before_the_statistics_change(name: str,
 @pytest.mark.parametrize("name", ["bias", "residual"])
 @pytest.mark.parametrize("activation", ["none", "relu", "leaky_relu", "relu6"])
 @pytest.mark.parametrize("residual", [False, True])
-def test_what_need_not_be_saved_may_be_made_in_inference_mode(
+def test_tensors_that_are_not_saved_may_come_from_inference_mode(
     residual: bool, activation: str, name: str, device: str
 ) -> None:
     case = Case((4, 6, 5, 7), activation=activation, residual=residual or name == "residual")
@@ -130,7 +132,7 @@ def made_in_inference_mode(case: Case, name: str, device: str) -> Any:
 @pytest.mark.parametrize("activation", ["none", "relu", "silu"])
 @pytest.mark.parametrize("view", ["negated", "zero"])
 def test_lazy_biases_are_read_as_what_they_stand_for(view: str, activation: str) -> None:
-    """A view that is negated when read, whose memory holds the opposite, and a zero without memory."""
+    """A view that is negated when read, whose memory has the opposite sign, and a zero without memory."""
     case = Case((4, 6, 5, 7), activation=activation)
     tensors, plain = make_tensors(case).require_grad(), make_tensors(case)
     values = torch.zeros(6) if view == "zero" else -present(plain.bias)

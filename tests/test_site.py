@@ -1,4 +1,4 @@
-"""The site that `make docs` builds: strict, whole, and shown by a real browser without any other host."""
+"""The site that `make docs` builds: strict, complete, and shown by a real browser without other hosts."""
 
 import os
 import re
@@ -34,7 +34,7 @@ const look = () => {
 
 
 def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    """As `make docs` does it."""
+    """Builds the site as `make docs` does."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(config)]
     environment = {
         **os.environ,
@@ -57,7 +57,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(browser: str, site: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """By page."""
+    """What the browser shows of each page."""
     profile = tmp_path_factory.mktemp("profile")
     return {name: ask(browser, site / f"{name}.html", LOOK, profile) for name in ("api", "benchmarks")}
 

@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks.speed`: arguments, figures, refusals, files and exit codes."""
+"""The command `python -m benchmarks.speed`: arguments, figures, errors, files and exit codes."""
 
 import gc
 import json
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fused_bn
 from benchmarks import memory, timing
-from benchmarks.contest import DIRECTIONS, SHAPES, Case, Contest, WrongResultError, grid
+from benchmarks.comparison import DIRECTIONS, SHAPES, Case, Comparison, WrongResultError, grid
 from benchmarks.speed import job, plots, results, tables
 from benchmarks.speed.results import CaseResult, Results
 from tests.lenet_data import one_thread  # noqa: F401
@@ -28,13 +28,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readings of a millisecond."""
+    """Shortens readings to a millisecond."""
     monkeypatch.setattr(timing, "SLOT_SECONDS", 0.001)
     monkeypatch.setattr(job, "HOST_ROUNDS", 2)
 
 
 def fabricated(speedups: dict[str, float], **fields: Any) -> Results:
-    """Results of two cases in which ours takes one copy and eager `speedups`; host time is half."""
+    """Results of two cases in which ours takes one copy and eager `speedups`. Host time is half a copy."""
     environment = {"device": "CPU", "threads": 2, "torch": "2", "fused_bn": "1", "date": "2026-01-01T00:00"}
     environment |= {"fused_bn_capability": "avx2", "fused_bn_kernels": "compiled"}
     found = Results({"rounds": 3, "compile": False}, environment, **fields)
@@ -99,7 +99,7 @@ def test_wrong_arguments(argv: list[str], message: str, capsys: pytest.CaptureFi
 
 
 def test_the_ratio_is_taken_within_a_round() -> None:
-    """A machine ten times slower in the second and third rounds: ratios of medians would say 10 and 0.1."""
+    """The machine is ten times slower in two rounds. Ratios of medians would be 10 and 0.1."""
     seconds = {"copy": [1.0, 1.0, 5.0], "eager": [4.0, 40.0, 40.0], "ours": [2.0, 20.0, 10.0]}
     assert results.speedup(seconds) == 2.0
     assert results.copies(seconds, "eager") == 40.0
@@ -112,7 +112,7 @@ def test_required_figures() -> None:
     found.results[1].kept_bytes["ours"] = 150
     figures = {figure.name: figure for figure in found.requirements()}
     values = [round(figure.measured, 6) for figure in figures.values()]
-    assert values == [8.0, 3.5, 3.5, 0.5, 1.5, 1.0]  # the first is the root of 4 * 16
+    assert values == [8.0, 3.5, 3.5, 0.5, 1.5, 1.0]  # the first is the square root of 4 * 16
     assert [figure.met for figure in figures.values()] == [True, True, True, True, False, True]
     assert "forward, times faster than eager, geometric mean of 2 cases" in figures
     assert "the worst cell (4x3x5x5 contiguous bfloat16, forward+backward), times faster" in figures
@@ -140,8 +140,9 @@ def test_check_fails_where_a_figure_is_missed(
     found.host["ours"] = [host * 2e-4] * 3
     found.results[0].peak_bytes["ours"] = peak
     assert sum(not figure.met for figure in found.requirements()) == missed
-    assert job._leave(found, job.arguments(["--out", str(tmp_path)])) == 0
-    assert job._leave(found, job.arguments(["--check", "--out", str(tmp_path)])) == (1 if missed else 0)
+    assert job._write_results(found, job.arguments(["--out", str(tmp_path)])) == 0
+    checked = job.arguments(["--check", "--out", str(tmp_path)])
+    assert job._write_results(found, checked) == (1 if missed else 0)
 
 
 # Timing
@@ -153,14 +154,14 @@ def test_interleaved_gives_every_slot_one_turn_a_round() -> None:
     times = timing.interleaved(slots, 4, CPU, random.Random(0), slot_seconds=0)
     assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4, "c": 4}
     untimed, timed = turns[-24::2], turns[-23::2]
-    assert untimed == timed  # each turn begins with a call that is not timed
+    assert untimed == timed  # each turn starts with an untimed call
     rounds = [timed[i : i + 3] for i in range(0, 12, 3)]
     assert all(sorted(turn) == ["a", "b", "c"] for turn in rounds)
     assert len({tuple(turn) for turn in rounds}) > 1
     again: list[str] = []
     slots = {name: lambda name=name: again.append(name) for name in "abc"}
     timing.interleaved(slots, 4, CPU, random.Random(0), slot_seconds=0)
-    assert again == turns  # one seed, one order
+    assert again == turns  # one seed gives one order
 
 
 def test_slots_last_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,8 +209,8 @@ def test_peak_bytes() -> None:
 @pytest.mark.needs_extension
 def test_ours_needs_no_more_than_batch_norm_alone() -> None:
     result = CaseResult(CASE)
-    contest = Contest(CASE, CPU)
-    job._measure_memory(contest, result, CPU)
+    comparison = Comparison(CASE, CPU)
+    job._measure_memory(comparison, result, CPU)
     a_channel = 4 * CASE.shape[1]
     assert result.kept_bytes["ours"] <= result.kept_bytes["batch_norm"] + 2 * a_channel  # mean_lo, the bias
     assert result.peak_bytes["ours"] < result.peak_bytes["batch_norm"] < result.peak_bytes["eager"]
@@ -219,7 +220,7 @@ def test_ours_needs_no_more_than_batch_norm_alone() -> None:
 
 
 class Wrong(fused_bn.BatchNorm2d):
-    """Right but for what `spoil` does to the output."""
+    """Our norm with wrong outputs, made by `spoil`."""
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         output = super().forward(input, residual)
@@ -229,7 +230,7 @@ class Wrong(fused_bn.BatchNorm2d):
 
 
 def spoil_gradient(output: Tensor) -> Tensor:
-    """As it is; its gradient is one percent too large."""
+    """The output is right, but its gradient is one percent too large."""
     spoiled = 1.01 * output
     return spoiled - (spoiled - output).detach()
 
@@ -240,20 +241,20 @@ def test_a_wrong_kernel_is_refused(
     spoils: str, named: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case((64, 8, 12, 12), "contiguous", dtype)
-    Contest(case, CPU).check()
+    Comparison(case, CPU).check()
     monkeypatch.setattr(Wrong, "spoils", spoils)
     monkeypatch.setattr(fused_bn, "BatchNorm2d", Wrong)
     with pytest.raises(WrongResultError, match=f"ours: {named}"):
-        Contest(case, CPU).check()
+        Comparison(case, CPU).check()
 
 
 def test_wrong_running_statistics_are_refused() -> None:
-    contest = Contest(CASE, CPU)
-    norm = contest.modules["ours"]
+    comparison = Comparison(CASE, CPU)
+    norm = comparison.modules["ours"]
     assert isinstance(norm, nn.BatchNorm2d)
     norm.momentum = 0.2
     with pytest.raises(WrongResultError, match="ours: running_"):
-        contest.check()
+        comparison.check()
 
 
 @pytest.mark.usefixtures("short")
@@ -317,7 +318,7 @@ def test_whole_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_ctrl_c_keeps_what_was_measured(
     call: int, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupts the given call of `interleaved`: host time, then the first case's two directions, ..."""
+    """Interrupts this call of `interleaved`: host time first, then the first case's two directions, ..."""
     original, calls = timing.interleaved, 0
 
     def interrupting(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What PyTorch does around a module: hooks, parametrisations, autocast, casts, copies, modes and profiles."""
+"""PyTorch's features around a module: hooks, parametrisations, autocast, casts, copies, modes, profiles."""
 
 import copy
 import io
@@ -16,7 +16,7 @@ import fused_bn
 from fused_bn._activations import ActivationName
 from tests.cases import HALF_DTYPES, present, same_bits
 from tests.test_module import CASTS
-from tests.twins import Original, assert_near, assert_same_buffers, batch, step, twins
+from tests.twins import Original, assert_near, assert_same_buffers, batch, ours_and_original, step
 
 
 class Exponential(nn.Module):
@@ -32,8 +32,8 @@ def norm_of(module: nn.Module) -> nn.Module:
 def test_parametrised_parameters_are_read_through_their_parametrisation(
     names: tuple[str, ...], device: str
 ) -> None:
-    """Values, gradients of the originals, and the same names in the state_dict; also removed again."""
-    ours, theirs = twins(device=device)
+    """Values, the original parameters' gradients, and the names in the state_dict. Also after removal."""
+    ours, theirs = ours_and_original(device=device)
     for module in (ours, theirs):
         for name in names:
             parametrize.register_parametrization(norm_of(module), name, Exponential())
@@ -48,8 +48,8 @@ def test_parametrised_parameters_are_read_through_their_parametrisation(
 
 
 def test_pruned_weights_are_those_used(device: str) -> None:
-    """Pruning puts a plain tensor in the parameter's place, and computes it anew before each call."""
-    ours, theirs = twins(device=device)
+    """Pruning replaces the parameter by a plain tensor, and recomputes it before each call."""
+    ours, theirs = ours_and_original(device=device)
     for module in (ours, theirs):
         prune.l1_unstructured(norm_of(module), "weight", amount=2)
     for seed in range(2):
@@ -61,8 +61,8 @@ def test_pruned_weights_are_those_used(device: str) -> None:
 
 @pytest.mark.parametrize("by_name", [False, True], ids=["by position", "by name"])
 def test_hooks_see_and_change_what_nn_modules_show_them(by_name: bool, device: str) -> None:
-    """Forward hooks get the residual however it was given; backward hooks its gradient."""
-    ours, _ = twins(activation="silu", device=device)
+    """Forward hooks get the residual however it was passed. Backward hooks get its gradient."""
+    ours, _ = ours_and_original(activation="silu", device=device)
     seen: dict[str, Any] = {}
     x, residual, grad_output = batch(device=device)
     expected = step(copy.deepcopy(ours), x + 1, residual, 2 * grad_output)
@@ -89,7 +89,7 @@ def test_hooks_see_and_change_what_nn_modules_show_them(by_name: bool, device: s
     assert seen == {
         "before": arguments,
         "behind": arguments,
-        "backward": (arguments[0], 1),  # torch wraps what is given by position
+        "backward": (arguments[0], 1),  # torch wraps positional arguments
         "first": True,
     }
     found = [output.detach() / 2, *(t.grad for t in given), *(p.grad for p in ours.parameters())]
@@ -97,7 +97,7 @@ def test_hooks_see_and_change_what_nn_modules_show_them(by_name: bool, device: s
 
 
 def two_convolutions(norm: nn.Module, device: str) -> nn.ModuleList:
-    """Without biases, whose gradients are zero in front of a norm but for roundings."""
+    """Without biases: before a norm their gradients are zero up to roundings."""
     torch.manual_seed(0)
     return nn.ModuleList([*(nn.Conv2d(3, 6, 3, bias=False) for _ in range(2)), norm]).to(device)
 
@@ -105,7 +105,7 @@ def two_convolutions(norm: nn.Module, device: str) -> nn.ModuleList:
 @pytest.mark.parametrize("dtype", HALF_DTYPES, ids=lambda dtype: str(dtype)[6:])
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_autocast_of_a_residual_block(training: bool, dtype: torch.dtype, device: str) -> None:
-    """Two convolutions hand down half tensors: output, gradients and statistics as the original's."""
+    """Two convolutions return half-precision tensors. Output, gradients and statistics are the original's."""
     results = []
     for norm in (
         fused_bn.BatchNorm2d(6, activation="relu"),
@@ -127,7 +127,7 @@ def test_autocast_of_a_residual_block(training: bool, dtype: torch.dtype, device
         assert present(a).dtype == torch.float32
         # 196 terms with a relative error of that each, of random sign
         torch.testing.assert_close(a, b, rtol=8 * bits, atol=8 * bits * float(present(b).abs().max()))
-    assert_near(buffers, their_buffers, 2.0**-10)  # fp32 sums of equal half values
+    assert_near(buffers, their_buffers, 2.0**-10)  # fp32 sums of equal half-precision values
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
@@ -135,7 +135,7 @@ def test_autocast_of_a_residual_block(training: bool, dtype: torch.dtype, device
 def test_a_residual_of_another_dtype_is_one_clear_error(
     activation: ActivationName, training: bool, device: str
 ) -> None:
-    """As where autocast makes the input bfloat16 and the skip stays float32; nothing is counted"""
+    """Autocast can make the input bfloat16 and leave the residual float32. Nothing is counted."""
     norm = fused_bn.BatchNorm2d(6, activation=activation).to(device).train(training)
     conv = nn.Conv2d(3, 6, 3, padding=1).to(device)
     x = torch.randn(4, 3, 9, 9, device=device)
@@ -157,13 +157,13 @@ def test_cast_modules_with_a_residual_follow_the_original(
     activation: str, dtype: torch.dtype, device: str
 ) -> None:
     """.double(), .half() and .bfloat16() of a trained module: dtype and values of the output and buffers."""
-    ours, theirs = twins(activation=activation, device=device)
+    ours, theirs = ours_and_original(activation=activation, device=device)
     ours, theirs = ours.to(dtype), theirs.to(dtype)
     x, residual, _ = batch(device=device, dtype=dtype)
     for training in (True, False):
         mine, other = ours.train(training)(x, residual), theirs.train(training)(x, residual)
         assert mine.dtype == dtype
-        # PyTorch rounds to `dtype` in each of three steps, ours once; values are up to 16.
+        # PyTorch rounds to `dtype` in each of three steps, ours once. Values are up to 16.
         torch.testing.assert_close(mine, other, rtol=CASTS[dtype], atol=8 * CASTS[dtype])
     assert_same_buffers(ours, theirs, CASTS[dtype])
 
@@ -188,22 +188,22 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 @pytest.mark.parametrize("way", COPIES)
 def test_copies_keep_every_option(way: str) -> None:
-    """Their initialisers too, which a later reset_parameters needs."""
+    """Copies keep their initialisers, which a later reset_parameters needs."""
     norm = fused_bn.BatchNorm2d(
         6, activation="elu", activation_param=0.5, bias=False, weight_init=filled_with_3, frozen=True
     )
-    twin = COPIES[way](norm)
-    assert repr(twin) == repr(norm)
+    copied = COPIES[way](norm)
+    assert repr(copied) == repr(norm)
     x, residual, _ = batch(dtype=torch.float32)
-    assert torch.equal(twin(x, residual), norm(x, residual))
-    nn.init.zeros_(present(twin.get_parameter("weight")))
-    twin.reset_parameters()  # type: ignore[operator]
-    assert (twin.get_parameter("weight") == 3).all()
-    assert twin.get_buffer("running_mean").data_ptr() != present(norm.running_mean).data_ptr()
+    assert torch.equal(copied(x, residual), norm(x, residual))
+    nn.init.zeros_(present(copied.get_parameter("weight")))
+    copied.reset_parameters()  # type: ignore[operator]
+    assert (copied.get_parameter("weight") == 3).all()
+    assert copied.get_buffer("running_mean").data_ptr() != present(norm.running_mean).data_ptr()
 
 
 def test_modules_pickled_before_they_had_options_run() -> None:
-    """What a file does not know has its default."""
+    """Options that an older file lacks have their defaults."""
     norm = fused_bn.BatchNorm2d(6)
     for name in ("activation", "activation_param", "weight_init", "bias_init", "frozen"):
         del norm.__dict__[name]
@@ -216,8 +216,8 @@ def test_modules_pickled_before_they_had_options_run() -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_inference_mode_gives_the_same_bits(training: bool, device: str) -> None:
-    """Of modules made outside and inside, which train and evaluate there like any other."""
-    ours, _ = twins(device=device)
+    """Modules made outside and inside inference mode train and evaluate there like any other."""
+    ours, _ = ours_and_original(device=device)
     x, residual, _ = batch(device=device)
     with torch.inference_mode():
         inside = copy.deepcopy(ours).train(training)
@@ -233,7 +233,7 @@ def test_inference_mode_gives_the_same_bits(training: bool, device: str) -> None
 
 @pytest.mark.needs_extension
 def test_statistics_made_in_inference_mode_are_refused_outside_it_and_do_not_move(device: str) -> None:
-    """As nn.BatchNorm2d refuses them, and before anything is written; evaluation without gradients runs."""
+    """As nn.BatchNorm2d, it refuses them before anything is written. Evaluation without gradients runs."""
     with torch.inference_mode():
         modules: list[nn.Module] = [kind(6, device=device) for kind in (fused_bn.BatchNorm2d, nn.BatchNorm2d)]
     x, _, _ = batch(device=device, dtype=torch.float32)
@@ -261,17 +261,17 @@ def _deterministic() -> Iterator[None]:
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_deterministic_mode_changes_nothing(activation: str, device: str) -> None:
     """Nothing here is nondeterministic: no error, no warning, the same bits."""
-    ours, _ = twins(activation=activation, device=device)
-    twin = copy.deepcopy(ours)
+    ours, _ = ours_and_original(activation=activation, device=device)
+    copied = copy.deepcopy(ours)
     given = batch(device=device)
     found = step(ours, *given)
     torch.use_deterministic_algorithms(False)
-    assert all(map(same_bits, found, step(twin, *given)))
+    assert all(map(same_bits, found, step(copied, *given)))
 
 
 @pytest.mark.needs_extension
-def test_profiles_name_what_runs(device: str) -> None:
-    """The operators by their names, and the autograd node without C++'s anonymous namespaces."""
+def test_profiles_name_operators_and_autograd_nodes(device: str) -> None:
+    """The profile shows the operators' names, and the autograd nodes without C++'s anonymous namespaces."""
     norm = fused_bn.BatchNorm2d(6, activation="relu").to(device)
     x, residual, _ = batch(device=device, dtype=torch.float32)
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
@@ -292,7 +292,7 @@ def test_profiles_name_what_runs(device: str) -> None:
 @pytest.mark.needs_extension
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_one_call_is_one_operator_and_allocations(training: bool) -> None:
-    """Anything else would cost a tiny call a tenth of its time."""
+    """Another name would cost a tiny call a tenth of its time."""
     norm = fused_bn.BatchNorm2d(6, activation="relu").train(training)
     x, _, _ = batch(dtype=torch.float32)
     with torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as recorded:
@@ -305,7 +305,7 @@ def test_one_call_is_one_operator_and_allocations(training: bool) -> None:
 
 @pytest.mark.needs_extension
 def test_anomaly_detection_points_at_the_node(device: str) -> None:
-    """A NaN that backward makes is reported with the name of the node that made it."""
+    """The error for a NaN in backward has the name of the node that made it."""
     norm = fused_bn.BatchNorm2d(6, eps=0.5).to(device)
     x, _, grad_output = batch(device=device, dtype=torch.float32)
     x.requires_grad_()

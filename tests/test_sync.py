@@ -1,4 +1,4 @@
-"""Batch norm over several processes: what one process computes from all batches together."""
+"""Batch norm over several processes: the results of one process on all batches together."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,12 +15,13 @@ from torch import Tensor, distributed, nn
 import fused_bn
 from fused_bn._activations import ACTIVATIONS
 from tests.cases import DEVICES, DTYPES, Case, Tensors, in_layout, layouts, make_tensors, present, same_bits
-from tests.processes import NEEDS_GLOO, Team, device
+from tests.processes import NEEDS_GLOO, Processes, device
 
 pytestmark = NEEDS_GLOO
 
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-"""Relative to the largest value, or 1: in fp64 as required; else some roundings of the output's type."""
+"""Relative to the largest value, or 1: the required bound in fp64, some roundings of the output's dtype
+otherwise."""
 
 
 @pytest.fixture(scope="module", params=DEVICES)
@@ -30,23 +31,23 @@ def place(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module", params=[2, 3, 4], ids="{} processes".format)
-def team(request: pytest.FixtureRequest, place: str) -> Iterator[Team]:
-    team = Team(request.param, place)
-    team.size = request.param  # type: ignore[attr-defined]
-    yield team
-    team.close()
+def processes(request: pytest.FixtureRequest, place: str) -> Iterator[Processes]:
+    processes = Processes(request.param, place)
+    processes.size = request.param  # type: ignore[attr-defined]
+    yield processes
+    processes.close()
 
 
 @pytest.fixture(scope="module")
-def two(place: str) -> Iterator[Team]:
-    team = Team(2, place)
-    yield team
-    team.close()
+def two(place: str) -> Iterator[Processes]:
+    processes = Processes(2, place)
+    yield processes
+    processes.close()
 
 
 @dataclass(frozen=True)
 class Split:
-    """A case, and where each process's samples end; layouts may differ from process to process."""
+    """A case, and where each process's samples end. Layouts may differ between processes."""
 
     case: Case
     cuts: tuple[int, ...]
@@ -128,7 +129,7 @@ def assert_close(name: str, found: Tensor, expected: Tensor, dtype: torch.dtype)
     assert error <= allowed, f"{name}: off by {error:.2e}, allowed {allowed:.2e}"
 
 
-def check(team: Team, split: Split) -> None:
+def check(processes: Processes, split: Split) -> None:
     case, tensors = split.case, make_tensors(split.case)
     kind = {
         2: fused_bn.BatchNorm1d,
@@ -138,7 +139,7 @@ def check(team: Team, split: Split) -> None:
     }
     norm = norm_of(kind[len(case.shape)], case, tensors)
     expected = step(norm, tensors.input, tensors.residual, tensors.grad_output)
-    parts = team.run(share_of, split)
+    parts = processes.run(share_of, split)
     for name, value in expected.items():
         found = [part[name] for part in parts]
         if value is None:
@@ -152,30 +153,30 @@ def check(team: Team, split: Split) -> None:
             assert_close(name, found[0], value, case.parameter_dtype)
 
 
-# No shrinking: where one process fails the others wait, and the team is of no more use.
+# No shrinking: if one process fails the others wait, and the group cannot be used again.
 @settings(max_examples=40, phases=(Phase.generate,))
 @given(data=st.data())
-def test_uneven_splits_are_one_batch(team: Team, data: st.DataObject) -> None:
-    """Outputs, all gradients, running statistics; empty processes and single values among them."""
-    check(team, data.draw(splits(team.size)))  # type: ignore[attr-defined]
+def test_uneven_splits_are_one_batch(processes: Processes, data: st.DataObject) -> None:
+    """Outputs, all gradients, running statistics. Some processes are empty or have a single value."""
+    check(processes, data.draw(splits(processes.size)))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("cuts", [(1,), (0,), (6,)], ids=["1 and 5", "empty first", "empty last"])
-def test_every_activation(activation: str, cuts: tuple[int, ...], two: Team) -> None:
+def test_every_activation(activation: str, cuts: tuple[int, ...], two: Processes) -> None:
     case = Case((6, 3, 4, 4), dtype=torch.float64, parameter_dtype=torch.float64, activation=activation)
     for residual in (False, True):
         check(two, Split(replace(case, residual=residual), cuts, ("contiguous", "channels_last")))
 
 
-def test_one_value_a_channel_in_a_process(two: Team) -> None:
-    """Raises alone; here there are others."""
+def test_one_value_a_channel_in_a_process(two: Processes) -> None:
+    """Raises alone, but not with other processes."""
     case = Case((5, 3), dtype=torch.float64, parameter_dtype=torch.float64)
     check(two, Split(case, (1,), ("contiguous",) * 2))
 
 
 def sizes_apart(rank: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
-    """Images of another size in each process."""
+    """Each process has images of another size."""
     case = Case((2, 3, 4 + rank, 5 - rank), dtype=dtype, parameter_dtype=dtype, residual=True)
     tensors = make_tensors(case, device(), rank)
     norm = norm_of(fused_bn.SyncBatchNorm, case, make_tensors(replace(case, shape=(2, 3, 2, 2)), device()))
@@ -183,8 +184,8 @@ def sizes_apart(rank: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_spatial_sizes_may_differ(dtype: torch.dtype, two: Team) -> None:
-    """[22192, 36688]: counts enter the merge and the gradient, not an average of averages."""
+def test_spatial_sizes_may_differ(dtype: torch.dtype, two: Processes) -> None:
+    """[22192, 36688]: the counts weigh the merge and the gradient. It is no average of averages."""
     parts = two.run(sizes_apart, dtype)
     case = Case((2, 3, 2, 2), dtype=dtype, parameter_dtype=dtype, residual=True)
 
@@ -213,8 +214,8 @@ def many_means_apart(rank: int) -> tuple[Tensor, Tensor]:
     return x, torch.stack([norm(x).detach().mean(), present(norm.running_mean)[0]])
 
 
-def test_means_far_apart_lose_no_digits(two: Team) -> None:
-    """A float32 mean of 1e4 on the way would cost 5e-4; float64 costs nothing."""
+def test_means_far_apart_lose_no_digits(two: Processes) -> None:
+    """A float32 mean of 1e4 would cost 5e-4 on the way. A float64 mean costs nothing."""
     parts = two.run(many_means_apart)
     x = torch.cat([part[0] for part in parts]).double()
     mean = x.mean((0, 2, 3))[0]
@@ -226,7 +227,7 @@ def test_means_far_apart_lose_no_digits(two: Team) -> None:
 
 
 def exchanged(_: int) -> dict[str, list[int]]:
-    """Bytes of every collective call of a forward and a backward."""
+    """The bytes of every collective call of a forward and a backward."""
     calls: dict[str, list[int]] = {}
 
     def counting(name: str, function: Any, which: int) -> Any:
@@ -250,8 +251,8 @@ def exchanged(_: int) -> dict[str, list[int]]:
     return calls
 
 
-def test_one_collective_forward_and_one_backward(two: Team) -> None:
-    """2C + 1 and 2C numbers in float64, whatever the batch."""
+def test_one_collective_forward_and_one_backward(two: Processes) -> None:
+    """2C + 1 and 2C numbers in float64, for any batch."""
     for calls in two.run(exchanged):
         assert calls == {"gather": [8 * (2 * 7 + 1)], "forward": [1], "reduce": [8 * 2 * 7]}
 
@@ -266,10 +267,10 @@ def in_groups_of_two(rank: int) -> dict[str, Tensor | None]:
 
 
 def test_a_group_is_one_batch(place: str) -> None:
-    """Of four processes two and two: what docs/distributed.md recommends for many."""
-    team = Team(4, place)
-    parts = team.run(in_groups_of_two)
-    team.close()
+    """Two pairs among four processes, as docs/distributed.md recommends for many processes."""
+    processes = Processes(4, place)
+    parts = processes.run(in_groups_of_two)
+    processes.close()
     case = Case((3, 3, 4, 2), dtype=torch.float64, parameter_dtype=torch.float64)
     for ranks in ((0, 1), (2, 3)):
         own = [make_tensors(case, seed=rank) for rank in ranks]
@@ -282,7 +283,7 @@ def test_a_group_is_one_batch(place: str) -> None:
 
 
 def by_inductor(rank: int) -> float:
-    """How far a compiled norm is from an eager one: output, gradients and buffers."""
+    """The difference between a compiled norm and an eager one: output, gradients and buffers."""
     case = Case((4 + rank, 3, 4, 2), dtype=torch.float64, parameter_dtype=torch.float64, residual=True)
     tensors = make_tensors(case, device(), rank)
     results = []
@@ -297,8 +298,8 @@ def by_inductor(rank: int) -> float:
 
 
 @pytest.mark.real_gpu("Triton")
-def test_compiled_by_inductor(two: Team) -> None:
-    """With functional collectives; the other tests of torch.compile stop at AOTAutograd."""
+def test_compiled_by_inductor(two: Processes) -> None:
+    """With functional collectives. The other tests of torch.compile stop at AOTAutograd."""
     assert max(two.run(by_inductor)) <= 1e-12
 
 
@@ -313,8 +314,8 @@ def second_derivative(_: int) -> str:
     return ""
 
 
-def test_the_second_derivative_is_refused(two: Team) -> None:
-    """Rather than wrong."""
+def test_the_second_derivative_is_refused(two: Processes) -> None:
+    """An error instead of wrong results."""
     assert all("twice" in text for text in two.run(second_derivative))
 
 
@@ -327,7 +328,7 @@ def misuse(_: int) -> tuple[str, Tensor]:
     return "", present(norm.num_batches_tracked)
 
 
-def test_misuse_is_refused_before_anything_is_written(two: Team) -> None:
+def test_misuse_is_refused_before_anything_is_written(two: Processes) -> None:
     for text, counter in two.run(misuse):
         assert "the residual has shape" in text
         assert counter == 0
@@ -341,7 +342,7 @@ def by_plain_calls(rank: int, split: Split) -> dict[str, Tensor | None]:
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
-def test_the_fallback_computes_the_same(activation: str, two: Team) -> None:
+def test_the_fallback_computes_the_same(activation: str, two: Processes) -> None:
     """For devices without kernels, and without a compiler."""
     for residual, cuts in ((False, (0,)), (True, (2,))):
         dtypes = (torch.float64, torch.float64)
@@ -357,7 +358,7 @@ def test_the_fallback_computes_the_same(activation: str, two: Team) -> None:
 
 
 def test_alone_it_is_plain_batch_norm() -> None:
-    """No process group; in evaluation; frozen."""
+    """No process group; evaluation; frozen."""
     case = Case((5, 3, 4, 2), momentum=None)
     tensors = make_tensors(case)
     for training in (True, False):
@@ -376,7 +377,7 @@ def evaluated(rank: int) -> bool:
 
 
 def of_one(rank: int) -> bool:
-    """A group of one process each."""
+    """A group for each process alone."""
     groups = [distributed.new_group([each]) for each in range(2)]
     case = Case((5, 3, 4, 2))
     tensors = make_tensors(case, device(), rank)
@@ -387,7 +388,7 @@ def of_one(rank: int) -> bool:
     return all(same_bits(mine[name], theirs[name]) for name in theirs)
 
 
-def test_evaluation_and_groups_of_one_exchange_nothing(two: Team) -> None:
+def test_evaluation_and_groups_of_one_exchange_nothing(two: Processes) -> None:
     assert all(two.run(evaluated))
     assert all(two.run(of_one))
 
@@ -396,7 +397,7 @@ def test_evaluation_and_groups_of_one_exchange_nothing(two: Team) -> None:
 
 
 def under_hooks(rank: int) -> bool:
-    """Whether the gradients are the same where what is saved comes back in another layout."""
+    """Whether the gradients are equal if saved tensors come back in another layout."""
     case = Case((5, 6, 5, 7), activation="relu", residual=True)
     tensors = make_tensors(case, device(), rank)
 
@@ -410,6 +411,6 @@ def under_hooks(rank: int) -> bool:
     return all(same_bits(found[name], expected[name]) for name in expected)
 
 
-def test_a_mask_outlives_hooks_that_change_strides(two: Team) -> None:
-    """Its bits lie in the order of the input's memory in forward."""
+def test_a_mask_outlives_hooks_that_change_strides(two: Processes) -> None:
+    """The mask's order is that of the input's memory in forward."""
     assert all(two.run(under_hooks))

@@ -1,4 +1,4 @@
-"""The benchmark of synchronised norms: what it times is right, and what it writes is what it measured."""
+"""The benchmark of synchronised norms: its models agree, and its file has what it measured."""
 
 import json
 from functools import partial
@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 from benchmarks.resnet.model import ResNet50
 from benchmarks.sync import job, lockstep
 from benchmarks.sync.baseline import LeanSyncBatchNorm, PythonSyncBatchNorm, with_norms
-from benchmarks.sync.contest import LEAN, LOCAL, PYTHON, SYNCHRONISED
+from benchmarks.sync.comparison import LEAN, LOCAL, PYTHON, SYNCHRONISED
 from benchmarks.sync.traffic import Traffic
 
 pytestmark = pytest.mark.skipif(
@@ -23,7 +23,7 @@ ARGV = ["--batch", "2", "--size", "32", "--rounds", "2"]
 
 
 class OfItsBatch(ResNet50):
-    """What it computes depends on which images share a process, whatever its norms do."""
+    """A planted fault: its results depend on which images share a process, even with synchronised norms."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * x.mean().exp()
@@ -51,7 +51,7 @@ def test_job_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_wrong_result_is_not_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Here because two halves of a batch are not the batch; said once, and nothing is written."""
+    """Half batches are not the batch. One message says so, and nothing is written."""
     assert job.main([*ARGV, "--out", str(tmp_path)], partial(OfItsBatch, depths=(1,), width=8)) == 1
     assert capsys.readouterr().err.startswith(f"{SYNCHRONISED}: gradients off one process by ")
     assert not list(tmp_path.iterdir())
@@ -62,7 +62,7 @@ def test_a_wrong_result_is_not_timed(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_missed_figure_fails_only_with_check(
     seconds: float, check: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the median ratio of rounds: in the third one the machine was slow for whoever came."""
+    """The median ratio of rounds decides: in the third round the machine was slow."""
     times = {SYNCHRONISED: [1.0, 10.0, 9.0], PYTHON: [seconds, 10 * seconds, 1.0], LOCAL: [1.0, 1.0, 1.0]}
     traffic = {row: {"forward": Traffic(), "backward": Traffic()} for row in times}
     monkeypatch.setattr(lockstep, "run", lambda *_: lockstep.Findings(times, traffic, 1))
@@ -72,9 +72,9 @@ def test_a_missed_figure_fails_only_with_check(
 
 @pytest.mark.parametrize("kind", [PythonSyncBatchNorm, LeanSyncBatchNorm])
 def test_the_baseline_is_batch_norm(kind: type[PythonSyncBatchNorm], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one process: output, statistics and evaluation, of which the benchmark itself checks the first.
+    """Output, statistics and evaluation of one process. The benchmark itself checks only the output.
 
-    E[x^2] - mean^2 in float32 loses what a mean of one deviation costs, some units of the last place.
+    E[x^2] - mean^2 in float32 loses what a mean of one deviation costs: some units in the last place.
     """
     monkeypatch.setattr(distributed, "all_reduce", lambda _: None)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 1)

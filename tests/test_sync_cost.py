@@ -1,4 +1,4 @@
-"""The cost of synchronised norms on paper: by hand for one layer, and where it must go."""
+"""The modelled cost of synchronised norms: one layer by hand, and limits."""
 
 import pytest
 import torch
@@ -10,31 +10,32 @@ from benchmarks.sync.cost import Network
 
 NETWORK = Network(
     node=4, node_latency=1e-3, node_bandwidth=1e6, hop_latency=1e-4, port_bandwidth=1e5
-)  # so that every term is seen
+)  # makes every term visible
 
 
 def test_channels_are_those_of_resnet_50() -> None:
-    """By the published number of parameters of its norms, 53,120."""
+    """Checks the published number of its norms' parameters, 53,120."""
     channels = cost.resnet50_channels()
     assert len(channels) == 53
     assert 2 * sum(channels) == 53_120
 
 
 def test_one_layer_by_hand() -> None:
-    """10 channels on 16 GPUs, 4 nodes of 4: messages of 21 and of 20 float64."""
+    """10 channels on 16 GPUs in 4 nodes of 4: messages of 21 and of 20 float64."""
     found = cost.cost([10], 16, NETWORK)
     assert found.calls == 2
     assert found.latency == pytest.approx(2 * (1e-3 + 2 * 1e-4))
     assert found.ring_latency == pytest.approx(2 * 1e-3 + (1 + 2) * 3 * 1e-4)
     assert found.received == 15 * 168 + 2 * 160
-    # Into a node by 4 ports those of 12 GPUs; within it those that other ports brought, 3 of 4.
+    # Through its 4 ports a node gets 12 GPUs' messages. Within it a GPU gets what the other 3 of 4 ports
+    # brought.
     between, within = 12 * 168 + 2 * 160, 12 * 168 + 2 * 160
     assert found.transfer == pytest.approx(between / 4e5 + within / 1e6)
     assert found.seconds == found.latency + found.transfer
 
 
 def test_one_node_and_one_gpu() -> None:
-    """Nothing leaves a node that has all; a GPU alone tells nobody."""
+    """Nothing leaves a node that has all GPUs. A single GPU sends nothing."""
     alone, node = cost.cost([10], 1, NETWORK), cost.cost([10], 4, NETWORK)
     assert (alone.calls, alone.seconds, alone.received) == (0, 0, 0)
     assert node.latency == node.ring_latency == 2e-3
@@ -50,7 +51,7 @@ def test_largest_group_is_the_last_within_the_share() -> None:
 
 
 def test_messages_are_those_that_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model counts what the layers hand over: 2C + 1 float64 forward, 2C backward."""
+    """The model counts what the layers send: 2C + 1 float64 forward, 2C backward."""
     from fused_bn import _sync
 
     sent: list[int] = []

@@ -1,4 +1,4 @@
-"""Models that exist, converted to synchronised norms and back; the module's constructor."""
+"""Known models, converted to synchronised norms and back, and the module's constructor."""
 
 import copy
 from typing import Any
@@ -50,7 +50,7 @@ def test_conversion_keeps_objects_keys_and_options() -> None:
 
 
 def test_conversion_of_unknown_norms_is_refused_whole() -> None:
-    """Silence would drop what they add, or leave them unsynchronised."""
+    """Otherwise their additions would be lost, or they would stay unsynchronised, without an error."""
 
     class Own(nn.BatchNorm2d):
         def forward(self, input: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def test_constructor_and_errors_are_torchs() -> None:
 
 
 def test_fuse_takes_torchs_synchronised_norms() -> None:
-    """In evaluation: in training torch's own computes nothing on the CPU that it could be compared with."""
+    """In evaluation, because torch's own module does not train on the CPU."""
     model: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4), nn.ReLU()).eval()
     mean, variance = model[1].running_mean, model[1].running_var
     fused = fused_bn.fuse(model)
@@ -101,7 +101,7 @@ def test_conversion_before_fuse_keeps_names_and_reverts_to_fused_norms() -> None
 
 
 class NormAct(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d."""
+    """Works like timm's BatchNormAct2d."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -112,7 +112,7 @@ class NormAct(nn.BatchNorm2d):
 
 
 def test_norms_with_an_activation_of_their_own() -> None:
-    """They are synchronised as they are, and unfuse refuses to make them plain in silence."""
+    """They are synchronised as they are. unfuse refuses to replace them by plain norms."""
     model: Any = fused_bn.convert_sync_batchnorm(fused_bn.fuse(nn.Sequential(NormAct(4))))
     assert model[0].synchronised
     with pytest.raises(RuntimeError, match="0 is synchronised over processes: revert_sync_batchnorm"):

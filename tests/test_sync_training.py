@@ -1,4 +1,4 @@
-"""Models with synchronised norms under everything that trains them, and processes that fail."""
+"""Training models with synchronised norms by all methods, and processes that fail."""
 
 import os
 import time
@@ -13,16 +13,16 @@ from torch.utils.checkpoint import checkpoint
 
 import fused_bn
 from tests.cases import DEVICES
-from tests.processes import NEEDS_GLOO, Team, device, whole
+from tests.processes import NEEDS_GLOO, Processes, device, whole
 
 pytestmark = NEEDS_GLOO
 
 
 @pytest.fixture(scope="module", params=DEVICES)
-def two(request: pytest.FixtureRequest) -> Iterator[Team]:
-    team = Team(2, request.param)
-    yield team
-    team.close()
+def two(request: pytest.FixtureRequest) -> Iterator[Processes]:
+    processes = Processes(2, request.param)
+    yield processes
+    processes.close()
 
 
 class Net(nn.Module):
@@ -64,7 +64,7 @@ def batch_of(number: int) -> Tensor:
 
 
 def trained(rank: int, cuts: tuple[int, ...] | None, options: dict[str, Any]) -> dict[str, Tensor]:
-    """Two steps of SGD; each process takes its part of the batch, or without cuts all of it, alone."""
+    """Two steps of SGD. Each process takes its part of the batch, or without `cuts` all of it, alone."""
     model: Any = Net(nn.BatchNorm2d, options.get("checkpointed", False)).double().to(device())
     parts = list(pairwise((0, *(cuts or ()), IMAGES)))
     begin, end = (0, IMAGES) if cuts is None else parts[rank]
@@ -102,8 +102,8 @@ def trained(rank: int, cuts: tuple[int, ...] | None, options: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_training_in_two_processes_is_training_in_one(name: str, two: Team) -> None:
-    """Parameters and running statistics after two steps; half of the batch each, or 2 and 4 images."""
+def test_training_in_two_processes_is_training_in_one(name: str, two: Processes) -> None:
+    """Parameters and running statistics after two steps, with half of the batch each, or 2 and 4 images."""
     options = OPTIONS[name]
     for cuts in ((3,), (2,)):
         expected = trained(0, None, options)
@@ -121,7 +121,7 @@ def leaves(rank: int, way: str) -> str:
     if rank == 1:
         if way == "dies":
             os._exit(3)
-        time.sleep(8)  # longer than the others' patience
+        time.sleep(8)  # longer than the others wait
         return "slept"
     try:
         y.square().sum().backward()
@@ -132,13 +132,13 @@ def leaves(rank: int, way: str) -> str:
 
 @pytest.mark.parametrize("way", ["dies", "hangs"])
 def test_a_process_that_is_gone_is_an_error_that_names_the_layer(way: str) -> None:
-    """And no wait for ever: at the latest after the group's timeout, 3 s here.
+    """No process waits for ever: the group's timeout, 3 s here, ends it.
 
-    On the CPU alone: NCCL's watchdog ends the process instead of raising an error.
+    Only on the CPU, because NCCL's watchdog ends the process instead of raising an error.
     """
-    team = Team(2, patience=3)
+    processes = Processes(2, patience=3)
     start = time.monotonic()
-    first, _ = team.outcomes(leaves, way)
+    first, _ = processes.outcomes(leaves, way)
     assert time.monotonic() - start < 30
-    team.close()
+    processes.close()
     assert "norm2: the 2 processes of its group could not exchange their batch statistics" in str(first)

@@ -1,7 +1,7 @@
-"""Tools that look at a module or a graph and know nn.BatchNorm*: each gets what it expects, or refuses.
+"""Tools that treat nn.BatchNorm* specially: each gets what it expects, or an error.
 
-Each is the real one where it installs beside torch. `WORKS` is the table of docs/tools.md: a tool is listed
-there if, and only if, it is tried here, on a fused model and on one that is written with our norms.
+Each tool is the real one if it installs beside torch. `WORKS` is the table of docs/tools.md. A tool is listed
+there if, and only if, it is tested here, on a fused model and on a model written with our norms.
 """
 
 import copy
@@ -33,7 +33,7 @@ TOLERANCE = 1e-4
 
 
 class Block(nn.Module):
-    """As people write one; `fuse` finds norm + ReLU and norm + addition + ReLU."""
+    """A typical model. `fuse` finds norm + ReLU and norm + addition + ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def model(block: Callable[[], nn.Module]) -> nn.Module:
         nn.Conv2d(3, 8, 3, padding=1), block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
     )
     with torch.no_grad():
-        for _ in range(3):  # running statistics of their own
+        for _ in range(3):  # with their own running statistics
             made(images())
     return made.eval()
 
@@ -145,7 +145,7 @@ def aot_inductor(m: nn.Module, folder: Path) -> None:
 
 
 def jit_trace(m: nn.Module, _: Path) -> None:
-    """Without a warning more than for nn, and its freezing folds all norms into the convolutions."""
+    """It warns no more than with nn, and its freezing folds all norms into the convolutions."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         traced = torch.jit.trace(m, images())
@@ -157,7 +157,7 @@ def jit_trace(m: nn.Module, _: Path) -> None:
 
 
 def compiled_for_evaluation(m: nn.Module, _: Path) -> None:
-    """No operator of ours is left for inductor to work around; freezing folds the norms."""
+    """None of our operators is left, so inductor's freezing folds the norms."""
     from torch._inductor.utils import run_and_get_code
 
     for freezing in (False, True):
@@ -170,7 +170,7 @@ def compiled_for_evaluation(m: nn.Module, _: Path) -> None:
 
 
 def compiled_without_statistics(m: nn.Module, _: Path) -> None:
-    """Evaluation by the statistics of the batch is PyTorch's own too."""
+    """Evaluation with the batch's statistics also uses PyTorch's own operator."""
     from torch._inductor.utils import run_and_get_code
 
     for name in ("1.bn1", "1.bn2"):
@@ -183,7 +183,7 @@ def compiled_without_statistics(m: nn.Module, _: Path) -> None:
 
 
 def fx_trace(m: nn.Module, _: Path) -> None:
-    """Norms are calls of modules: train() and eval() mean something, and hooks run when the graph does."""
+    """Norms are called as modules, so train() and eval() work, and hooks run when the graph runs."""
     calls: list[object] = []
     norm = next(each for each in m.modules() if isinstance(each, nn.BatchNorm2d))
     norm.register_forward_pre_hook(lambda _, given: calls.append(given[0]))
@@ -205,7 +205,7 @@ def functionalize(m: nn.Module, _: Path) -> None:
 
 
 def pt2e_evaluation(m: nn.Module, _: Path) -> None:
-    """A training program that torchao moves to evaluation reads its running statistics alone.
+    """A training program that torchao moves to evaluation uses its running statistics alone.
 
     Also with momentum=None, with which nn.BatchNorm2d cannot be exported.
     """
@@ -221,7 +221,7 @@ def pt2e_evaluation(m: nn.Module, _: Path) -> None:
 
 
 def pt2e_quantization(m: nn.Module, _: Path) -> None:
-    """Calibrated, and aware of it in training: the norms are folded, as those of PyTorch are."""
+    """After calibration or quantization-aware training the norms are folded, as PyTorch's are."""
     pt2e = tool("torchao.quantization.pt2e.quantize_pt2e")
     x86 = tool("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
     move = tool("torchao.quantization.pt2e").move_exported_model_to_eval
@@ -265,7 +265,7 @@ def eager_quantization(m: Any, _: Path) -> None:
 
 
 def static_quantization(m: nn.Module, _: Path) -> None:
-    """A norm that no convolution takes in becomes the quantized one, or is refused for its activation."""
+    """A norm without a convolution becomes the quantized norm. With an activation it is refused."""
     from torch.ao.quantization import DeQuantStub, QuantStub, convert, get_default_qconfig, prepare
 
     norm = m.get_submodule("1.bn1")
@@ -307,7 +307,7 @@ def exact_classes(m: nn.Module, _: Path) -> None:
 
 
 def opacus_validator(m: nn.Module, _: Path) -> None:
-    """Batch norm mixes the samples of a batch: there is no gradient of one of them."""
+    """Batch norm mixes the samples of a batch, so a single sample has no gradient."""
     validator = tool("opacus.validators").ModuleValidator
     m.train()
     assert not validator.is_valid(m)
@@ -386,7 +386,7 @@ ELSEWHERE = (
     "timm: freeze_batch_norm_2d",
     "torch.jit.script",
 )
-"""Lines of the page that are tried in test_converters.py and test_unsupported.py."""
+"""Lines of the page that test_converters.py and test_unsupported.py test."""
 
 
 def test_the_page_lists_what_is_tried() -> None:

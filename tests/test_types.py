@@ -1,4 +1,4 @@
-"""What a type checker and `help()` know of the constructors."""
+"""The constructors' types for type checkers and `help()`."""
 
 import inspect
 import subprocess
@@ -30,7 +30,7 @@ BatchNorm2d(64, activation=F.silu)
 BatchNorm2d(64, activation=None)
 SyncBatchNorm(64, process_group=None, activation="relu")
 """
-"""Each of the lines that tests add is an error, these are none."""
+"""The tests add lines with errors to these lines, which have none."""
 
 WRONG = {
     "BatchNorm2d()": "call-arg",

@@ -1,4 +1,4 @@
-"""What is not supported: devices without a kernel run on plain PyTorch calls, all else raises."""
+"""Unsupported uses: devices without a kernel use plain PyTorch calls; everything else raises an error."""
 
 import warnings
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from tests.test_module import OUTPUT_TOLERANCE
 
 @pytest.mark.skipif(not HAS_EXTENSION, reason="without the extension its absence is what is warned of")
 def test_a_device_without_kernels_warns_once_and_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device here is the CPU, as seen by a build that has no kernels for it."""
+    """The device is the CPU, treated as by a build without kernels for it."""
     x = torch.randn(2, 3, 4, 4)
     expected = fused_bn.BatchNorm2d(3, activation="relu")(x)
     monkeypatch.setattr(functional, "devices_with_kernels", frozenset())
@@ -35,7 +35,7 @@ def test_a_device_without_kernels_warns_once_and_computes(monkeypatch: pytest.Mo
 @pytest.mark.skipif(not HAS_EXTENSION, reason="the fallback leaves dtypes to PyTorch")
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_8_bit_floats_are_refused(dtype: torch.dtype) -> None:
-    """They count as reduced floating types in torch, and would be read as something wider."""
+    """torch counts them as reduced floating types. They would be read as a wider type."""
     x = torch.zeros(2, 3, 4, 4, dtype=dtype)
     with pytest.raises(NotImplementedError, match="Float8"):
         fused_bn.functional.batch_norm(x, None, None, training=True)
@@ -58,7 +58,7 @@ NOT_SUPPORTED: dict[str, tuple[Callable[[nn.Module, Tensor], object], str]] = {
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", NOT_SUPPORTED)
 def test_what_is_not_supported_raises(name: str, training: bool) -> None:
-    """As with nn.BatchNorm2d where torch.fx traces it alone. Nothing is counted."""
+    """As with nn.BatchNorm2d if torch.fx traces it alone. Nothing is counted."""
     attempt, text = NOT_SUPPORTED[name]
     norm = fused_bn.BatchNorm2d(3, activation="relu").train(training)
     with pytest.raises((RuntimeError, fx.proxy.TraceError), match=text):

@@ -1,4 +1,4 @@
-"""What the threads of a launch touch, by csrc/cuda/tiling.h itself: tilings.cpp, built into build/tilings."""
+"""The elements that a launch's threads touch, by csrc/cuda/tiling.h itself: tilings.cpp in build/tilings."""
 
 import ctypes
 import functools
@@ -63,13 +63,13 @@ def visits(launch: Launch) -> Tensor:
 
 
 def block_values(launch: Launch) -> list[int]:
-    """Values of each channel that the tiling promises of each block of a group."""
+    """How many values of each channel the tiling assigns to each block of a group."""
     fields = fields_of(launch)
     return [library().tiling_block_values(fields, block) for block in range(launch.group)]
 
 
 def last_end(launch: Launch) -> int:
-    """Where the thread that has the tensor's last vector ends, in elements, step by step."""
+    """The end of the thread that has the tensor's last vector, in elements, step by step."""
     end: int = library().tiling_last_end(fields_of(launch))
     return end
 

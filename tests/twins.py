@@ -1,4 +1,4 @@
-"""Pairs of modules: ours, and the nn.BatchNorm*, addition and activation that it stands for."""
+"""Pairs of modules: ours, and the nn.BatchNorm*, addition and activation that it replaces."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +14,11 @@ from tests.reference import precision
 from tests.test_module import GRADIENT_TOLERANCE, RANKS
 
 FP64_TOLERANCE = GRADIENT_TOLERANCE * precision(torch.float64)
-"""The largest of outputs' and gradients'; no activation is steeper or bent by more than 1.8 (selu)."""
+"""The largest tolerance of outputs and gradients. No activation's slope or curvature exceeds 1.8 (selu)."""
 
 
 class StepwiseHardswish(nn.Module):
-    """nn.Hardswish, which on CUDA multiplies by 1/6 as rounded to float32, in float64 as well."""
+    """nn.Hardswish in steps. On CUDA PyTorch multiplies by 1/6 rounded to float32, even in float64."""
 
     def forward(self, z: Tensor) -> Tensor:
         return z * F.relu6(z + 3) / 6
@@ -30,7 +30,7 @@ class StepwiseHardsigmoid(nn.Module):
 
 
 class Original(nn.Module):
-    """What one of our modules computes, in three of PyTorch's steps."""
+    """The original of one of our modules: three of PyTorch's steps."""
 
     def __init__(self, norm: nn.Module, activation: str, param: float | None = None) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Original(nn.Module):
         return self.activation(z if residual is None else z + residual)
 
 
-def twins(
+def ours_and_original(
     kind: str = "2d",
     activation: str = "relu",
     *,
@@ -51,7 +51,7 @@ def twins(
     dtype: torch.dtype = torch.float64,
     **options: Any,
 ) -> tuple[nn.Module, Original]:
-    """Ours and the original, with the same random parameters and statistics."""
+    """Our module and the original, with the same random parameters and statistics."""
     ours_type, theirs_type, shape, _ = RANKS[kind]
     param = PARAMS.get(activation)
     ours = ours_type(shape[1], activation=activation, activation_param=param, **options)
@@ -98,7 +98,7 @@ def step(
 ) -> list[Tensor | None]:
     """Output and gradients of one call: of the input, the residual and the parameters.
 
-    Without a grad_output, one that is different everywhere.
+    By default grad_output has a different value everywhere.
     """
     module.zero_grad()
     given = [t.detach().requires_grad_() for t in (x, residual) if t is not None]
@@ -125,7 +125,7 @@ def assert_same_buffers(ours: nn.Module, theirs: nn.Module, tolerance: float = F
 
 
 class WithResidual(nn.Module):
-    """A model of one of our modules, called with a residual: what is exported and compiled."""
+    """One of our modules in a model that calls it with a residual, for export and compilation."""
 
     def __init__(self, activation: Any = "relu", **options: Any) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Errors against float64 of fused_bn, eager PyTorch and torch.compile, on data that costs digits."""
+"""Errors of fused_bn, eager PyTorch and torch.compile against float64, on numerically hard data."""

@@ -1,4 +1,4 @@
-"""The data: what breaks careless arithmetic, and what the two norms of LeNet-5 meet on MNIST."""
+"""The data: inputs that break careless arithmetic, and the inputs of LeNet-5's two norms on MNIST."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import mnist
-from benchmarks.contest import LAYOUTS
+from benchmarks.comparison import LAYOUTS
 from benchmarks.lenet.model import NORM_LAYERS, VARIANTS
 from benchmarks.lenet.training import Data as Images
 from benchmarks.lenet.training import Settings, Trainer
 
 SHAPE = (32, 8, 56, 56)
-"""100,352 values a channel: enough for sums to go wrong, in a tenth of a second."""
+"""100,352 values per channel: enough to show the errors of sums, in a tenth of a second."""
 LENET_STEPS = 100
-"""Of training, after which the accuracy on MNIST is about 90 %."""
+"""Training steps. The accuracy on MNIST is about 90 % after them."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """One input, made on demand; `far_mean`: its mean is a million times its standard deviation."""
+    """One input, made on demand. `far_mean`: the mean is a million times the standard deviation."""
 
     name: str
     make: Callable[[], Tensor]
@@ -34,19 +34,22 @@ class Data:
         return f"{self.name}, {self.layout}"
 
     def input(self) -> Tensor:
-        """The (N, C, H, W) tensor in its dtype and layout; raises MnistError where LeNet finds no MNIST."""
+        """Returns the (N, C, H, W) tensor in its dtype and layout.
+
+        Raises MnistError if MNIST is needed and not found.
+        """
         dtype = getattr(torch, self.dtype)
         return self.make().to(dtype).contiguous(memory_format=LAYOUTS[self.layout])
 
 
 def normal(mean: float = 0.0, deviation: float = 1.0, shape: tuple[int, ...] = SHAPE) -> Tensor:
-    """Drawn from one seed, in float64."""
+    """Draws from one seed, in float64."""
     generator = torch.Generator().manual_seed(0)
     return mean + deviation * torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def first_is_far() -> Tensor:
-    """N(0, 1), but 1e6 for the first value of each channel, which is the pivot of many a summation."""
+    """N(0, 1), but the first value of each channel is 1e6. Many summations use the first value as pivot."""
     values = normal()
     values[0, :, 0, 0] = 1e6
     return values
@@ -62,13 +65,13 @@ def uniform(shape: tuple[int, ...]) -> Tensor:
 
 
 def lenet_activations(layer: str, steps: int) -> Tensor:
-    """What the norm `layer` of LeNet-5 gets of MNIST's first batch of 64 after that many training steps."""
+    """The input of LeNet-5's norm `layer` for MNIST's first batch of 64, after `steps` training steps."""
     return _all_lenet_activations(steps)[layer]
 
 
 @lru_cache(maxsize=2)
 def _all_lenet_activations(steps: int) -> dict[str, Tensor]:
-    """By layer; nn.BatchNorm2d and ReLU trained the model."""
+    """The inputs by layer. The model is trained with nn.BatchNorm2d and ReLU."""
     images = Images.of(mnist.load(download=False), torch.device("cpu"))
     variant = VARIANTS["torch-relu"]
     trainer = Trainer(variant.norm, variant.tanh, images, Settings())
@@ -87,7 +90,7 @@ def _all_lenet_activations(steps: int) -> dict[str, Tensor]:
 
 
 def adversarial(layout: str) -> list[Data]:
-    """Means much larger than the deviation, a far first element, a constant; N(0, 1) beside them."""
+    """Means much larger than the deviation, a large first element, a constant, and N(0, 1) for comparison."""
     float32 = partial(Data, layout=layout)
     return [
         float32("N(0, 1)", normal),

@@ -9,10 +9,10 @@ SIGNIFICAND_BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, tor
 
 
 def ulp(sizes: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance from a number of each size (float64, >= 0) to the next one of `dtype`, as float64.
+    """The distance from each size (float64, >= 0) to the next number of `dtype`, as float64.
 
-    2^(e - p) for sizes in [2^(e-1), 2^e) and a significand of p bits; below the smallest normal number that
-    of the subnormal ones.
+    It is 2^(e - p) for sizes in [2^(e-1), 2^e) and a significand of p bits. Below the smallest normal number
+    it is the distance of the subnormal numbers.
     """
     smallest = torch.finfo(dtype).smallest_normal
     _, exponent = torch.frexp(sizes.clamp(min=smallest))
@@ -22,11 +22,12 @@ def ulp(sizes: Tensor, dtype: torch.dtype) -> Tensor:
 def ulps(found: Tensor, exact: Tensor, scale: Tensor) -> float:
     """The largest |found - exact| in ulps of `found`'s dtype, at the larger of |exact| and `scale`.
 
-    `exact` and `scale` (broadcast against it) are float64. The scale is the size that a quantity has in its
-    channel where nothing cancels: a sum whose terms happen to cancel, or an output next to zero, owes the
-    rounding of its terms, and in ulps of its own would seem wrong by millions. Rounded correctly a result is
-    within 0.5. A NaN or an infinity that only one of the two has is an infinite error; an empty result has
-    none.
+    `exact` and `scale` (broadcast against it) are float64. The scale is the size of a quantity in its channel
+    without cancellation. A sum whose terms cancel, or an output near zero, has the rounding errors of its
+    terms. Measured in ulps of the small result, these errors would look like millions.
+
+    A correctly rounded result is within 0.5. If only one of the two is NaN or infinite, the error is
+    infinite. An empty result has no error.
     """
     if found.numel() == 0:
         return 0.0

@@ -1,4 +1,4 @@
-"""Eager, compiled and our batch norm with ReLU on one input, and each one's largest errors in ulps."""
+"""Largest errors in ulps of eager, compiled and our batch norm with ReLU, on one input."""
 
 import statistics
 from collections.abc import Iterator
@@ -15,21 +15,23 @@ from benchmarks.accuracy.truth import Truth, truth
 from benchmarks.history import Accuracy
 
 QUANTITIES = ("output", "grad_input", "grad_weight", "grad_bias", "mean", "variance")
-"""The last two as a step leaves them in the running statistics, with momentum 1: the batch's own."""
+""""mean" and "variance" are the running statistics after one step with momentum 1, so they are the batch's.
+"""
 
 DRAWS = 8
-"""Of parameters and gradient: the largest error of a few channels' sums differs by a factor of three between
-draws, the mean of eight of them by a third of that."""
+"""Draws of parameters and gradient. The largest error of a few channels' sums varies by a factor of three
+between draws; the mean of eight draws varies by a third of that."""
 
 
 def measure(data: Data) -> list[Accuracy]:
-    """A record a quantity: the mean over DRAWS of a row's largest error; MnistError where there is no MNIST.
+    """Returns one record per quantity: the mean over DRAWS of each row's largest error.
 
-    Rows: "eager", nn.BatchNorm2d and nn.ReLU; "compile", the same by torch.compile, where that finds a C++
-    compiler; "ours". All in training mode, with float32 parameters and a gradient of N(0, 1).
+    Rows: "eager" is nn.BatchNorm2d and nn.ReLU; "compile" is the same under torch.compile, if there is a C++
+    compiler; "ours". All train, with float32 parameters and a gradient of N(0, 1). Raises MnistError without
+    MNIST.
     """
     input = data.input()
-    rows = competitors(input.shape[1])
+    rows = modules_by_row(input.shape[1])
     found: dict[str, dict[str, list[float]]] = {
         quantity: {row: [] for row in rows} for quantity in QUANTITIES
     }
@@ -46,7 +48,7 @@ def measure(data: Data) -> list[Accuracy]:
 
 
 def draws(input: Tensor) -> Iterator[tuple[nn.BatchNorm2d, Tensor]]:
-    """Norms with parameters of ordinary size and gradients of the output, DRAWS of them from fixed seeds."""
+    """DRAWS norms with parameters of ordinary size, each with a gradient of the output, from fixed seeds."""
     for seed in range(DRAWS):
         generator = torch.Generator().manual_seed(seed)
         norm = nn.BatchNorm2d(input.shape[1], momentum=1.0)
@@ -55,14 +57,14 @@ def draws(input: Tensor) -> Iterator[tuple[nn.BatchNorm2d, Tensor]]:
         yield norm, torch.empty_like(input).copy_(torch.randn(input.shape, generator=generator))
 
 
-def competitors(channels: int) -> dict[str, nn.Module]:
+def modules_by_row(channels: int) -> dict[str, nn.Module]:
     """Batch norm and ReLU by row, with momentum 1."""
     torch_norm = partial(nn.BatchNorm2d, momentum=1.0)
     rows: dict[str, nn.Module] = {"eager": nn.Sequential(torch_norm(channels), nn.ReLU())}
     if can_compile():
-        torch.compiler.reset()  # or the shapes of many inputs would be compiled as one dynamic shape
+        torch.compiler.reset()  # otherwise many inputs would be compiled as one dynamic shape
         compiled = torch.compile(nn.Sequential(torch_norm(channels), nn.ReLU()), dynamic=False)
-        assert isinstance(compiled, nn.Module)  # of a module, as its types do not say
+        assert isinstance(compiled, nn.Module)  # a module, though torch's types do not say so
         rows["compile"] = compiled
     rows["ours"] = fused_bn.BatchNorm2d(channels, momentum=1.0, activation="relu")
     return rows
@@ -79,7 +81,7 @@ def can_compile() -> bool:
 
 
 def take_over(module: nn.Module, norm: nn.BatchNorm2d) -> None:
-    """Gives the one norm in `module` the state of `norm`."""
+    """Loads `norm`'s state into the one norm in `module`."""
     own = next(child for child in module.modules() if isinstance(child, nn.BatchNorm2d))
     own.load_state_dict(norm.state_dict())
 

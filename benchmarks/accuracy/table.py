@@ -1,4 +1,4 @@
-"""The errors as a table for the terminal and as Markdown for the pages: a line a data set and quantity."""
+"""The errors as a table for the terminal and as Markdown, one line per data set and quantity."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -14,13 +14,13 @@ an ulp is the spacing of the result's dtype at the element or, where larger, at 
 
 
 def headings(records: Iterable[Accuracy]) -> list[str]:
-    """The columns' names: compile is one where it was measured anywhere."""
+    """The columns' names. "compile" has a column if any record has it."""
     measured = {row for record in records for row in record.ulps}
     return ["data", "dtype", "quantity", *(row for row in ROWS if row in measured), "eager / ours"]
 
 
 def lines(records: Sequence[Accuracy]) -> Iterator[list[str]]:
-    """A line a record, as many texts as headings."""
+    """One line per record, with one text per heading."""
     rows = headings(records)[3:-1]
     for record in records:
         errors = [figure(record.ulps[row]) if row in record.ulps else "-" for row in rows]
@@ -28,18 +28,18 @@ def lines(records: Sequence[Accuracy]) -> Iterator[list[str]]:
 
 
 def figure(ulps: float) -> str:
-    """Two digits, and an exponent only where it spares zeros."""
+    """Two digits; an exponent only if it saves zeros."""
     return f"{ulps:.2f}" if ulps < 100 else f"{ulps:,.0f}" if ulps < 1e6 else f"{ulps:.1e}"
 
 
 def gain(record: Accuracy) -> str:
-    """How many times larger eager's error is than ours; nothing where ours is none."""
+    """How many times larger eager's error is than ours. Empty if ours is zero."""
     eager, ours = record.ulps["eager"], record.ulps["ours"]
     return figure(eager / ours) if ours > 0 else "-" if eager == 0 else "inf"
 
 
 def terminal(records: Sequence[Accuracy]) -> Table:
-    """What `pytest benchmarks` prints at its end; a data set's name stands at its first line."""
+    """The table that `pytest benchmarks` prints at its end. Only the first line of a data set names it."""
     table = Table(title="accuracy", caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
     for number, heading in enumerate(headings(records)):
         table.add_column(heading, justify="left" if number < 3 else "right", no_wrap=True)
@@ -54,7 +54,7 @@ def terminal(records: Sequence[Accuracy]) -> Table:
 
 
 def markdown(records: Sequence[Accuracy]) -> str:
-    """The same with every name."""
+    """The same table as Markdown, with the name in every line."""
     columns = headings(records)
     rules = ["---"] * 3 + ["---:"] * (len(columns) - 3)
     return "\n".join(f"| {' | '.join(line)} |" for line in [columns, rules, *lines(records)]) + "\n"

@@ -1,4 +1,4 @@
-"""The exact results of batch norm and ReLU on given tensors, and the size of each quantity in its channel."""
+"""The exact results of batch norm and ReLU on given tensors, and the scale of each quantity."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 OVER_CHANNEL = (0, 2, 3)
 NEAR_ZERO = 1e-3
-"""Where |z| is below this, rounding may put it on either side of ReLU's kink, and its gradient with it."""
+"""If |z| is smaller than this, rounding may put it on either side of ReLU's kink and change its gradient."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """In float64, by quantity: (N, C, H, W) for "output" and "grad_input", (C,) for the others.
+    """Float64 results by quantity: (N, C, H, W) for "output" and "grad_input", (C,) for the others.
 
-    `scales` are (1, C, 1, 1) and (C,): what `errors.ulps` asks for.
+    `scales` are (1, C, 1, 1) and (C,), as `errors.ulps` takes them.
     """
 
     exact: dict[str, Tensor]
@@ -23,35 +23,36 @@ class Truth:
 
 
 def truth(input: Tensor, grad_output: Tensor, norm: nn.BatchNorm2d) -> Truth:
-    """What `norm` in training and ReLU make of an (N, C, H, W) input, by nn.BatchNorm2d in float64.
+    """Computes `norm` in training and ReLU on an (N, C, H, W) input, by nn.BatchNorm2d in float64.
 
-    Of each channel its mean, rounded to float32, is taken off first and added to the running mean
-    afterwards: neither changes anything in exact arithmetic, and then float64 loses no digits to a mean
-    that is large beside the deviation. `Truth.grad_output` is the one given, of its dtype, with 0 where z is
-    NEAR_ZERO: the gradients are its.
+    Each channel's mean, rounded to float32, is subtracted first and added to the running mean afterwards. In
+    exact arithmetic this changes nothing. In float64 it keeps the digits that a mean much larger than the
+    deviation would cost.
+
+    `Truth.grad_output` is `grad_output` with 0 where |z| < NEAR_ZERO. The exact gradients belong to it.
     """
     values = input.detach().double()
     shift = values.mean(OVER_CHANNEL).float().double()
     centred = (values - _as_channel(shift)).requires_grad_()
-    twin = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum).double()
-    twin.load_state_dict(norm.state_dict())
-    z = twin(centred)
+    reference = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum).double()
+    reference.load_state_dict(norm.state_dict())
+    z = reference(centred)
     grad_output = torch.where(z.detach().abs() < NEAR_ZERO, 0, grad_output)
     output = torch.relu(z)
     grad_input, grad_weight, grad_bias = torch.autograd.grad(
-        output, [centred, twin.weight, twin.bias], grad_output.double()
+        output, [centred, reference.weight, reference.bias], grad_output.double()
     )
-    assert twin.running_mean is not None
-    assert twin.running_var is not None
+    assert reference.running_mean is not None
+    assert reference.running_var is not None
     exact = {
         "output": output.detach(),
         "grad_input": grad_input,
         "grad_weight": grad_weight,
         "grad_bias": grad_bias,
-        "mean": twin.running_mean + shift,
-        "variance": twin.running_var,
+        "mean": reference.running_mean + shift,
+        "variance": reference.running_var,
     }
-    return Truth(exact, _scales(centred.detach(), z.detach(), grad_output, twin), grad_output)
+    return Truth(exact, _scales(centred.detach(), z.detach(), grad_output, reference), grad_output)
 
 
 def _as_channel(values: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ def _as_channel(values: Tensor) -> Tensor:
 
 
 def _scales(centred: Tensor, z: Tensor, grad_output: Tensor, norm: nn.BatchNorm2d) -> dict[str, Tensor]:
-    """Root mean squares: of z for the output, and of the terms that gradients and statistics are made of."""
+    """Root mean squares: of z for the output, and of the summed terms for gradients and statistics."""
     count = centred.numel() // norm.num_features
     variance = centred.var(OVER_CHANNEL, correction=0) + norm.eps
     gradient = grad_output.double().square().mean(OVER_CHANNEL).sqrt()

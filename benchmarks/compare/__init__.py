@@ -1,1 +1,1 @@
-"""Two revisions beside each other: built in worktrees, timed in turns, and a verdict a cell."""
+"""Compares two revisions: builds both in worktrees, times them in turns, and gives a verdict per cell."""

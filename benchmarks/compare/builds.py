@@ -1,4 +1,4 @@
-"""A revision's files and its extension, built: worktrees below build/compare, kept for the next call."""
+"""Checks out and builds revisions in worktrees below build/compare, which are kept for the next run."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from benchmarks import files
 from benchmarks.compare.revisions import Repository, Revision, RevisionError
 
 COMPILED = ("csrc", "setup.py")
-"""What determines the extension, beside the tools and their variables."""
+"""The sources of the extension. Tools and variables also determine it."""
 
 STEERING = (
     *(
@@ -33,39 +33,39 @@ STEERING = (
     *("CUDA_HOME", "CUDA_PATH", "CXX", "CC", "CPPFLAGS", "CFLAGS", "CXXFLAGS", "LDFLAGS"),
 )
 KEPT = 6
-"""So many worktrees, and so many extensions, stay: those used last."""
+"""How many worktrees and how many extensions are kept: the last used ones."""
 
 LOG_LINES = 30
 
 LONGEST_WAIT_SECONDS = 3600.0
-"""For another comparison in the same checkout."""
+"""How long to wait for another run in the same checkout."""
 
 
 class BuildError(Exception):
-    """A revision's extension could not be built; the text has the end of the log."""
+    """A revision's extension could not be built. The text ends with the end of the log."""
 
 
-class Workshop:
-    """The directory below build/ where revisions are checked out and built for a type of device."""
+class BuildCache:
+    """The directory below build/ with revisions that were checked out and built for one type of device."""
 
     def __init__(self, repository: Repository, device: torch.device) -> None:
         self.repository = repository
         self.directory = repository.root / "build" / "compare"
-        # With a torch without CUDA the variable would change nothing but a text in the extension, and with it
-        # the place of the code.
+        # Without CUDA in torch the variable would only change a text in the extension, and so the address of
+        # the code.
         cpu_only = {"FUSED_BN_CPU_ONLY": "1"} if device.type == "cpu" and torch.version.cuda else {}
         self._env = {**os.environ, **cpu_only}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Within, no other process uses the directory: it would disturb the timings, too."""
+        """Keeps other processes out of the directory. They would also disturb the timings."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with (self.directory / "lock").open("wb") as file:
             files.lock(file, LONGEST_WAIT_SECONDS)
             yield
 
     def built(self, revision: Revision) -> Path:
-        """The revision's files, its extension in place; raises RevisionError and BuildError."""
+        """Returns the revision's files with its extension in place. Raises RevisionError and BuildError."""
         checkout = self._checked_out(revision)
         name = f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
         stored = self.directory / "extensions" / self.key(revision) / name
@@ -76,7 +76,7 @@ class Workshop:
         return checkout
 
     def key(self, revision: Revision) -> str:
-        """The same for all revisions and calls whose extensions would be the same."""
+        """A key that is the same for revisions and runs whose extensions would be the same."""
         facts = {
             "sources": self.repository.contents(revision, COMPILED),
             "tools": [
@@ -93,7 +93,7 @@ class Workshop:
     def _checked_out(self, revision: Revision) -> Path:
         git = self.repository.git
         checkout = self.directory / "trees" / revision.commit[:16]
-        git("worktree", "prune")  # of those whose directories were removed by hand
+        git("worktree", "prune")  # forgets worktrees whose directories were removed by hand
         if not (checkout / ".git").exists():
             shutil.rmtree(checkout, ignore_errors=True)
             git("worktree", "add", "--quiet", "--force", "--detach", str(checkout), revision.commit)
@@ -110,10 +110,10 @@ class Workshop:
         _copy(made, stored)
 
     def _made_by_make(self, revision: Revision, name: str) -> Path | None:
-        """The checkout's own extension, where it is what a build of `revision` would be.
+        """The checkout's own extension, if a build of `revision` would give the same.
 
-        That is where the sources are the same files, none is newer than the Makefile's note of the build,
-        and the build had this interpreter, torch and variables.
+        This needs three things: the sources are the same files, no source is newer than the Makefile's note
+        of the build, and the build used this interpreter, torch and variables.
         """
         root = self.repository.root
         note, settings, extension = (
@@ -136,11 +136,11 @@ class Workshop:
         return extension
 
     def prune(self) -> None:
-        """Removes all but the worktrees and extensions used last."""
+        """Removes all worktrees and extensions but the last used ones."""
         for old in _but_the_latest(self.directory / "trees"):
             try:
                 self.repository.git("worktree", "remove", "--force", str(old))
-            except RevisionError:  # one that git does not know, or no longer
+            except RevisionError:  # git does not know this worktree
                 shutil.rmtree(old, ignore_errors=True)
         for old in _but_the_latest(self.directory / "extensions"):
             shutil.rmtree(old, ignore_errors=True)
@@ -148,15 +148,15 @@ class Workshop:
 
 
 def steering(env: Mapping[str, str]) -> dict[str, str]:
-    """The variables that steer a build, empty where they are not set."""
+    """The variables that steer a build; "" if unset."""
     return {name: env.get(name, "") for name in STEERING}
 
 
 def compilers(env: Mapping[str, str]) -> list[str]:
-    """What the compilers say of themselves, C++'s and, where there is one, CUDA's."""
+    """The version texts of the C++ compiler and, if there is one, of the CUDA compiler."""
     found = []
     for command in (env.get("CXX") or "c++", "nvcc"):
-        with suppress(OSError):  # there is none
+        with suppress(OSError):  # no such compiler
             asked = subprocess.run([*shlex.split(command), "--version"], capture_output=True, text=True)
             found.append(asked.stdout)
     return found
@@ -174,12 +174,12 @@ def build(checkout: Path, name: str, env: Mapping[str, str]) -> Path:
     if code or not extension.exists():
         end = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
         raise BuildError(f"{end}\n{checkout} could not be built (exit code {code}); the whole log is {log}")
-    shutil.rmtree(checkout / "build", ignore_errors=True)  # objects, which nobody needs again
+    shutil.rmtree(checkout / "build", ignore_errors=True)  # the object files are not needed again
     return extension
 
 
 def _has_our_tools(settings: str, root: Path) -> bool:
-    """Whether the Makefile's build/settings name this interpreter and torch, and no variable is set there."""
+    """Whether the Makefile's build/settings name this interpreter and torch, with no variable set."""
     interpreter, *versions = settings.splitlines()[:2]
     found = shutil.which(interpreter) or str(root / interpreter)
     same_python = os.path.abspath(found) == os.path.abspath(sys.executable)
@@ -188,7 +188,7 @@ def _has_our_tools(settings: str, root: Path) -> bool:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """All or nothing; a file that is there already is replaced, not written into: a process may have it."""
+    """Copies a whole file or nothing. Replaces an old file, because a process may have it open."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".partial")
     shutil.copy2(source, partial)

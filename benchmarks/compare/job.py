@@ -1,4 +1,4 @@
-"""The job behind `python -m benchmarks.compare`: arguments, the order of work, what is left at its end."""
+"""The job behind `python -m benchmarks.compare`: its arguments, the order of work, and its results."""
 
 import argparse
 import random
@@ -11,12 +11,12 @@ from rich.console import Console
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import console, options
-from benchmarks.compare import crew, tables, verdicts
-from benchmarks.compare.builds import BuildError, Workshop
-from benchmarks.compare.crew import ROOT, Conditions, WorkerError
+from benchmarks.compare import tables, verdicts, workers
+from benchmarks.compare.builds import BuildCache, BuildError
 from benchmarks.compare.results import EXIT_ERROR, CellResult, Results
 from benchmarks.compare.revisions import SOURCES, NoHistoryError, Repository, Revision, RevisionError
 from benchmarks.compare.verdicts import Verdict
+from benchmarks.compare.workers import ROOT, Conditions, WorkerError
 from benchmarks.environment import environment
 from benchmarks.grid.cells import Cell, cells
 
@@ -27,7 +27,7 @@ MINUTES = 4.0
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line; exits with a message and status 2 where it is wrong."""
+    """Parses the command line. Exits with a message and status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare",
         description="Builds two revisions, times the grid's quick cells of both in turns, and says of each "
@@ -76,7 +76,7 @@ def chosen(only: str) -> list[Cell]:
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Runs the job in the checkout at `root`; returns 0, 1, 2 or, interrupted, 130."""
+    """Runs the job in the checkout at `root`. Returns 0, 1, 2 or, interrupted, 130."""
     args = arguments(argv)
     repository = Repository(root)
     try:
@@ -84,11 +84,11 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         if not args.always and not repository.changed(base, head):
             print(f"{head} has the same {', '.join(SOURCES)} as {base}: nothing to time (--always does it)")
             return 0
-        workshop = Workshop(repository, args.device)
-        with workshop.locked():
-            checkouts = {"base": workshop.built(base), "head": workshop.built(head)}
+        cache = BuildCache(repository, args.device)
+        with cache.locked():
+            checkouts = {"base": cache.built(base), "head": cache.built(head)}
             checkouts["twin"] = checkouts["base"]
-            workshop.prune()
+            cache.prune()
             found = [CellResult(cell) for cell in chosen(args.only)]
             results = Results(base, head, options.plain(args), _environment(args), found)
             compare(results, checkouts, args)
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     except KeyboardInterrupt:
         print("Interrupted before anything was measured: nothing is written.", file=sys.stderr)
         return console.EXIT_INTERRUPTED
-    return _leave(results, args.out)
+    return _write_results(results, args.out)
 
 
 def _revisions(args: argparse.Namespace, repository: Repository) -> tuple[Revision, Revision]:
@@ -119,7 +119,7 @@ def _environment(args: argparse.Namespace) -> dict[str, object]:
 
 
 def compare(results: Results, checkouts: Mapping[str, Path], args: argparse.Namespace) -> None:
-    """Measures all cells, and again what is ambiguous, and judges; Ctrl-C keeps what there is."""
+    """Measures all cells, measures ambiguous ones again, and judges. Ctrl-C keeps the finished readings."""
     conditions = Conditions(str(args.device), args.threads, args.rounds, random.Random(args.seed))
     start = time.monotonic()
     todo = results.cells
@@ -137,7 +137,7 @@ def compare(results: Results, checkouts: Mapping[str, Path], args: argparse.Name
 
 
 def _is_open(result: CellResult, late: bool) -> bool:
-    """Whether to measure again; however late it is, nobody is told of a slowdown that was seen once."""
+    """Whether to measure again. A slowdown seen once is always measured again, however late it is."""
     if late and result.verdict is not Verdict.SLOWER:
         return False
     return verdicts.ambiguous(result.verdict, len(result.passes))
@@ -150,15 +150,15 @@ def _pass(
     launches: int,
     title: str,
 ) -> None:
-    """Adds a pass to each of the cells, and judges them."""
-    # Where no terminal redraws the bar, a line of it every ten seconds is enough.
+    """Adds a pass to each of the cells and judges them."""
+    # Without a terminal every update of the bar is a new line, so one every ten seconds is enough.
     interval = 0.1 if sys.stderr.isatty() else 10
     for result in todo:
         result.passes.append([])
     with tqdm(total=launches * len(todo), desc=title, mininterval=interval, dynamic_ncols=True) as bar:
         for _ in range(launches):
             able = {result.cell.id: result for result in todo if result.failed is None}
-            measured = crew.launch(
+            measured = workers.launch(
                 [result.cell for result in able.values()], checkouts, conditions, lambda: bar.update()
             )
             for id, readings in measured.items():
@@ -167,8 +167,8 @@ def _pass(
         result.judge()
 
 
-def _leave(results: Results, out: Path) -> int:
-    """Prints and writes what was found, and returns the exit code."""
+def _write_results(results: Results, out: Path) -> int:
+    """Prints and writes the results and returns the exit code."""
     if all(result.verdict is Verdict.NO_DATA and result.failed is None for result in results.cells):
         print("Interrupted before a cell could be judged: nothing is written.", file=sys.stderr)
         return console.EXIT_INTERRUPTED
@@ -176,7 +176,7 @@ def _leave(results: Results, out: Path) -> int:
     try:
         results.write(path)
     finally:
-        # Where no terminal tells its width, the table is wider than the 80 columns that rich assumes.
+        # If output is no terminal, rich assumes 80 columns, and the table is wider.
         Console(width=None if sys.stdout.isatty() else 120).print(tables.terminal(results))
     for result in results.cells:
         if result.failed is not None:

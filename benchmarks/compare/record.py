@@ -1,4 +1,4 @@
-"""Gathers comparisons whose outcome was known before into one file: how many were right.
+"""Gathers runs of `compare` with a known outcome into one file, and counts how many were right.
 
 python -m benchmarks.compare HEAD HEAD --always --seed 1 --out runs/null-1          # and so on
 python -m benchmarks.compare HEAD SLOWER --only "..." --seed 1 --out runs/planted-1
@@ -15,11 +15,11 @@ from benchmarks import console, files
 from benchmarks.compare.verdicts import CONFIDENCE, LEAST, RULED_OUT, Verdict
 
 FORMAT = 1
-"""Goes up when a field of the JSON file changes its meaning or its name."""
+"""Increase it when a field of the JSON file changes its meaning or its name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the file and prints the two counts; 1 where a run was wrong."""
+    """Writes the file and prints the two counts. Returns 1 if a run was wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare.record", description=__doc__)
     parser.add_argument("file", type=Path, help="what is written")
     parser.add_argument("--null", nargs="+", type=_load, default=[], help="of a revision against itself")
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(directory: str) -> dict[str, Any]:
-    """The run that was written there; the type of an argument."""
+    """An argument's type: reads the run that was written to this directory."""
     path = Path(directory) / "compare.json"
     try:
         run: dict[str, Any] = json.loads(path.read_text())
@@ -63,12 +63,12 @@ def _load(directory: str) -> dict[str, Any]:
 
 
 def alarms(runs: Sequence[dict[str, Any]]) -> int:
-    """How many said that something is slower."""
+    """How many runs reported something slower."""
     return sum(run["exit_code"] == console.EXIT_FAILED for run in runs)
 
 
 def summary(run: dict[str, Any]) -> dict[str, Any]:
-    """A run without its readings: its cells' verdicts, and of those that are not the same the figures."""
+    """A run without its readings: all cells' verdicts, and the figures of cells that are not "same"."""
     cells = run["cells"]
     figures = ("id", "verdict", "base", "head", "head_to_base", "noise")
     return {

@@ -1,4 +1,4 @@
-"""What a comparison found out: by cell and as a whole, its exit code, and the JSON file."""
+"""The results of a run of `compare`: per cell and as a whole, the exit code, and the JSON file."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ from benchmarks.compare.verdicts import Judgement, Launch, Verdict, judge
 from benchmarks.grid.cells import Cell
 
 FORMAT = 1
-"""Goes up when a field of the JSON file changes its meaning or its name."""
+"""Increase it when a field of the JSON file changes its meaning or its name."""
 
 EXIT_ERROR = 2
 
@@ -27,14 +27,14 @@ class CellResult:
     judgement: Judgement | None = None
 
     def add(self, readings: Launch | str) -> None:
-        """Another launch of the last pass; a failure stands."""
+        """Adds a launch to the last pass. A failure stays."""
         if isinstance(readings, str):
             self.failed = readings
         else:
             self.passes[-1].append(readings)
 
     def judge(self) -> None:
-        """Judges what is there; a pass that was broken off before its second launch counts for nothing."""
+        """Judges the readings. Ignores a pass that was interrupted before its second launch."""
         whole = [launches for launches in self.passes if len(launches) > 1]
         if whole and self.failed is None:
             self.judgement = judge(whole)
@@ -46,7 +46,7 @@ class CellResult:
 
 @dataclass
 class Results:
-    """Everything a comparison found out."""
+    """Everything a run of `compare` found."""
 
     base: Revision
     head: Revision
@@ -66,13 +66,13 @@ class Results:
 
     @property
     def summary(self) -> str:
-        """One line: how many cells of each verdict, and what is slower."""
+        """One line: the number of cells for each verdict."""
         counts = Counter(result.verdict for result in self.cells)
         text = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
         return f"{self.head} against {self.base}: {text}"
 
     def write(self, path: Path) -> None:
-        """Writes the JSON file: times in seconds a call, one value a round in each launch of each pass."""
+        """Writes the JSON file: seconds per call, one value per round in each launch of each pass."""
         content = {
             "format": FORMAT,
             "interrupted": self.interrupted,

@@ -1,4 +1,4 @@
-"""Which two states of the sources are compared: by git's names, or the working tree as it is."""
+"""The two states of the sources to compare: git revisions, or the working tree as it is."""
 
 import os
 import subprocess
@@ -7,22 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES = ("csrc", "fused_bn", "setup.py")
-"""All that can change the speed of a revision; it is timed by the benchmarks at hand."""
+"""Everything that can change the speed of a revision. The present checkout's benchmarks time all revisions.
+"""
 
 BASE_VARIABLE = "FUSED_BN_BASE"
 
 
 class RevisionError(Exception):
-    """git does not know, or cannot do, what was asked; the text says it in one sentence."""
+    """git does not know, or cannot do, what was asked. The text says it in one sentence."""
 
 
 class NoHistoryError(RevisionError):
-    """There is nothing before the commit at hand."""
+    """There is no commit to compare with."""
 
 
 @dataclass(frozen=True)
 class Revision:
-    """What somebody calls it, and the commit's full id."""
+    """A commit's name, as the user wrote it, and its full id."""
 
     name: str
     commit: str
@@ -38,7 +39,7 @@ class Repository:
         self.root = root
 
     def git(self, *arguments: str) -> str:
-        """What git prints; its hooks do not run."""
+        """Returns what git prints. Runs no git hooks."""
         command = ["git", "-C", str(self.root), "-c", f"core.hooksPath={os.devnull}", *arguments]
         try:
             found = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -51,7 +52,7 @@ class Repository:
 
     def revision(self, name: str) -> Revision:
         """The commit that git knows by `name`."""
-        self.git("rev-parse", "--git-dir")  # or the message below would be wrong outside of a repository
+        self.git("rev-parse", "--git-dir")  # gives the right error outside of a repository
         try:
             commit = self.git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
         except RevisionError:
@@ -59,27 +60,28 @@ class Repository:
         return Revision(name, commit)
 
     def working_tree(self) -> Revision:
-        """The tracked files as they are now, as a commit on no branch; HEAD where nothing is changed."""
+        """The tracked files as they are now, as a commit on no branch. HEAD if nothing changed."""
         stashed = self.git("stash", "create")
         return Revision("the working tree", stashed) if stashed else self.revision("HEAD")
 
     def untracked(self) -> list[str]:
-        """Sources that `working_tree` leaves out."""
+        """Untracked sources, which `working_tree` leaves out."""
         return self.git("ls-files", "--others", "--exclude-standard", "--", *SOURCES).splitlines()
 
     def changed(self, base: Revision, head: Revision, paths: Iterable[str] = SOURCES) -> list[str]:
-        """The files among `paths` that differ."""
+        """The files below `paths` that differ."""
         return self.git("diff", "--name-only", base.commit, head.commit, "--", *paths).splitlines()
 
     def contents(self, revision: Revision, paths: Iterable[str]) -> str:
-        """A text that is the same where the files below `paths` are."""
+        """A text that is the same if the files below `paths` are the same."""
         return self.git("ls-tree", revision.commit, "--", *paths)
 
     def before(self, env: Mapping[str, str] = os.environ) -> Revision:
-        """What HEAD is to be compared with where nobody says it; raises NoHistoryError.
+        """The revision that HEAD is compared with by default. Raises NoHistoryError.
 
-        $FUSED_BN_BASE, else where HEAD left origin/main, else (it is origin/main) the commit before the last
-        one that changed sources: main may have moved by several commits since somebody looked.
+        It is $FUSED_BN_BASE if set. Otherwise it is the commit where HEAD left origin/main. If HEAD is
+        origin/main, it is the commit before the last one that changed sources, because main may have moved by
+        several commits.
         """
         if env.get(BASE_VARIABLE):
             return self.revision(env[BASE_VARIABLE])
@@ -89,7 +91,7 @@ class Repository:
             if base.commit != head.commit:
                 return base
         except RevisionError:
-            pass  # no such remote, or nothing in common
+            pass  # no such remote, or no common commit
         try:
             last = self.git("log", "-1", "--format=%H", "HEAD", "--", *SOURCES)
             return self.revision(f"{last[:10]}~1" if last else "HEAD~1")

@@ -1,4 +1,4 @@
-"""A comparison as a table for the terminal."""
+"""The results of a run of `compare` as a table for the terminal."""
 
 from rich import box
 from rich.table import Table
@@ -22,7 +22,7 @@ COLOURS = {
 
 
 def terminal(results: Results) -> Table:
-    """The table that the job prints, a line a cell."""
+    """The table that the job prints, one line per cell."""
     title = f"{results.head} against {results.base}"
     table = Table(title=title, caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("cell", no_wrap=True)

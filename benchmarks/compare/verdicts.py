@@ -1,7 +1,7 @@
-"""What readings say: the ratio of two revisions, how sure it is, and in one word what came of it.
+"""Turns readings into verdicts: the ratio of two revisions, its confidence interval, and one word.
 
-Pure functions on numbers. A launch is one start of all processes: whatever is dealt out at a start
-(addresses, pages) biases all its rounds alike, so that a claim must be repeated over launches, not rounds.
+These are pure functions on numbers. A launch is one start of all processes. Addresses and pages are chosen at
+the start and bias all rounds of a launch alike, so a difference must repeat over launches, not rounds.
 """
 
 import math
@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 CONFIDENCE = 0.98
-"""Of an interval. A slowdown must be seen twice, in processes of its own each time: see `judge`."""
+"""Confidence of an interval. A slowdown must be seen twice, each time in new processes: see `judge`."""
 
 LEAST = 0.05
-"""A difference below that is none: code that only moves in memory may be as much faster or slower."""
+"""A smaller difference counts as none: code that only moves in memory can change speed by as much."""
 
 RULED_OUT = 0.15
-"""The difference that "same" excludes."""
+"""The verdict "same" excludes a difference of this size."""
 
 RESAMPLES = 2000
 
 
 class Verdict(str, Enum):
-    """Of head against base; UNSTABLE where neither a difference nor its absence can be claimed."""
+    """Head against base. UNSTABLE: the readings show neither a difference nor its absence."""
 
     FASTER = "faster"
     SAME = "same"
@@ -38,7 +38,7 @@ class Verdict(str, Enum):
 
 @dataclass(frozen=True)
 class Launch:
-    """Seconds a call, a value a round: of base, of head, and of the base's twin, another process of it."""
+    """Seconds a call, one value a round; `twin` is the A/A control: base again, in a process of its own."""
 
     base: Sequence[float]
     twin: Sequence[float]
@@ -55,16 +55,16 @@ class Interval:
 
     @property
     def noise(self) -> float:
-        """How far from one the ratio is, whichever way: 0.05 for 1.05 and for 1 / 1.05."""
+        """How far the ratio is from 1 in either direction: 0.05 for 1.05 and for 1 / 1.05."""
         return math.exp(abs(math.log(self.ratio))) - 1
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What all passes over a cell say together."""
+    """The result of all passes over a cell together."""
 
     base: float
-    """Seconds a call, the median."""
+    """Seconds per call, the median."""
     head: float
     head_to_base: Interval
     twin_to_base: Interval
@@ -76,10 +76,10 @@ class Judgement:
 
 
 def judge(passes: Sequence[Sequence[Launch]], seed: int = 0) -> Judgement:
-    """Of one or more passes over a cell, each of two launches or more.
+    """Judges a cell by one or more passes of at least two launches each.
 
-    All launches together must be sure of a difference. Where there was more than one pass, the last one must
-    be so alone: the earlier ones chose the cell for being conspicuous.
+    All launches together must show a difference. If there are several passes, the last one must also show it
+    alone, because the earlier ones selected the cell for being conspicuous.
     """
     pooled = [launch for launches in passes for launch in launches]
     together = _judge(pooled, seed)
@@ -90,19 +90,19 @@ def judge(passes: Sequence[Sequence[Launch]], seed: int = 0) -> Judgement:
 
 
 def ambiguous(verdict: Verdict, passes: int) -> bool:
-    """Whether a cell is to be measured again before anybody is told: not a slowdown that was seen twice."""
+    """Whether to measure a cell again: it is unstable, or slower in its first pass only."""
     return verdict is Verdict.UNSTABLE or (verdict is Verdict.SLOWER and passes < 2)
 
 
 def _judge(launches: Sequence[Launch], seed: int) -> Judgement:
-    base, twin, head = (
+    base, control, head = (
         np.log([getattr(launch, role) for launch in launches]) for role in ("base", "twin", "head")
     )
     generator = np.random.default_rng(seed)
-    noise = interval(twin - base, generator)
-    found = interval(head - (base + twin) / 2, generator)
+    noise = interval(control - base, generator)
+    found = interval(head - (base + control) / 2, generator)
     return Judgement(
-        base=math.exp(float(np.median([base, twin]))),
+        base=math.exp(float(np.median([base, control]))),
         head=math.exp(float(np.median(head))),
         head_to_base=found,
         twin_to_base=noise,
@@ -111,7 +111,7 @@ def _judge(launches: Sequence[Launch], seed: int) -> Judgement:
 
 
 def verdict(found: Interval, noise: Interval) -> Verdict:
-    """Of head to base, given the twin to base."""
+    """Head against base; `noise` is the A/A control against base."""
     bound = 1 + max(LEAST, noise.noise)
     if found.low > bound:
         return Verdict.SLOWER
@@ -122,10 +122,11 @@ def verdict(found: Interval, noise: Interval) -> Verdict:
 
 
 def interval(logs: Array, generator: np.random.Generator) -> Interval:
-    """Of logarithms of ratios, (launches, rounds): the mean of the launches' medians over their rounds.
+    """The interval of log ratios of shape (launches, rounds): the mean of the launches' medians.
 
-    The bootstrap draws launches, and rounds within each (Davison and Hinkley, Bootstrap Methods, 3.8).
-    Deviations are widened by sqrt(L / (L - 1)): L drawn launches vary by so much less than L new ones would.
+    The bootstrap draws launches, and rounds within each (Davison and Hinkley, Bootstrap Methods, 3.8). It
+    underestimates the variance over L launches by the factor (L - 1) / L, so deviations are widened by sqrt(L
+    / (L - 1)).
     """
     launches, rounds = logs.shape
     if launches < 2:

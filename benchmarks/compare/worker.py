@@ -1,11 +1,12 @@
-"""One process that computes with one revision's fused_bn: takes orders and gives answers as lines of JSON.
+"""A process that runs one revision's fused_bn. Orders and answers are lines of JSON.
 
-    python -m benchmarks.compare.worker CHECKOUT DEVICE THREADS
+  python -m benchmarks.compare.worker CHECKOUT DEVICE THREADS
 
-The harness is that of the process's own `benchmarks`, whatever CHECKOUT holds: old revisions have none.
-Orders: {"do": "prepare", "shape", "layout", "dtype", "direction", "seconds"} makes a cell ready whose
-readings last that long; {"do": "read", "readings"} answers {"seconds": [of a call, ...]}. What goes wrong
-is answered {"error": text}.
+The measuring code is the present checkout's `benchmarks`, because old revisions have none.
+
+Order {"do": "prepare", "shape", "layout", "dtype", "direction", "seconds"} prepares a cell whose readings
+last `seconds`. Order {"do": "read", "readings"} answers {"seconds": [per call, ...]}. An error answers
+{"error": text}.
 """
 
 import gc
@@ -22,19 +23,19 @@ from torch import Tensor
 
 from benchmarks import timing
 
-if TYPE_CHECKING:  # at run time behind `load`: it imports fused_bn
-    from benchmarks.contest import Case, Contest
+if TYPE_CHECKING:  # at run time only after `load`, because it imports fused_bn
+    from benchmarks.comparison import Case, Comparison
 
 SPACER_BYTES = 2 << 20
-"""At most: of the quick cells' largest tensors' size."""
+"""The largest spacer: the size of the quick cells' largest tensors."""
 
 
 class LoadError(Exception):
-    """The checkout's fused_bn, or its extension, is not what would be timed."""
+    """fused_bn or its extension was loaded from elsewhere than the checkout."""
 
 
 def load(checkout: Path) -> None:
-    """Imports fused_bn from `checkout`, wherever else one is installed; raises LoadError."""
+    """Imports fused_bn from `checkout`, even if another one is installed. Raises LoadError."""
     sys.path.insert(0, str(checkout))
     try:
         package = importlib.import_module("fused_bn")
@@ -50,78 +51,79 @@ def load(checkout: Path) -> None:
 
 
 class Server:
-    """What the orders do; keeps the tensors of the last case, whose directions come behind each other."""
+    """Carries out the orders. Keeps the last case's tensors, because its directions follow each other."""
 
     def __init__(self, device: str) -> None:
         self._device = torch.device(device)
         self._case: Case | None = None
-        self._contest: Contest | None = None
+        self._comparison: Comparison | None = None
         self._direction = ""
         self._calls = 1
         self._spacers: list[Tensor] = []
 
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
-        """What an order comes to; errors are part of the answer."""
+        """Returns the answer to an order. Errors are answers too."""
         try:
             do = order.pop("do")
             return self._prepare(**order) if do == "prepare" else self._read(**order)
-        except Exception as error:  # of a revision that may be anything
+        except Exception as error:  # a revision may raise anything
             return {"error": f"{type(error).__name__}: {error}"}
 
     def _prepare(
         self, shape: list[int], layout: str, dtype: str, direction: str, seconds: float
     ) -> dict[str, Any]:
-        from benchmarks.contest import Case
+        from benchmarks.comparison import Case
 
-        self._contest, self._direction = self._contest_of(Case(tuple(shape), layout, dtype)), direction
-        slot = self._contest.slots(direction)["ours"]
+        self._comparison, self._direction = self._comparison_of(Case(tuple(shape), layout, dtype)), direction
+        slot = self._comparison.slots(direction)["ours"]
         self._calls = timing.calls_lasting(seconds, slot, self._device)
         return {"calls": self._calls}
 
-    def _contest_of(self, case: "Case") -> "Contest":
-        from benchmarks.contest import Contest
+    def _comparison_of(self, case: "Case") -> "Comparison":
+        from benchmarks.comparison import Comparison
 
-        if self._contest is None or case != self._case:
-            self._case, self._contest = None, None  # not two at once
+        if self._comparison is None or case != self._case:
+            self._case, self._comparison = None, None  # frees the old case before the new one is made
             gc.collect()
-            contest = Contest(case, self._device)
-            contest.check()
-            evaluating = contest.slots("evaluation")
-            contest.check_results("ours", "evaluation", evaluating["ours"](), evaluating["eager"]())
-            self._case, self._contest = case, contest
-        return self._contest
+            comparison = Comparison(case, self._device)
+            comparison.check()
+            evaluating = comparison.slots("evaluation")
+            comparison.check_results("ours", "evaluation", evaluating["ours"](), evaluating["eager"]())
+            self._case, self._comparison = case, comparison
+        return self._comparison
 
     def _read(self, readings: int) -> dict[str, Any]:
-        """The first reading is the warm-up: what others left in caches, and where they still spin, goes."""
-        assert self._contest is not None
-        self._spacers = move(self._contest)
-        slot = self._contest.slots(self._direction)["ours"]
+        """The first reading is not returned: it warms up caches that other processes have used."""
+        assert self._comparison is not None
+        self._spacers = move(self._comparison)
+        slot = self._comparison.slots(self._direction)["ours"]
         taken = [timing.seconds(slot, self._calls, self._device) for _ in range(1 + readings)]
         return {"seconds": taken[1:]}
 
 
-def move(contest: "Contest") -> list[Tensor]:
-    """Gives the contest's tensors another place in memory, and returns what must live to keep them there.
+def move(comparison: "Comparison") -> list[Tensor]:
+    """Moves the comparison's tensors in memory. Returns spacers that must stay alive to keep them there.
 
-    Where the heap puts tensors decides whether they meet in the caches: forward and backward of 2 MB took
-    230 to 400 us, the same for as long as they lay there. Over the rounds that becomes noise, which averages.
+    The tensors' addresses decide whether they conflict in the caches: forward and backward of 2 MB took 230
+    to 400 us, constant for as long as the tensors stayed. Moving them each round turns this bias into noise
+    that averages out.
     """
-    contest.clear_gradients()
+    comparison.clear_gradients()
     spacers = [torch.empty(random.randrange(SPACER_BYTES), dtype=torch.uint8) for _ in range(3)]
-    contest.input = contest.input.detach().clone().requires_grad_()
-    contest.grad_output = contest.grad_output.clone()
+    comparison.input = comparison.input.detach().clone().requires_grad_()
+    comparison.grad_output = comparison.grad_output.clone()
     return spacers
 
 
 def serve(orders: TextIO, answers: TextIO, server: Server) -> None:
-    """Answers until no more orders come."""
+    """Answers until the orders end."""
     for line in orders:
         print(json.dumps(server.answer(json.loads(line))), file=answers, flush=True)
 
 
 def main(argv: list[str]) -> None:
     checkout, device, threads = argv
-    # Whatever a library prints goes to the log, not among the answers.
+    # Standard output becomes the log, so that a library's prints do not mix with the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
@@ -130,7 +132,7 @@ def main(argv: list[str]) -> None:
         print(json.dumps({"error": str(error)}), file=answers, flush=True)
         return
     torch.set_num_threads(int(threads))
-    gc.disable()  # a collection takes a tenth of a second: here, none comes within a reading
+    gc.disable()  # a collection takes a tenth of a second and must not fall into a reading
     print(json.dumps({"loaded": checkout}), file=answers, flush=True)
     serve(sys.stdin, answers, Server(device))
 

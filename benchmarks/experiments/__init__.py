@@ -1,5 +1,5 @@
-"""The experiments that made batch norm known, on our kernels: `python -m benchmarks.experiments`."""
+"""The experiments that made batch norm known, with our kernels: `python -m benchmarks.experiments`."""
 
 import os
 
-os.environ["KERAS_BACKEND"] = "torch"  # before keras is first imported
+os.environ["KERAS_BACKEND"] = "torch"  # must be set before keras is first imported

@@ -1,4 +1,4 @@
-"""The experiments' data: iris, circles and MNIST, cut into the published parts."""
+"""The experiments' data: iris, circles and MNIST, split as published."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from benchmarks.lenet.training import Data
 
 @dataclass(frozen=True)
 class Part:
-    """Inputs are float32 of shape (N, *), images (N, height, width, channels); labels int64 of shape (N,)."""
+    """Inputs: float32 of shape (N, *), images (N, height, width, channels). Labels: int64 of shape (N,)."""
 
     inputs: NDArray[np.float32]
     labels: NDArray[np.int64]
@@ -29,7 +29,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Split:
-    """Parts by name: "train", which alone is learned from, "test", and "validation" in some experiments."""
+    """Parts by name: "train", the only one that is learned from, "test", and sometimes "validation"."""
 
     parts: Mapping[str, Part]
 
@@ -44,9 +44,9 @@ class Split:
 
 
 def iris(seed: int, _examples: int | None, _directory: Path | None) -> Split:
-    """Fisher 1936: 150 flowers, 4 lengths each, 3 species; 90 to train, 30 to validate, 30 to test.
+    """Fisher 1936: 150 flowers of 3 species, 4 lengths each. 90 to train, 30 to validate, 30 to test.
 
-    The seed chooses which; it is not known which the published ones were.
+    The seed chooses the parts. The published choice is not known.
     """
     inputs, labels = load_iris(return_X_y=True)
     rest, test, rest_labels, test_labels = train_test_split(
@@ -65,13 +65,13 @@ def iris(seed: int, _examples: int | None, _directory: Path | None) -> Split:
 
 
 def circles(_seed: int, _examples: int | None, _directory: Path | None) -> Split:
-    """1000 points on two circles with noise, the published ones; the first 500 for training."""
+    """The published 1000 points on two circles with noise. The first 500 are for training."""
     points, labels = make_circles(n_samples=1000, noise=0.1, random_state=1)
     return Split({"train": Part.of(points[:500], labels[:500]), "test": Part.of(points[500:], labels[500:])})
 
 
 def digits(_seed: int, examples: int | None, directory: Path | None) -> Split:
-    """MNIST's images of shape (28, 28, 1), from 0 to 1; the first so many for training, where not all."""
+    """MNIST's images of shape (28, 28, 1), from 0 to 1, with all or the first `count` for training."""
     loaded = _mnist(directory)
     return Split(
         {
@@ -90,7 +90,7 @@ def digit_rows(seed: int, examples: int | None, directory: Path | None) -> Split
 
 
 def large_digits(_seed: int, examples: int | None, directory: Path | None) -> Split:
-    """MNIST's images of shape (32, 32, 1), enlarged as the main job does it."""
+    """MNIST's images of shape (32, 32, 1), enlarged as in benchmarks.lenet."""
     data = _enlarged(directory)
     train, test = (images.numpy().reshape(-1, 32, 32, 1) for images in (data.train_images, data.test_images))
     return Split(

@@ -1,4 +1,4 @@
-"""What an experiment is: data, the variants of a network, how they are trained, and what was claimed."""
+"""What an experiment has: data, variants of a network, their training, and the published claims."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +11,11 @@ from benchmarks.experiments.layers import Network, Optimizer
 
 @dataclass
 class Curve:
-    """One variant trained from one seed; accuracies in [0, 1].
+    """One variant trained from one seed. Accuracies are in [0, 1].
 
-    By epoch: the loss and the accuracy in training, as means over the epoch's batches, and the accuracy on
-    `Split.watched` after it. At the end: the accuracy on each part of the split, by its name.
+    The lists have one entry per epoch: loss and accuracy in training, as means over the epoch's batches, and
+    the accuracy on `Split.watched` after the epoch. `final` has the accuracy on each part of the split, by
+    its name.
     """
 
     seed: int
@@ -23,14 +24,15 @@ class Curve:
     watched_accuracy: list[float] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
-    """Of training, the evaluation after each epoch included."""
+    """Seconds of training, including the evaluation after each epoch."""
 
 
 @dataclass(frozen=True)
 class Variant:
     """One network with its optimiser.
 
-    published: accuracies in [0, 1], by "train", "validation" and "test", the final ones, or "epoch 1".
+    published: the published accuracies in [0, 1], by "train", "validation" and "test" at the end, or "epoch
+    1".
     """
 
     id: str
@@ -41,12 +43,12 @@ class Variant:
 
 
 ROUNDED = 0.0005
-"""How far a published accuracy may be from what it was rounded from."""
+"""A published accuracy is rounded; this is the largest rounding error."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What one curve comes from; norm is "fused" for ours or "framework" for PyTorch's or Keras' own."""
+    """What a curve is made from. norm is "fused" for ours, "framework" for PyTorch's or Keras' own."""
 
     variant: Variant
     split: Split
@@ -57,12 +59,12 @@ class Training:
 
 
 Curves = Mapping[str, Sequence[Curve]]
-"""Those of all seeds, by the variant's id."""
+"""The curves of all seeds, by the variant's id."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a claim holds for the curves that there are, and the numbers it was judged by."""
+    """Whether the curves support a claim, and the numbers that decide it."""
 
     holds: bool
     measured: str
@@ -70,10 +72,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """What was published, or is expected, in words, and how it is judged.
+    """A published or expected result in words, and its test.
 
-    needs_full: means nothing where the training was shortened by --quick.
-    needs_seeds: nor of fewer seeds.
+    needs_full: the claim means nothing after a training shortened by --quick. needs_seeds: the number of
+    seeds that the claim needs.
     """
 
     text: str
@@ -84,7 +86,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Length:
-    """How much is trained: seeds from 0, epochs, and how many of the training examples, None for all."""
+    """How much is trained: the number of seeds, epochs, and training examples (None for all)."""
 
     seeds: int
     epochs: int
@@ -95,9 +97,10 @@ class Length:
 class Experiment:
     """Everything about one experiment that does not depend on the API.
 
-    load: the data from a seed, the number of training examples (None for all) and the directory of MNIST;
-        raises benchmarks.mnist.MnistError where that is needed and not to be had.
-    panels: titles and ids of the variants drawn into one set of axes.
+    load: returns the data for a seed, a number of training examples (None for all) and MNIST's directory.
+    Raises
+        benchmarks.mnist.MnistError if MNIST is needed and not found.
+    panels: titles and ids of the variants that share one set of axes in the picture.
     """
 
     name: str
@@ -122,12 +125,12 @@ def final(part: str) -> Callable[[Curve], float]:
 
 
 def mean(curves: Sequence[Curve], of: Callable[[Curve], float]) -> float:
-    """Over the seeds."""
+    """The mean over the seeds."""
     return statistics.fmean(of(curve) for curve in curves)
 
 
 def epochs_to(accuracy: float) -> Callable[[Curve], float]:
-    """How many epochs it took to that accuracy on the watched part; infinity where it was not reached."""
+    """The epochs until the watched part reaches that accuracy. Infinity if it never does."""
 
     def count(curve: Curve) -> float:
         reached = (n for n, found in enumerate(curve.watched_accuracy, start=1) if found >= accuracy)
@@ -137,7 +140,7 @@ def epochs_to(accuracy: float) -> Callable[[Curve], float]:
 
 
 def ahead(better: str, worse: str, of: Callable[[Curve], float]) -> Callable[[Curves], Verdict]:
-    """Judges whether the mean over the seeds of an accuracy is higher for one variant than for another."""
+    """Tests whether one variant's mean accuracy over the seeds is higher than another's."""
 
     def judge(curves: Curves) -> Verdict:
         ours, theirs = mean(curves[better], of), mean(curves[worse], of)
@@ -151,7 +154,7 @@ def ahead(better: str, worse: str, of: Callable[[Curve], float]) -> Callable[[Cu
 
 
 def at_least(id: str, accuracy: float, of: Callable[[Curve], float]) -> Callable[[Curves], Verdict]:
-    """Judges whether every seed of a variant reaches an accuracy."""
+    """Tests whether every seed of a variant reaches an accuracy."""
 
     def judge(curves: Curves) -> Verdict:
         lowest = min(of(curve) for curve in curves[id])
@@ -161,7 +164,7 @@ def at_least(id: str, accuracy: float, of: Callable[[Curve], float]) -> Callable
 
 
 def at_most(id: str, accuracy: float, of: Callable[[Curve], float]) -> Callable[[Curves], Verdict]:
-    """Judges whether no seed of a variant is above an accuracy."""
+    """Tests whether no seed of a variant exceeds an accuracy."""
 
     def judge(curves: Curves) -> Verdict:
         highest = max(of(curve) for curve in curves[id])
@@ -171,9 +174,9 @@ def at_most(id: str, accuracy: float, of: Callable[[Curve], float]) -> Callable[
 
 
 def repeats(variant: Variant) -> Claim:
-    """The claim that the published final accuracies could be those of one more seed.
+    """Claims that the published final accuracies could come from one more seed.
 
-    Each within two standard deviations of the seeds' mean, which 95 % of what is normally distributed are.
+    Each must be within two standard deviations of the seeds' mean. This holds for 95 % of normal values.
     """
     figures = ", ".join(f"{part} {accuracy:.3f}" for part, accuracy in variant.published.items())
 

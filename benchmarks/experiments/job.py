@@ -1,4 +1,4 @@
-"""The job behind `python -m benchmarks.experiments`: arguments, runs, and what is left."""
+"""The job behind `python -m benchmarks.experiments`: its arguments, its runs, and its files."""
 
 import argparse
 import math
@@ -25,7 +25,7 @@ BAR = "{desc} {percentage:3.0f}% {bar} {remaining} left"
 
 
 class Api(Protocol):
-    """What the modules `torch_api` and `keras_api` have."""
+    """What the modules `torch_api` and `keras_api` provide."""
 
     def train(self, training: Training, report: Callable[[], object]) -> Curve: ...
 
@@ -33,7 +33,7 @@ class Api(Protocol):
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line; exits with a message and status 2 where it is wrong."""
+    """Parses the command line. Exits with a message and status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.experiments",
         description="Repeats published experiments with batch norm: prints our figures beside the published, "
@@ -82,7 +82,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the experiments; returns 0, 1 (see the message, or --check and a claim failed) or 130."""
+    """Runs the experiments. Returns 0, 1 (see the message, or --check and a failed claim) or 130."""
     args = arguments(argv)
     try:
         held = _job(args)
@@ -95,11 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _job(args: argparse.Namespace) -> bool:
-    """Whether all claims held; each experiment's files are written as soon as it is finished."""
+    """Returns whether all claims hold. Writes the files of an experiment as soon as it is finished."""
     api = _api(args.api)
     experiments = list(EXPERIMENTS.values()) if args.name == ALL else [EXPERIMENTS[args.name]]
     for experiment in experiments:
-        experiment.load(0, 1, args.data)  # so that missing data is missed before hours of training
+        experiment.load(0, 1, args.data)  # loads all data first, to fail before hours of training
     recorded = {name: value for name, value in options.plain(args).items() if name not in ("data", "out")}
     held = True
     for experiment in experiments:
@@ -108,9 +108,9 @@ def _job(args: argparse.Namespace) -> bool:
             _run(results, args, api)
         except KeyboardInterrupt:
             results.interrupted = True
-            _leave(results, args.out)
+            _write_results(results, args.out)
             raise
-        _leave(results, args.out)
+        _write_results(results, args.out)
         held = held and all(judged.verdict.holds for judged in results.judged())
     return held
 
@@ -130,7 +130,7 @@ def _length(experiment: Experiment, args: argparse.Namespace) -> Length:
 
 
 def _run(results: Results, args: argparse.Namespace, api: Api) -> None:
-    """Fills `results` seed by seed, so that what an interruption leaves is the same for all variants."""
+    """Fills `results` seed by seed, so that an interruption leaves the same seeds for all variants."""
     experiment, length = results.experiment, results.length
 
     def split_of(seed: int) -> Split:
@@ -152,8 +152,8 @@ def _run(results: Results, args: argparse.Namespace, api: Api) -> None:
             results.add(curves)
 
 
-def _leave(results: Results, directory: Path) -> None:
-    """Writes and prints what was finished; without a finished seed, there is nothing to write."""
+def _write_results(results: Results, directory: Path) -> None:
+    """Writes and prints the finished seeds, if any."""
     if results.interrupted:
         left = "only whole seeds are" if results.seeds else "before a seed was finished: nothing is"
         print(f"Interrupted: {left} written.", file=sys.stderr)

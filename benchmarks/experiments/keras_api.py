@@ -1,4 +1,4 @@
-"""The experiments' networks as Keras models on its torch backend, and `model.fit`."""
+"""The experiments' networks as Keras models on the torch backend, trained by `model.fit`."""
 
 import time
 from collections.abc import Callable
@@ -16,9 +16,9 @@ EVALUATION_BATCH = 1000
 
 
 def train(training: Training, report: Callable[[], object]) -> Curve:
-    """As `torch_api.train`, but that layers behind a norm do not begin as they do without it.
+    """As `torch_api.train`, except that a norm changes the initial weights of later layers.
 
-    Keras draws a new seed for each initialiser.
+    Keras draws a new seed for each initialiser, and a norm has initialisers.
     """
     variant, split = training.variant, training.split
     keras.utils.set_random_seed(training.seed)
@@ -63,13 +63,13 @@ class _Reporter(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def conditions() -> dict[str, Any]:
-    """What the figures depend on besides the code; Keras trains where its torch backend puts tensors."""
+    """What the figures depend on besides the code. Keras trains on its torch backend's device."""
     device = torch.device(keras.ops.zeros(()).device)
     return {**environment(device), "keras": keras.__version__}
 
 
 def model(network: layers.Network, shape: tuple[int, ...], norm: str) -> Any:
-    """The network for examples of `shape`, channels last; draws from Keras' global generator."""
+    """The network for examples of `shape`, channels last. Draws from Keras' global generator."""
     return keras.Sequential([keras.Input(shape), *(_layer(layer, norm) for layer in network)])
 
 

@@ -1,8 +1,8 @@
-"""The words that the experiments' networks are written in; both APIs build a model from them.
+"""The layers of the experiments' networks. Both APIs build a model from these descriptions.
 
-Names and defaults are Keras', whose users published the experiments: a momentum is the share of the old
-running statistics that stays, weights are Glorot-uniform (Glorot and Bengio 2010), biases 0, there is no
-padding. A network ends in logits; the softmax or sigmoid behind them is part of the loss.
+Names and defaults are Keras', because the experiments were published with Keras. A momentum is the share of
+the old running statistics that stays. Weights are Glorot-uniform (Glorot and Bengio 2010), biases are 0,
+there is no padding. A network ends in logits; the loss includes the softmax or sigmoid.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Dense:
     use_bias: bool = True
     kernel_initializer: Initialiser = "glorot_uniform"
     bias: float = 0.0
-    """What the bias begins as."""
+    """The initial bias."""
 
 
 @dataclass(frozen=True)
@@ -39,29 +39,29 @@ class Conv:
 
 @dataclass(frozen=True)
 class Norm:
-    """Batch normalisation over all dimensions but the channels', and an activation in the same pass."""
+    """Batch normalisation over all dimensions but the channels', and an activation in the same call."""
 
     activation: Activation = "linear"
     momentum: float = 0.99
     epsilon: float = 1e-3
     affine: bool = True
-    """With a weight (gamma) and a bias (beta)."""
+    """Whether there are a weight (gamma) and a bias (beta)."""
     weight: float = 1.0
-    """What the weight begins as."""
+    """The initial weight."""
     bias_std: float = 0.0
-    """The standard deviation of what the bias begins as; its mean is 0."""
+    """The standard deviation of the initial bias, whose mean is 0."""
 
 
 @dataclass(frozen=True)
 class Lstm:
-    """A long short-term memory (Hochreiter and Schmidhuber 1997); its output is that of the last step."""
+    """A long short-term memory (Hochreiter and Schmidhuber 1997). Returns the last step's output."""
 
     units: int
 
 
 @dataclass(frozen=True)
 class MaxPool:
-    """The largest of each square."""
+    """The maximum of each square."""
 
     size: int = 2
 
@@ -75,12 +75,12 @@ class AveragePool:
 
 @dataclass(frozen=True)
 class Flatten:
-    """All dimensions but the first become one."""
+    """Flattens all dimensions but the first."""
 
 
 @dataclass(frozen=True)
 class Softmax:
-    """Probabilities, for a network that has them in place of its logits."""
+    """Turns logits into probabilities, for networks that were published this way."""
 
 
 Layer = Dense | Conv | Norm | Lstm | MaxPool | AveragePool | Flatten | Softmax
@@ -97,7 +97,7 @@ class Sgd:
 
 @dataclass(frozen=True)
 class Adam:
-    """Kingma and Ba 2015, https://arxiv.org/abs/1412.6980, with Keras' defaults."""
+    """Adam (Kingma and Ba 2015) with Keras' defaults."""
 
     learning_rate: float = 1e-3
     epsilon: float = 1e-7

@@ -1,4 +1,4 @@
-"""What --normalize does to the inputs: each feature by itself, from the training part's values alone."""
+"""--normalize: scales each feature on its own, by the training part's values."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,32 +8,32 @@ from benchmarks.experiments.data import Part, Split
 
 
 class MeanScaler:
-    """(x - mean) / (max - min), for which scikit-learn has no scaler, in its manner.
+    """Scales by (x - mean) / (max - min). scikit-learn has no such scaler; this one has the same methods.
 
     A constant feature becomes 0.
     """
 
     def fit(self, inputs: NDArray[np.float64]) -> "MeanScaler":
-        """From inputs of shape (N, features)."""
+        """Fits inputs of shape (N, features)."""
         low, high = inputs.min(axis=0), inputs.max(axis=0)
-        # The mean of equal values may be off by a rounding, which no range would divide.
+        # The mean of equal values may have a rounding error, which a range of 0 cannot scale.
         self.mean_ = np.where(low == high, low, inputs.mean(axis=0))
         self.range_ = np.where(low == high, 1, high - low)
         return self
 
     def transform(self, inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of shape (N, features)."""
+        """Scales inputs of shape (N, features)."""
         return (inputs - self.mean_) / self.range_
 
 
 SCALERS = {"none": None, "minmax": MinMaxScaler, "mean": MeanScaler, "zscore": StandardScaler}
-"""By what --normalize calls them: nothing, to [0, 1], see above, and to mean 0 and deviation 1."""
+"""Scalers by their name in --normalize: none, to [0, 1], the class above, and to mean 0 and deviation 1."""
 
 
 def normalized(split: Split, name: str) -> Split:
-    """The split with all parts transformed by the scaler of that name, fitted to the training part.
+    """Returns the split with all parts scaled by the scaler of that name, fitted to the training part.
 
-    A feature is one number of an example, for images that of one pixel.
+    A feature is one number of an example. For images it is one pixel.
     """
     if SCALERS[name] is None:
         return split

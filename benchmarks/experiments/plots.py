@@ -1,4 +1,4 @@
-"""The picture of one experiment: accuracy by epoch, of each variant in training and on what was held out."""
+"""The picture of one experiment: each variant's accuracy by epoch, in training and on the watched part."""
 
 import math
 from pathlib import Path
@@ -11,12 +11,12 @@ from matplotlib.ticker import MaxNLocator
 from benchmarks import files
 from benchmarks.experiments.results import Results
 
-COLORS = ("#000000", "#0072B2", "#D55E00")  # Okabe and Ito's; a panel has three variants at most
+COLORS = ("#000000", "#0072B2", "#D55E00")  # the palette of Okabe and Ito; a panel has at most three variants
 _COLUMNS = 3
 
 
 def write(results: Results, path: Path) -> None:
-    """Writes a PNG: a panel for each group of variants, all with the same axes."""
+    """Writes a PNG with one panel per group of variants. All panels have the same axes."""
     panels = results.experiment.panels
     columns = min(_COLUMNS if len(panels) != 4 else 2, len(panels))
     rows = math.ceil(len(panels) / columns)

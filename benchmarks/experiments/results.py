@@ -1,4 +1,4 @@
-"""What one experiment found: as a table beside the published figures, as judged claims and as JSON."""
+"""The results of one experiment: a table with the published figures, judged claims, and JSON."""
 
 import json
 import math
@@ -15,10 +15,10 @@ from benchmarks import files
 from benchmarks.experiments.experiment import Curve, Experiment, Length, Variant, Verdict, first_epoch
 
 FORMAT = 1
-"""Goes up when a field of the JSON file changes its meaning or its name."""
+"""Increase it when a field of the JSON file changes its meaning or its name."""
 
 DEFAULTS = {"api": "torch", "norm": "fused", "normalize": "none", "quick": False}
-"""Arguments whose other values are in the names of the files."""
+"""Arguments that appear in the files' names if they differ from the default."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Judged:
 
 @dataclass
 class Results:
-    """All curves of one experiment, of the same seeds for every variant.
+    """All curves of one experiment, with the same seeds for every variant.
 
     watched: the name of the part that is evaluated after each epoch.
     """
@@ -48,18 +48,18 @@ class Results:
     interrupted: bool = False
 
     def add(self, curves: Mapping[str, Curve]) -> None:
-        """Those of one more seed, by the variant's id."""
+        """Adds the curves of one more seed, by the variant's id."""
         for id, curve in curves.items():
             self.curves.setdefault(id, []).append(curve)
 
     @property
     def seeds(self) -> int:
-        """How many are finished."""
+        """How many seeds are finished."""
         return min((len(curves) for curves in self.curves.values()), default=0)
 
     @property
     def stem(self) -> str:
-        """Of the names of its files, such as circles-keras-zscore."""
+        """The start of the files' names, such as circles-keras-zscore."""
         parts = [self.experiment.name]
         for name, default in DEFAULTS.items():
             if (value := self.arguments[name]) != default:
@@ -68,7 +68,7 @@ class Results:
 
     @property
     def conditions(self) -> str:
-        """In two lines, what the figures were measured with."""
+        """The conditions of the measurement, in two lines."""
         a, e = self.arguments, self.environment
         fused = f"fused_bn {e['fused_bn']} ({e['fused_bn_kernels']})"
         norm = fused if a["norm"] == "fused" else "the framework's norm"
@@ -80,7 +80,7 @@ class Results:
         )
 
     def judged(self) -> list[Judged]:
-        """The claims that mean something after so much training; none before a seed is finished."""
+        """The claims that this much training can decide. None before a seed is finished."""
         full = self.experiment.full
         shortened = self.length.epochs < full.epochs or self.length.examples != full.examples
         claims = [
@@ -91,9 +91,9 @@ class Results:
         return [Judged(claim.text, claim.judge(self.curves)) for claim in claims]
 
     def write(self, path: Path) -> None:
-        """Writes the JSON file: accuracies in [0, 1], seconds; a loss that is not finite is null.
+        """Writes the JSON file: accuracies in [0, 1], seconds. A loss that is not finite is null.
 
-        Rounded to 6 decimals, and without line breaks, which would be half of it.
+        Numbers are rounded to 6 decimals. There are no line breaks, because they would be half of the file.
         """
         content = {
             "format": FORMAT,
@@ -116,14 +116,14 @@ class Results:
         files.write_whole(path, json.dumps(content, allow_nan=False) + "\n")
 
     def table(self) -> Table:
-        """A row a variant: mean and standard deviation over the seeds; below it the published figures."""
+        """One row per variant: mean and standard deviation over the seeds. Published figures follow it."""
         table = Table(
             caption="accuracies: mean ± standard deviation over the seeds\n"
             f"epoch 1: on the part {self.watched}; s: seconds a run",
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
-            show_edge=False,  # then it fits 80 columns
+            show_edge=False,  # makes it fit 80 columns
         )
         table.add_column("", no_wrap=True)
         for heading in (*self.columns(), "s"):
@@ -138,17 +138,17 @@ class Results:
         return table
 
     def columns(self) -> list[str]:
-        """Of accuracies: after the first epoch on the watched part, then at the end on each part."""
+        """The columns of accuracies: the watched part after the first epoch, and each part at the end."""
         return ["epoch 1", *next(iter(self.curves.values()))[0].final]
 
     def published(self, variant: Variant) -> list[str]:
-        """By column; nothing where nothing was published."""
+        """The published figures by column; empty if there are none."""
         found = (variant.published.get(column) for column in self.columns())
         return ["" if accuracy is None else f"{accuracy:.3f}" for accuracy in found]
 
 
 def accuracies(column: str, curves: Sequence[Curve]) -> list[float]:
-    """Of all seeds, in [0, 1]."""
+    """A column's accuracies of all seeds, in [0, 1]."""
     return [first_epoch(curve) if column == "epoch 1" else curve.final[column] for curve in curves]
 
 
@@ -159,7 +159,7 @@ def figure(accuracies: Sequence[float]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """With floats as JSON has them."""
+    """Floats in a form that JSON has."""
     match value:
         case dict():
             return {name: _plain(inner) for name, inner in value.items()}

@@ -17,11 +17,11 @@ from benchmarks.experiments.experiment import Curve, Training
 
 EVALUATION_BATCH = 1000
 
-Shape = tuple[int, ...]  # of one example, channels first
+Shape = tuple[int, ...]  # the shape of one example, channels first
 
 
 def train(training: Training, report: Callable[[], object]) -> Curve:
-    """Trains the variant's network; the same seed gives the same weights and batches.
+    """Trains the variant's network. The same seed gives the same weights and batches.
 
     `report` is called after each step.
     """
@@ -35,7 +35,7 @@ def train(training: Training, report: Callable[[], object]) -> Curve:
     start = time.perf_counter()
     for _ in range(training.epochs):
         network.train()
-        sums = torch.zeros(2, dtype=torch.float64)  # of losses and of right answers
+        sums = torch.zeros(2, dtype=torch.float64)  # sums of losses and of right answers
         for inputs, wanted in _batches(images, labels, training.batch_size):
             optimizer.zero_grad(set_to_none=True)
             logits = network(inputs)
@@ -54,12 +54,12 @@ def train(training: Training, report: Callable[[], object]) -> Curve:
 
 
 def conditions() -> dict[str, Any]:
-    """What the figures depend on besides the code; modules are trained on the CPU."""
+    """What the figures depend on besides the code. Modules are trained on the CPU."""
     return environment(torch.device("cpu"))
 
 
 def model(network: layers.Network, shape: Shape, norm: str) -> nn.Sequential:
-    """The network for examples of `shape`, channels first; draws from torch's global generator."""
+    """The network for examples of `shape`, channels first. Draws from torch's global generator."""
     built = nn.Sequential()
     for layer in network:
         for module in _modules(layer, shape, norm):
@@ -94,7 +94,7 @@ def _modules(layer: layers.Layer, shape: Shape, norm: str) -> list[nn.Module]:
 
 
 def _initialised(module: Any, layer: layers.Dense | layers.Conv) -> nn.Module:
-    """Draws as much with a bias as without, so that a seed gives the same weights."""
+    """Draws the same numbers with and without a bias, so that a seed gives the same weights."""
     he = layer.kernel_initializer == "he_uniform"
     (nn.init.kaiming_uniform_ if he else nn.init.xavier_uniform_)(module.weight)
     if module.bias is not None:
@@ -107,7 +107,7 @@ def _norm(layer: layers.Norm, shape: Shape, norm: str) -> list[nn.Module]:
     framework, ours = kinds[len(shape)]
     options: dict[str, Any] = {
         "eps": layer.epsilon,
-        "momentum": round(1 - layer.momentum, 12),  # 1 - 0.9 is not 0.1
+        "momentum": round(1 - layer.momentum, 12),  # because 1 - 0.9 is not exactly 0.1
         "affine": layer.affine,
     }
     made: nn.modules.batchnorm._BatchNorm
@@ -118,7 +118,7 @@ def _norm(layer: layers.Norm, shape: Shape, norm: str) -> list[nn.Module]:
         made, behind = ours(shape[0], **options, activation=activation), []
     if layer.affine:
         nn.init.constant_(made.weight, layer.weight)
-    if layer.bias_std:  # else nothing is drawn, and other layers begin the same with norms and without
+    if layer.bias_std:  # otherwise draws nothing, so that norms do not change other layers' weights
         nn.init.normal_(made.bias, std=layer.bias_std)
     return [made, *behind]
 
@@ -136,13 +136,13 @@ def _activation(name: layers.Activation) -> list[nn.Module]:
 
 
 class _LastOutput(nn.Module):
-    """An LSTM that begins as Keras' does; of (N, steps, inputs) it returns the last output, (N, units)."""
+    """An LSTM with Keras' initial weights. Takes (N, steps, inputs), returns the last output, (N, units)."""
 
     def __init__(self, inputs: int, units: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(inputs, units, batch_first=True)
-        nn.init.xavier_uniform_(self.lstm.all_weights[0][0])  # of the inputs
-        nn.init.orthogonal_(self.lstm.all_weights[0][1])  # of the outputs before
+        nn.init.xavier_uniform_(self.lstm.all_weights[0][0])  # weights of the inputs
+        nn.init.orthogonal_(self.lstm.all_weights[0][1])  # weights of the previous outputs
         forget_gate = slice(units, 2 * units)
         with torch.no_grad():
             for bias, value in zip(self.lstm.all_weights[0][2:], (1, 0), strict=True):
@@ -168,7 +168,7 @@ def _tensors(part: Part) -> tuple[Tensor, Tensor]:
 
 
 def _batches(inputs: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch in a random order; the last batch may be smaller."""
+    """One epoch in a random order. The last batch may be smaller."""
     for indices in torch.randperm(len(labels)).split(size):
         yield inputs.index_select(0, indices), labels.index_select(0, indices)
 

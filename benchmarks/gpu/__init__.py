@@ -1,1 +1,1 @@
-"""What is to be known of the kernels on one GPU, in three calls of two minutes: see driver.py."""
+"""Measures and tests the kernels on one GPU, in three calls of two minutes: see driver.py."""

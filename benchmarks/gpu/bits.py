@@ -1,4 +1,4 @@
-"""Parts repeat and graph: the same bits run after run and replay after replay, whatever else the GPU does."""
+"""Parts repeat and graph: every run and every replay gives the same bits, under other load on the GPU."""
 
 import sys
 from dataclasses import replace
@@ -18,9 +18,9 @@ from tests.cases import Case, Tensors, call_fused
 RUNS, SMOKE_RUNS = 100, 3
 REPLAYS, SMOKE_REPLAYS = 1000, 20
 CHECKS = 10
-"""Evenly over the replays."""
+"""Spread evenly over the replays."""
 POISON = 7.0
-"""Written over a graph's results before a replay that is checked: results left from before are wrong."""
+"""Written over a graph's results before a checked replay, so that old results count as wrong."""
 REPEATED = (
     *(case(shape, layout) for shape in LENET for layout in ("cf", "cl")),
     *(
@@ -44,17 +44,17 @@ Results = dict[str, Tensor]
 
 
 def layer(case: Case, device: torch.device, seed: int = 0) -> Tensors:
-    """With a counter of batches."""
+    """A layer's tensors, with a counter of batches."""
     counter = torch.zeros((), dtype=torch.int64, device=device)
     return replace(rows.tensors_on(device, case, seed), num_batches_tracked=counter)
 
 
-def twin(tensors: Tensors) -> Tensors:
+def copied(tensors: Tensors) -> Tensors:
     return tensors.clone().require_grad()
 
 
 def step(case: Case, tensors: Tensors) -> tuple[Results, Results]:
-    """What forward and backward compute, and what they update."""
+    """The results of forward and backward, and the tensors that they update."""
     t = tensors
     output = call_fused(case, t)
     wanted = {name: getattr(t, name) for name in ("input", "weight", "bias", "residual")}
@@ -65,49 +65,49 @@ def step(case: Case, tensors: Tensors) -> tuple[Results, Results]:
 
 
 def differences(actual: tuple[Results, Results], expected: tuple[Results, Results]) -> list[str]:
-    """The names whose bits differ; a gradient has its tensor's."""
+    """The names of results whose bits differ. A gradient has the name of its tensor."""
     pairs = zip(actual, expected, strict=True)
     return [name for one, other in pairs for name in other if not same_bits(one[name], other[name])]
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:
-    """Also of NaN, and of the two zeros."""
+    """Compares bits, also of NaN and of the two zeros."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[left.element_size()]
     return torch.equal(left.view(integers), right.view(integers))
 
 
 def repeat(case: Case, device: torch.device, runs: int) -> list[str]:
-    """Which run differed from the first in what. Each has fresh memory, every other one work beside it."""
+    """Returns each run's differences from the first. Runs use new memory, and every other one a load."""
     start = layer(case, device)
     other = Case((32, 128, 28, 28), "channels_last", torch.bfloat16)
     load = layer(other, device, seed=1)
     matrix = torch.full((2048 if device.type == "cuda" else 16,) * 2, 1e-3, device=device)
     product, side = torch.empty_like(matrix), another_stream(device)
     synchronize(device)
-    expected = step(case, twin(start))
+    expected = step(case, copied(start))
     kept, found = [], []
     for run in range(1, runs):
         with beside(side):
             if run % 4 == 1:
-                for _ in range(4):  # a tenth of a millisecond or so each
+                for _ in range(4):  # about a tenth of a millisecond each
                     torch.mm(matrix, matrix, out=product)
             elif run % 4 == 3:
                 step(other, load)
         kept.append(torch.empty(1000 * (run % 7) + 1, device=device))  # so that addresses differ
-        names = differences(step(case, twin(start)), expected)
+        names = differences(step(case, copied(start)), expected)
         found += [f"run {run}: {', '.join(names)}"] if names else []
     return found
 
 
 def replay(case: Case, device: torch.device, replays: int) -> list[str]:
-    """Two layers in one graph, with new inputs for every replay; their eager twins run on another stream."""
+    """Replays a graph of two layers, each time with new inputs. Copies run eagerly on another stream."""
     layers = [layer(case, device, seed) for seed in (1, 2)]
     captured = Captured(lambda: [step(case, own) for own in layers], device)
-    twins = [twin(own) for own in layers]
+    copies = [copied(own) for own in layers]
     side = another_stream(device)
     found = []
     for number in range(1, replays + 1):
-        for own, other in zip(layers, twins, strict=True):
+        for own, other in zip(layers, copies, strict=True):
             with torch.no_grad():
                 other.input.copy_(own.input.normal_())
                 other.grad_output.copy_(own.grad_output.normal_())
@@ -119,7 +119,7 @@ def replay(case: Case, device: torch.device, replays: int) -> list[str]:
             side.wait_stream(torch.cuda.current_stream(device))
         captured.replay()
         with beside(side):
-            expected = [step(case, other) for other in twins]
+            expected = [step(case, other) for other in copies]
         if side is not None:
             torch.cuda.current_stream(device).wait_stream(side)
         for i in range(2) if checked else ():

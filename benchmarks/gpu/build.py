@@ -1,6 +1,6 @@
-"""Part build: the extension in place, with CUDA, for the architecture of the GPU that is here.
+"""Part build: builds the extension in place, with CUDA, for this machine's GPU.
 
-One that has kernels for the device, and may have been built elsewhere, is taken as it is without --build.
+Without --build it keeps an extension that has kernels for the device, even if that was built elsewhere.
 """
 
 import os
@@ -14,7 +14,7 @@ from benchmarks.gpu.job import Job, main, require_kernels
 
 
 def settings(device: torch.device) -> dict[str, str]:
-    """The variables that steer setup.py (its first lines describe them)."""
+    """The variables that steer setup.py. Its first lines describe them."""
     major, minor = torch.cuda.get_device_capability(device)
     jobs = str(len(os.sched_getaffinity(0)))
     return {"FORCE_CUDA": "1", "TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "MAX_JOBS": jobs}
@@ -23,14 +23,14 @@ def settings(device: torch.device) -> dict[str, str]:
 def compile_it(job: Job) -> None:
     chosen = settings(job.device)
     job.write(settings=chosen)
-    # --force: an extension built for other settings, but after the sources, must not pass as this one.
+    # --force: an extension with other settings may be newer than the sources.
     command = [sys.executable, "setup.py", "build_ext", "--inplace", "--force"]
     subprocess.run(command, cwd=ROOT, env={**os.environ, **chosen}, check=True)
-    # In a process of its own: this one may have imported what was there before.
+    # In a process of its own, because this one may have imported the old extension.
     doctor = [sys.executable, "-m", "fused_bn"]
-    told = subprocess.run(doctor, cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    job.write(doctor=told.splitlines())
-    if "ok, compiled kernels on " not in told:
+    printed = subprocess.run(doctor, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    job.write(doctor=printed.splitlines())
+    if "ok, compiled kernels on " not in printed:
         job.fail("the doctor (python -m fused_bn) found no compiled kernels for the GPU")
 
 

@@ -1,4 +1,4 @@
-"""Calls captured in CUDA graphs; on the CPU, for smoke runs, a replay is the call itself."""
+"""Captures calls in CUDA graphs. On the CPU, for smoke runs, a replay is the call itself."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from benchmarks.timing import without_garbage_collection
 T = TypeVar("T")
 
 WARM_UP = 3
-"""Calls before a capture, as torch's notes on graphs have it: the first ones load and tune."""
+"""Calls before a capture, as torch's notes on graphs advise: the first calls load and tune kernels."""
 
 
 @contextmanager
 def own_stream(device: torch.device) -> Iterator[None]:
-    """A stream to capture in: autograd runs a backward where its forward ran, so both belong here."""
+    """A stream for captures. Forward must use it too, because autograd runs backward on its stream."""
     stream = another_stream(device)
     if stream is not None:
         torch.cuda.synchronize(device)
@@ -28,7 +28,7 @@ def own_stream(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def beside(stream: torch.cuda.Stream | None) -> Iterator[None]:
-    """What is called within runs on `stream`, where there is one."""
+    """Runs the calls in the `with` block on `stream`, if there is one."""
     if stream is None:
         yield
     else:
@@ -41,7 +41,7 @@ def another_stream(device: torch.device) -> torch.cuda.Stream | None:
 
 
 class Captured(Generic[T]):
-    """`call` in a graph, captured on the current stream; `result` is what its last replay left."""
+    """`call` as a graph, captured on the current stream. `result` has the results of its last replay."""
 
     def __init__(self, call: Callable[[], T], device: torch.device, warm_up: int = WARM_UP) -> None:
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -54,7 +54,7 @@ class Captured(Generic[T]):
         torch.cuda.synchronize(device)
         self._graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream(device)
-        # A graph that is collected in the middle of a capture would spoil it.
+        # The garbage collector must not free a graph during a capture: that would invalidate the capture.
         with without_garbage_collection(), torch.cuda.graph(self._graph, stream=stream):
             self.result = call()
 

@@ -1,7 +1,7 @@
-"""Part correct: small calls by every kernel and exchange against float64, by the demands of the tests.
+"""Part correct: small calls of every kernel and exchange against float64, with the tests' tolerances.
 
-Parts of compute-sanitizer's tools: eight of them. The planner would take one way for each of these sizes,
-so the others are forced.
+Eight of them also run under compute-sanitizer's tools. The planner has one choice for each of these sizes, so
+the other plans are forced.
 """
 
 import sys
@@ -17,7 +17,7 @@ from tests.reference import DEMANDS, errors, precision
 
 BF16, F16, F64 = torch.bfloat16, torch.float16, torch.float64
 LARGE_ENOUGH = Case((16, 64, 14, 14), "channels_last", BF16)
-"""For any exchange."""
+"""Plans for any exchange."""
 CASES = (
     Case((64, 6, 28, 28)),
     Case((64, 6, 28, 28), "channels_last"),
@@ -59,7 +59,7 @@ SMOKE = FEW[-3:]
 
 
 def check(case: Case, plan: str, job: Job) -> dict[str, Any]:
-    """The largest error of every result, as a share of what is demanded."""
+    """The largest error of every result, as a share of its tolerance."""
     tensors = make_tensors(case, job.device.type)
     try:
         with forced(plan):

@@ -1,4 +1,4 @@
-"""Part counters: ncu's counters of the six kernels, as resident and as streamed plans launch them."""
+"""Part counters: ncu's counters of the six kernels, launched by resident and by streamed plans."""
 
 import csv
 import shutil
@@ -35,7 +35,7 @@ METRICS = {
 
 
 def launch(name: str, device: torch.device) -> None:
-    """What ncu looks at: forward and backward by each plan, after a warm-up that it is not to see."""
+    """The calls that ncu measures: forward and backward by each plan, after a warm-up that it skips."""
     tensors = rows.tensors_on(device, CASES[name], seed=0)
     profiler = torch.cuda.cudart() if device.type == "cuda" else None
     for plan in PLANS:
@@ -60,7 +60,7 @@ def command(ncu: str, name: str, log: Path) -> list[str]:
 
 
 def parsed(text: str) -> list[dict[str, Any]]:
-    """A kernel a dict, in the order of their launches; of the name what stands before the first bracket."""
+    """One dict per kernel, in launch order. The name ends before the first bracket."""
     lines = text.splitlines()
     first = next((number for number, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     kernels: dict[str, dict[str, Any]] = {}

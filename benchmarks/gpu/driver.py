@@ -1,8 +1,8 @@
-"""Runs the parts of a call, each in a process of its own: a crash or a hang costs the case that it met.
+"""Runs the parts of a call, each in its own process: a crash or a hang costs only the case that caused it.
 
-Every result is a line of results.jsonl as soon as it is there. At the end all lines are packed into
-results.json, and table.txt has what is worth reading. Knows no torch, which a broken build or driver may
-not even import.
+Every result becomes a line of results.jsonl at once. At the end all lines are packed into results.json, and
+the main figures into table.txt. This file does not import torch, because a broken build or driver may prevent
+that.
 """
 
 import argparse
@@ -33,24 +33,24 @@ from benchmarks.gpu.parts import (
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.1
-MERCY_SECONDS = 3.0
-"""Between asking a process to end and ending it."""
+GRACE_SECONDS = 3.0
+"""Seconds between asking a process to end and killing it."""
 WITHOUT_CACHE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "CUDA_MODULE_LOADING": "LAZY"}
-"""For sanitizers: tensors that torch keeps for later use would hide accesses past their end."""
+"""For sanitizers: memory that torch caches for reuse would hide accesses past a tensor's end."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-"""For tiny sizes, on a machine that may be busy: threads would wait for each other."""
+"""For tiny sizes on a busy machine, where threads would wait for each other."""
 ONLY_OURS = ("racecheck", "synccheck")
-"""Tools that look at our kernels alone; the others would miss what torch's kernels write and free."""
+"""These tools check only our kernels. The others must also see what torch's kernels write and free."""
 WELL = ("ok", "skipped")
 
 T = TypeVar("T")
 Steps = Generator[None, None, T]
-"""Work in steps, a poll each, so that several go on side by side; in the end it returns a T."""
+"""Work in steps of one poll each, so that several run side by side. Returns a T at the end."""
 ENDED = object()
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line; exits with a message and status 2 where it is wrong."""
+    """Parses the command line. Exits with a message and status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description="Tests and measures fused_bn on this machine's GPU, offline, and writes results.jsonl as "
@@ -79,9 +79,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the calls asked for and reports; 0, 1 where a part failed, 130 when interrupted."""
+    """Runs the requested calls and reports. Returns 0, 1 if a part failed, or 130 when interrupted."""
     args = arguments(argv)
-    # Asked to end, end what runs too: it has process groups of its own.
+    # On SIGTERM also ends the running parts, which have process groups of their own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     args.out.mkdir(parents=True, exist_ok=True)
     run = Run(args.out, args.smoke, args.build)
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Run:
-    """One command: where it writes, and whether a part failed so far."""
+    """One run of the command: its output directory, and whether a part has failed."""
 
     def __init__(self, out: Path, smoke: bool = False, build: bool = False) -> None:
         self.file = out.resolve() / "results.jsonl"
@@ -106,7 +106,7 @@ class Run:
         self.failed = False
 
     def calls(self, names: Sequence[str], seconds: float) -> None:
-        """The build, then the calls; a part on its own is a call of this part."""
+        """The build, then the calls. A part given by name runs as a call of this part alone."""
         self.step(((BUILD,),), BUILD.seconds)
         for name in names:
             deadline = time.monotonic() + seconds
@@ -114,7 +114,7 @@ class Run:
                 self.step(step, deadline - time.monotonic())
 
     def step(self, step: Step, seconds: float) -> None:
-        """All lanes side by side, until the last one has ended."""
+        """Runs all lanes side by side until the last one has ended."""
         deadline = time.monotonic() + seconds
         lanes = [self._lane(parts, deadline) for parts in step]
         running = lanes
@@ -130,7 +130,7 @@ class Run:
             yield from self._part(part, min(deadline, time.monotonic() + part.seconds))
 
     def _part(self, part: Part, deadline: float) -> Steps[None]:
-        """Runs one part and tells what came of it; its output goes to log.txt."""
+        """Runs one part and reports its state. Its output goes to log.txt."""
         start = time.monotonic()
         if deadline - start < 1:
             self._tell(part, "not run", 0)
@@ -155,7 +155,7 @@ class Run:
         print(f"{part.name:<10} {state:<9} {seconds:6.1f} s", flush=True)
 
     def _attempts(self, part: Part, log: IO[bytes], since: int, deadline: float) -> Steps[str]:
-        """The state in the end. One that crashed or hung is run again, as long as each run begins a case."""
+        """The final state. A part that crashed or hung runs again, as long as each run begins a new case."""
         begun = 0
         while True:
             state = yield from self._process(part, log, since, deadline)
@@ -169,7 +169,7 @@ class Run:
             return "failed" if state == "ok" and any("failed" in line for line in lines) else state
 
     def _process(self, part: Part, log: IO[bytes], since: int, deadline: float) -> Steps[str]:
-        """Runs a process in a group of its own, which never outlives its limits or this command."""
+        """Runs a process in a group of its own, which outlives neither its limits nor this command."""
         command = self.command(part, since, deadline - time.monotonic())
         if command is None:
             return "skipped"
@@ -180,7 +180,7 @@ class Run:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=os.setpgrp,  # not a new session: who ends this one ends all of it
+            preexec_fn=os.setpgrp,  # not a new session: ending this command's session ends all of it
         )
         known, heard = 0, time.monotonic()
         try:
@@ -198,7 +198,7 @@ class Run:
         return state_of(process.returncode)
 
     def command(self, part: Part, since: int, seconds: float) -> list[str] | None:
-        """What runs a part; None where this machine lacks the sanitizer."""
+        """The command of a part. None if this machine lacks the sanitizer."""
         module = [sys.executable, "-u", "-m", f"benchmarks.gpu.{part.module or part.name}"]
         options = ["--part", part.name, "--file", str(self.file), "--since", str(since)]
         options += ["--seconds", f"{seconds:.1f}", *["--smoke"] * self.smoke]
@@ -213,7 +213,7 @@ class Run:
 
 
 def sanitized(sanitizer: str, tool: str, help_text: str) -> list[str]:
-    """What stands before a command for a tool to look at it; options differ between versions."""
+    """The command of a tool, which precedes the part's. Its options differ between versions."""
     options = [f"--tool={tool}", f"--error-exitcode={EXIT_FOUND}", "--print-limit=20"]
     if tool in ONLY_OURS:
         named = next((option for option in ("--kernel-name", "--filter") if option in help_text), None)
@@ -222,7 +222,7 @@ def sanitized(sanitizer: str, tool: str, help_text: str) -> list[str]:
 
 
 def state_of(exit_code: int) -> str:
-    """In a word; what is none of ours is a crash."""
+    """The state's name. An unknown exit code means a crash."""
     return {0: "ok", 1: "failed", EXIT_FOUND: "found", EXIT_SKIPPED: "skipped"}.get(exit_code, "crashed")
 
 
@@ -231,12 +231,12 @@ def _output(*command: str) -> str:
 
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:
-    """Ends what a part started and left behind, too."""
+    """Also ends processes that a part left behind."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, number)
-        except ProcessLookupError:  # the whole group has ended
+        except ProcessLookupError:  # the whole group has already ended
             break
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(MERCY_SECONDS)
+            process.wait(GRACE_SECONDS)
     process.wait()

@@ -1,17 +1,17 @@
-"""Part forced: cases of the table by other plans than the planner's, timed in the same way.
+"""Part forced: cases of part table with other plans than the planner's, timed in the same way.
 
-A line a case and direction: the plans by the text that asked for them, each plan's times and prediction.
+One line per case and direction: the plans by the text that asked for them, with times and predictions.
 """
 
 import sys
 from typing import Any
 
-from benchmarks.contest import WrongResultError
+from benchmarks.comparison import WrongResultError
 from benchmarks.gpu import rows
 from benchmarks.gpu.captured import own_stream
 from benchmarks.gpu.job import Job, main, require_kernels
 from benchmarks.gpu.planned import forced, last_plan, predicted
-from benchmarks.gpu.table import LENET, SMOKE_CASES, Bench, Race, case, free
+from benchmarks.gpu.table import LENET, SMOKE_CASES, Bench, TimedRows, case, free
 from tests.cases import Case
 
 ROUNDS = 5
@@ -45,34 +45,34 @@ SMOKE_TEXTS = ("", "resident", "streamed")
 
 
 def measure(case: Case, direction: str, texts: tuple[str, ...], job: Job) -> dict[str, Any]:
-    """Plans that several texts ask for are timed once."""
+    """A plan that several texts ask for is timed once."""
     device = job.device
     free(device)
     bench = Bench(case, device, job.smoke)
     asked: dict[str, str] = {}
     with own_stream(device):
-        race = Race(bench, direction)
-        calls = race.calls(rows.ours)  # of backward, the forward by the planner's own plan
+        timed = TimedRows(bench, direction)
+        calls = timed.calls(rows.ours)  # for backward, the forward runs with the planner's own plan
         for text in texts:
             try:
                 with forced(text):
                     calls[0]()
                     plan = last_plan() or text or "planned"
-                    if plan not in race.slots:
-                        race.add(plan, calls)
+                    if plan not in timed.slots:
+                        timed.add(plan, calls)
                 asked[text] = plan
-            except ValueError as error:  # it does not fit
+            except ValueError as error:  # the plan does not fit
                 asked[text] = f"refused: {error}"
             except WrongResultError as error:
                 asked[text] = f"wrong: {error}"
                 job.fail(f"{case}, {direction}, {text}: {error}")
-        times = race.microseconds(ROUNDS)
+        times = timed.microseconds(ROUNDS)
     return {
         **bench.described(),
         "direction": direction,
         "asked": asked,
         "us": times,
-        "floor": race.floor(times),
+        "floor": timed.floor(times),
         "predicted": {plan: predicted(case, device, direction, plan) for plan in times if plan != "copy"},
     }
 

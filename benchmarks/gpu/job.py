@@ -1,4 +1,4 @@
-"""What the parts' processes share: their arguments, the device, the time left, and the lines they write."""
+"""What the parts' processes share: arguments, the device, the time left, and the output lines."""
 
 import argparse
 import contextlib
@@ -19,15 +19,15 @@ from benchmarks.timing import synchronize
 T = TypeVar("T")
 
 MARGIN_SECONDS = 2.0
-"""Before the limit at which a part is ended: no case is begun in it."""
+"""No case starts in the last seconds before the part's time limit."""
 
 
 class SkippedError(Exception):
-    """This machine lacks what the part needs; that is no failure."""
+    """This machine lacks what the part needs. That is no failure."""
 
 
 class Job:
-    """One part at work. Without a file its lines are only printed."""
+    """A running part. Without a file it only prints its lines."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        """The GPU; a smoke run does with the CPU."""
+        """The GPU. A smoke run may use the CPU."""
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         if self.smoke:
@@ -65,12 +65,12 @@ class Job:
             append(self._file, self.part, **fields)
 
     def fail(self, text: str) -> None:
-        """Notes a failure and goes on."""
+        """Records a failure and goes on."""
         self.failed = True
         self.write(failed=text)
 
     def each(self, cases: Mapping[str, T], work: Callable[[T], dict[str, Any]]) -> None:
-        """Writes what `work` returns of every case that no earlier process of this part has begun."""
+        """Writes the result of `work` for every case that no earlier process of this part has started."""
         for name, case in cases.items():
             if name in self._begun:
                 continue
@@ -83,7 +83,7 @@ class Job:
                 result = work(case)
             except Exception as error:  # a case's failure must not cost the others
                 traceback.print_exc()
-                self.fail(f"{name}: {told(error)}")
+                self.fail(f"{name}: {error_text(error)}")
                 self._leave_a_lost_device()
             else:
                 self.write(case=name, **result, took=round(time.monotonic() - start, 2))
@@ -95,13 +95,13 @@ class Job:
             sys.exit(EXIT_AGAIN)
 
 
-def told(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def main(work: Callable[[Job], None], argv: Sequence[str] | None = None) -> int:
-    """A part's `main`: runs `work` and returns 0, 1 where something failed, or EXIT_SKIPPED."""
+    """A part's `main`: runs `work` and returns 0, 1 if something failed, or EXIT_SKIPPED."""
     parser = argparse.ArgumentParser(description="One part of `python -m benchmarks.gpu`, alone.")
     parser.add_argument("--part", default=Path(sys.argv[0]).stem, help="its name in the lines it writes")
     parser.add_argument("--file", type=Path, help="file for the lines")
@@ -115,14 +115,14 @@ def main(work: Callable[[Job], None], argv: Sequence[str] | None = None) -> int:
     except SkippedError as reason:
         job.write(skipped=str(reason))
         return EXIT_SKIPPED
-    except Exception as error:  # whatever it is, the file is to say so
+    except Exception as error:  # the output file must record any error
         traceback.print_exc()
-        job.fail(told(error))
+        job.fail(error_text(error))
     return int(job.failed)
 
 
 def require_kernels(job: Job) -> torch.device:
-    """The device, with its environment noted; raises where fused_bn would compute with torch's own calls."""
+    """The device. Records its environment. Raises an error if fused_bn would use torch's own calls."""
     from benchmarks.environment import environment
     from benchmarks.history import current_commit
     from fused_bn._extension import devices_with_kernels

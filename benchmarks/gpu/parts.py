@@ -1,4 +1,4 @@
-"""The calls and their parts: what runs in which order, and for how long at most. Knows no torch."""
+"""The calls and their parts: their order and time limits. Does not import torch."""
 
 import json
 import math
@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 EXIT_FOUND = 9
-"""What compute-sanitizer is told to exit with where it finds something."""
+"""The exit code that compute-sanitizer uses for an error that it finds."""
 EXIT_AGAIN = 75
-"""The device is lost to this process, as after an illegal address; a new one may go on with the next case."""
+"""The device is lost to this process, as after an illegal address. A new process may continue."""
 EXIT_SKIPPED = 77
-"""This machine lacks what the part needs: the convention of automake's tests."""
+"""This machine lacks what the part needs. automake's tests use the same code."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A process, `python -m benchmarks.gpu.<module>`; of a sanitizer's part the name is the tool's.
+    """A process, `python -m benchmarks.gpu.<module>`. A sanitizer's part has the tool's name.
 
-    It is ended after `seconds`, or where it wrote no line for `patience` seconds, which no case should take.
+    It is ended after `seconds`, or after `patience` seconds without a new line. No case should take that
+    long.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Part:
 
 
 Step = tuple[tuple[Part, ...], ...]
-"""Lanes that run side by side; the parts of a lane run one after the other."""
+"""Lanes that run side by side. The parts of a lane run one after the other."""
 
 BUILD = Part("build", 900, "compiles the extension for this GPU, unless one is there that has kernels for it")
 FIRST = (
@@ -65,7 +66,7 @@ PARTS = {part.name: part for call in CALLS.values() for step in call for lane in
 
 
 def lines_of(file: Path, part: str, since: int = 0) -> list[dict[str, Any]]:
-    """A part's lines from the byte `since` on; a line that is not whole does not count."""
+    """A part's lines from byte `since` on. Incomplete lines are left out."""
     found = []
     with file.open("rb") as lines:
         lines.seek(since)
@@ -80,6 +81,6 @@ def lines_of(file: Path, part: str, since: int = 0) -> list[dict[str, Any]]:
 
 
 def append(file: Path, part: str, **fields: Any) -> None:
-    """One line, by one write: processes that write side by side do not mix theirs."""
+    """Appends one line in one write, so that lines of several processes do not mix."""
     with file.open("ab", buffering=0) as lines:
         lines.write(json.dumps({"part": part, **fields}).encode() + b"\n")

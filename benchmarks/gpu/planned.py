@@ -1,4 +1,4 @@
-"""The plans of calls: forced, read back, and what the planner predicts of them."""
+"""Plans of calls: forces them, reads them back, and asks the planner for predictions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ PLAN_LAYOUTS = {"contiguous": "channels_first", "channels_last": "channels_last"
 
 @contextmanager
 def forced(text: str) -> Iterator[None]:
-    """Every launch has this plan, or raises ValueError where it does not fit. Nothing on the CPU."""
+    """Forces this plan on every launch, or raises ValueError if it does not fit. Does nothing on the CPU."""
     if extension is None or not hasattr(extension, "cuda_force_plan"):
         yield
         return
@@ -27,12 +27,12 @@ def forced(text: str) -> Iterator[None]:
 
 
 def last_plan() -> str:
-    """The plan of the last launch; empty on the CPU."""
+    """The plan of the last launch. Empty on the CPU."""
     return getattr(extension, "cuda_last_plan", str)()
 
 
 def predicted(case: Case, device: torch.device, direction: str, text: str = "") -> float | None:
-    """Microseconds of the planner's plan, or of a forced one; None where it fails, which costs no reading."""
+    """Predicted microseconds of the planner's plan, or of a forced one. None if the prediction fails."""
     way = direction if case.training else "evaluation"
     layout, residual = PLAN_LAYOUTS[case.layout], case.residual
     try:
@@ -44,7 +44,7 @@ def predicted(case: Case, device: torch.device, direction: str, text: str = "") 
 
 
 def model_of(device: torch.device) -> str | dict[str, float | str]:
-    """The planner's model of the device, by name or by what is nearest to its architecture."""
+    """The planner's model of the device, by its name or its nearest architecture."""
     if device.type != "cuda":
         return "h200"
     name = torch.cuda.get_device_name(device).lower()

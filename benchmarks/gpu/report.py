@@ -1,4 +1,4 @@
-"""Packs results.jsonl into results.json, and what is worth reading into table.txt. Knows no torch."""
+"""Packs results.jsonl into results.json, and the main figures into table.txt. Does not import torch."""
 
 import json
 import statistics
@@ -9,28 +9,28 @@ from typing import Any
 from benchmarks import files
 
 FORMAT = 2
-"""Goes up when a field of the JSON files changes its meaning or its name."""
+"""Increase it when a field of the JSON files changes its meaning or its name."""
 SMOKE = "SMOKE RUN, tiny sizes: it proves that everything runs; NONE OF ITS NUMBERS IS A MEASUREMENT."
 MOST_FAILURES = 40
 MOST_PLANS = 5
-"""Of a case and direction, beside the planner's; results.json has all."""
+"""How many forced plans of a case and direction are shown beside the planner's. results.json has all."""
 
 Line = dict[str, Any]
 
 
 def write(directory: Path) -> str:
-    """The text, which is also left in table.txt beside results.json."""
+    """Returns the text, and writes it to table.txt beside results.json."""
     parts = packed((directory / "results.jsonl").read_text().splitlines())
     files.write_whole(
         directory / "results.json", json.dumps({"format": FORMAT, "parts": parts}, indent=1) + "\n"
     )
-    told = text(parts)
-    files.write_whole(directory / "table.txt", told)
-    return told
+    content = text(parts)
+    files.write_whole(directory / "table.txt", content)
+    return content
 
 
 def packed(lines: Iterable[str]) -> dict[str, list[Line]]:
-    """The lines of each part's last run; a line that is not whole is left out."""
+    """The lines of each part's last run. Incomplete lines are left out."""
     parts: dict[str, list[Line]] = {}
     for line in lines:
         try:
@@ -45,7 +45,7 @@ def packed(lines: Iterable[str]) -> dict[str, list[Line]]:
 
 
 def text(parts: dict[str, list[Line]]) -> str:
-    """A section a part, after what all of them have."""
+    """One section per part, after the general section."""
     smoke = any(line.get("smoke") for lines in parts.values() for line in lines)
     sections = [
         [SMOKE] if smoke else [],
@@ -66,21 +66,21 @@ def text(parts: dict[str, list[Line]]) -> str:
 
 
 def conditions(parts: dict[str, list[Line]]) -> Iterator[str]:
-    """What the numbers were read on and with."""
+    """The device and the software of the measurement."""
     found = [line["environment"] for lines in parts.values() for line in lines if "environment" in line]
     if found:
         yield ", ".join(f"{name} {value}" for name, value in found[-1].items() if value is not None)
 
 
 def outcomes(parts: dict[str, list[Line]]) -> Iterator[str]:
-    """A part that was killed with everything else has no state."""
+    """A part that was killed together with the driver has no state."""
     for part, lines in parts.items():
         ended = next((line for line in lines if "state" in line), {"state": "killed", "seconds": 0})
         cases = sum("case" in line for line in lines)
         counts: dict[str, int] = next((line["counts"] for line in reversed(lines) if "counts" in line), {})
-        told = [f"{cases} cases"] if cases else [f"{count} {name}" for name, count in counts.items()]
-        told += [line["skipped"] for line in lines if "skipped" in line]
-        yield f"{part:<10} {ended['state']:<9} {ended['seconds']:6.1f} s  {', '.join(told)}".rstrip()
+        details = [f"{cases} cases"] if cases else [f"{count} {name}" for name, count in counts.items()]
+        details += [line["skipped"] for line in lines if "skipped" in line]
+        yield f"{part:<10} {ended['state']:<9} {ended['seconds']:6.1f} s  {', '.join(details)}".rstrip()
 
 
 def failures(parts: dict[str, list[Line]]) -> Iterator[str]:
@@ -93,7 +93,7 @@ def failures(parts: dict[str, list[Line]]) -> Iterator[str]:
 
 
 def correct(lines: Sequence[Line]) -> Iterator[str]:
-    """By the plan that ran: calls, and the largest error as a share of what is demanded."""
+    """Calls and largest error, as a share of the tolerance, by the plan that ran."""
     shares: dict[str, list[float]] = {}
     for line in lines:
         if "errors" in line:
@@ -127,7 +127,7 @@ def speed(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def ratios(lines: Iterable[Line], name: str, direction: str) -> Iterator[float]:
-    """Of the cases that means are taken of."""
+    """The cases that the means are taken over."""
     for line in lines:
         medians = {row: us[1] for row, us in line["us"].get(direction, {}).items()}
         if line["mean"] and (found := ratio(medians, name)):
@@ -182,7 +182,7 @@ def number(value: float | None, digits: int) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns two spaces apart: those of words to the left, numbers to the right."""
+    """Columns with two spaces between them. Words are aligned left, numbers right."""
     columns = list(zip(*lines, strict=True))
     widths = [max(map(len, column)) for column in columns]
     to_left = [not any(cell.replace(".", "", 1).isdigit() for cell in column[1:]) for column in columns]

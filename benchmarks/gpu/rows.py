@@ -1,6 +1,7 @@
-"""What competes: each row's forward and backward on one case's tensors, and whether they agree.
+"""The rows: each row's forward and backward on one case's tensors, and a check that they agree.
 
-Forward is the bare computation, without the counter of batches. Backward runs on what one forward saved.
+Forward is the computation without the counter of batches. Backward runs on the tensors that one forward
+saved.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.contest import HALF, WrongResultError
+from benchmarks.comparison import HALF, WrongResultError
 from tests.cases import MEMORY_FORMATS, Case, Tensors, call_fused
 
 Function = Callable[[Case, Tensors], Tensor]
@@ -18,23 +19,23 @@ Call = Callable[[], tuple[Tensor, ...]]
 """The results of one call: the output, or the gradients of input, weight, bias and residual."""
 
 WITHIN_ROUNDING = 1e-3
-"""So near zero, ReLU may or may not let a value and its gradient through: no gradient flows there."""
+"""This near to zero, rounding decides whether ReLU passes a value, so no gradient flows there."""
 ROUNDED_BEFORE_ADDITION = 2.0**-5
-"""The same where eager rounds values up to 8 to a half type before it adds the residual."""
+"""The same bound if eager rounds values up to 8 to half precision before it adds the residual."""
 
 
 def directions(case: Case) -> tuple[str, ...]:
-    """What is timed; the forward of evaluation has no backward worth its time."""
+    """The timed directions. Evaluation has only a forward."""
     return ("forward", "backward") if case.training else ("forward",)
 
 
 def tensors_moved(case: Case, direction: str) -> int:
-    """That must be read or written: x and y, or x, dy and dx; with a residual one more."""
+    """Tensors that must be read or written: x and y, or x, dy and dx. A residual adds one."""
     return (2 if direction == "forward" else 3) + case.residual
 
 
 def tensors_on(device: torch.device, case: Case, seed: int) -> Tensors:
-    """Random tensors, made on the device; each channel has a mean and a spread of its own."""
+    """Random tensors, made on the device. Each channel has its own mean and deviation."""
     generator = torch.Generator(device).manual_seed(seed)
 
     def vector(low: float, high: float) -> Tensor:
@@ -65,7 +66,7 @@ def tensors_on(device: torch.device, case: Case, seed: int) -> Tensors:
 
 
 def without_doubtful_gradients(case: Case, t: Tensors) -> None:
-    """Zero where ReLU's input is within rounding of zero, so that all rows have the same gradients."""
+    """Zeroes the gradient where rounding decides about ReLU, so that all rows have the same gradients."""
     z = F.batch_norm(t.input, None, None, t.weight, t.bias, training=True, eps=case.eps)
     if t.residual is not None:
         z = z + t.residual
@@ -87,20 +88,20 @@ def norm_and_relu(
     bias: Tensor | None,
     training: bool,
 ) -> Tensor:
-    """What nn.BatchNorm2d, an addition where there is one, and nn.ReLU compute."""
+    """nn.BatchNorm2d, an addition if there is a residual, and nn.ReLU."""
     y = F.batch_norm(x, mean, var, weight, bias, training)
     return F.relu(y if residual is None else y + residual)
 
 
 def by(function: Callable[..., Tensor]) -> Function:
-    """A row from a function with the arguments of `norm_and_relu`."""
+    """Makes a row from a function with the arguments of `norm_and_relu`."""
     return lambda case, t: function(
         t.input, t.residual, t.running_mean, t.running_var, t.weight, t.bias, case.training
     )
 
 
 def native(case: Case, tensors: Tensors) -> Tensor:
-    """PyTorch's own kernels, where it would take cuDNN's."""
+    """PyTorch's own kernels, for cases where it would use cuDNN's."""
     with torch.backends.cudnn.flags(enabled=False):
         return eager(case, tensors)
 
@@ -110,8 +111,8 @@ ours: Function = call_fused
 
 
 def compiled(backend: str) -> Function:
-    """torch.compile's row, for one shape; backward may run again on what its forward saved."""
-    torch.compiler.reset()  # or the shapes of many cases would be compiled as one dynamic shape
+    """torch.compile's row, for one shape. Backward may run again on the tensors that its forward saved."""
+    torch.compiler.reset()  # otherwise many cases would be compiled as one dynamic shape
     from torch._functorch import config
 
     config.donated_buffer = False
@@ -119,7 +120,7 @@ def compiled(backend: str) -> Function:
 
 
 def call(function: Function, case: Case, tensors: Tensors, direction: str) -> Call:
-    """What is timed of a row. Its buffers are copies: autograd saves them, and others would change them."""
+    """A row's timed function. Buffers are copies: autograd saves them, and other rows change them."""
     own = replace(
         tensors, **{name: getattr(tensors, name).clone() for name in ("running_mean", "running_var")}
     )
@@ -133,14 +134,14 @@ def call(function: Function, case: Case, tensors: Tensors, direction: str) -> Ca
 
 
 def copy_of(tensors: Tensors) -> Call:
-    """A copy of the input, whatever the direction: the yardstick."""
+    """A copy of the input in both directions, as the unit of time."""
     source = tensors.input.detach()
     target = torch.empty_like(source)
     return lambda: (target.copy_(source),)
 
 
 def eager_backend(case: Case, t: Tensors) -> str:
-    """Whose kernels PyTorch takes for these tensors: Native, Cudnn, ..."""
+    """The backend that PyTorch chooses for these tensors: Native, Cudnn, ..."""
     chosen = torch._C._select_batch_norm_backend(
         t.input, t.weight, t.bias, t.running_mean, t.running_var, case.training, case.eps
     )
@@ -150,10 +151,11 @@ def eager_backend(case: Case, t: Tensors) -> str:
 def compare(
     row: str, direction: str, case: Case, actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]
 ) -> None:
-    """Raises WrongResultError where a result differs by more than rounding.
+    """Raises WrongResultError if a result differs by more than rounding.
 
-    A half type may round two such values to neighbours, one part in 2^7 or less apart; torch.compile and
-    eager round to the input's dtype at different places, so that their results may be two such apart.
+    Half precision may round two such values to neighbours, which differ by at most one part in 2^7.
+    torch.compile and eager round to the input's dtype at different places, so their results may be two
+    neighbours apart.
     """
     half = case.dtype in HALF
     absolute = 1e-4

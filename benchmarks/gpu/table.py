@@ -1,7 +1,8 @@
-"""Part table: our kernels beside a copy and PyTorch's, forward and backward apart.
+"""Part table: our kernels, a copy and PyTorch's kernels, with separate forward and backward.
 
-By replays of CUDA graphs, each of which runs through so many input sets that none is found in L2. Results
-are compared with eager's first. A line a case: medians between the least and the most, in microseconds.
+Times are read from replays of CUDA graphs. A graph runs through so many input sets that L2 holds none of
+them. Results are compared with eager's before timing. A line has one case: least, median and most
+microseconds.
 """
 
 import gc
@@ -18,7 +19,7 @@ from torch import Tensor
 from benchmarks import timing
 from benchmarks.gpu import rows
 from benchmarks.gpu.captured import Captured, own_stream
-from benchmarks.gpu.job import Job, main, require_kernels, told
+from benchmarks.gpu.job import Job, error_text, main, require_kernels
 from benchmarks.gpu.planned import last_plan, predicted
 from benchmarks.gpu.rows import Call, Function
 from tests.cases import Case
@@ -28,7 +29,7 @@ SLOT_SECONDS, SMOKE_SLOT_SECONDS = 0.01, 0.001
 TIMES_L2 = 4
 FEWEST_SETS, MOST_SETS = 2, 512
 SETS = 96
-"""At most, of the table, as in the readings of the first kernels."""
+"""The most sets in the table, as in the readings of the first kernels."""
 
 
 def case(
@@ -69,7 +70,7 @@ CASES = (
     case((2, 32, 512, 512), "cf"),
     case((4096, 1024, 1, 1), "cl", "bfloat16"),
 )
-"""The thirty of the first readings, over which means are taken."""
+"""The thirty cases of the first readings. Means are taken over them."""
 MORE_CASES = (
     case((256, 256, 56, 56), "cf", "bfloat16"),
     case((128, 512, 28, 28), "cf", "bfloat16"),
@@ -86,13 +87,13 @@ SMOKE_CASES = (
 
 
 def sets_beyond_l2(tensor_bytes: int, l2_bytes: int, most: int = MOST_SETS) -> int:
-    """How many sets of a tensor read and a tensor written exceed L2 TIMES_L2 times; two at least."""
+    """The number of sets, at least two, whose read and written tensors exceed L2 TIMES_L2 times."""
     wanted = math.ceil(TIMES_L2 * l2_bytes / (2 * tensor_bytes))
     return min(max(wanted, FEWEST_SETS), most)
 
 
 class Bench:
-    """One case's tensors, in sets enough for cold caches."""
+    """One case's tensors, in enough sets that caches are cold."""
 
     def __init__(self, case: Case, device: torch.device, smoke: bool) -> None:
         self.case, self.device, self.smoke = case, device, smoke
@@ -113,10 +114,10 @@ class Bench:
         }
 
 
-class Race:
-    """One direction of a bench: rows that are captured, compared with eager's results, and timed in turns.
+class TimedRows:
+    """One direction of a bench: captures the rows, compares them with eager, and times them in turns.
 
-    To be made and used within `own_stream`.
+    Make and use it within `own_stream`.
     """
 
     def __init__(self, bench: Bench, direction: str) -> None:
@@ -130,7 +131,7 @@ class Race:
         return [rows.call(function, self.bench.case, tensors, self.direction) for tensors in sets]
 
     def add(self, name: str, calls: list[Call]) -> None:
-        """Raises what a call raises, and WrongResultError where what a replay leaves is not eager's."""
+        """Captures a row. Raises its errors, and WrongResultError if a replay's results are not eager's."""
         captured = self._capture(name, calls)
         try:
             for i in (0, -1):
@@ -145,12 +146,12 @@ class Race:
             raise
 
     def _capture(self, name: str, calls: list[Call]) -> "Captured[list[tuple[Tensor, ...]]]":
-        """One call on each set in turn; all results stay, so that each set has memory of its own."""
+        """One call on each set in turn. All results stay alive, so each set has its own memory."""
         self.slots[name] = Captured(lambda: [call() for call in calls], self.bench.device, warm_up=2)
         return self.slots[name]
 
     def microseconds(self, rounds: int = ROUNDS) -> dict[str, list[float]]:
-        """A call's least, median and most, by row."""
+        """A call's least, median and most microseconds, by row."""
         smoke = self.bench.smoke
         times = timing.interleaved(
             {name: captured.replay for name, captured in self.slots.items()},
@@ -162,36 +163,34 @@ class Race:
         return {name: summary(values, len(self.bench.sets)) for name, values in times.items()}
 
     def floor(self, times: Mapping[str, list[float]]) -> float:
-        """What the tensors that must move would take at the speed of the copy, which moves two."""
+        """The time to move the mandatory tensors at the speed of the copy, which moves two."""
         return round(times["copy"][1] * rows.tensors_moved(self.bench.case, self.direction) / 2, 3)
 
 
 def summary(seconds: Sequence[float], sets: int = 1) -> list[float]:
-    """Least, median and most, in microseconds a set."""
+    """Least, median and most, in microseconds per set."""
     return [round(1e6 * of(seconds) / sets, 3) for of in (min, statistics.median, max)]
 
 
-def measure(
-    case: Case, competitors: Mapping[str, Function], device: torch.device, job: Job
-) -> dict[str, Any]:
-    """Everything that is read of one case; its memory is free again afterwards."""
+def measure(case: Case, functions: Mapping[str, Function], device: torch.device, job: Job) -> dict[str, Any]:
+    """All readings of one case. Frees its memory afterwards."""
     bench = Bench(case, device, job.smoke)
     found: dict[str, Any] = {**bench.described(), "eager_backend": rows.eager_backend(case, bench.sets[0])}
     found.update(us={}, floor={}, plan={}, predicted={}, mean=case in CASES)
     for direction in rows.directions(case):
         with own_stream(device):
-            race = Race(bench, direction)
-            for name, function in competitors.items():
+            timed = TimedRows(bench, direction)
+            for name, function in functions.items():
                 if name == "native" and found["eager_backend"] == "Native":
                     continue
                 try:
-                    race.add(name, race.calls(function))
+                    timed.add(name, timed.calls(function))
                 except Exception as error:  # a row's failure must not cost the others
-                    job.fail(f"{case}, {name}: {told(error)}")
+                    job.fail(f"{case}, {name}: {error_text(error)}")
                 if name == "ours":
                     found["plan"][direction] = last_plan()
-            found["us"][direction] = times = race.microseconds()
-            found["floor"][direction] = race.floor(times)
+            found["us"][direction] = times = timed.microseconds()
+            found["floor"][direction] = timed.floor(times)
         found["predicted"][direction] = predicted(case, device, direction)
     return found
 
@@ -201,7 +200,7 @@ def named(cases: Iterable[Case]) -> dict[str, Case]:
 
 
 def free(device: torch.device) -> None:
-    """What a case held goes back, graphs' pools included."""
+    """Frees a case's memory, including the pools of graphs."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -209,11 +208,11 @@ def free(device: torch.device) -> None:
 
 def work(job: Job) -> None:
     device = require_kernels(job)
-    competitors = {"eager": rows.eager, "native": rows.native, "ours": rows.ours}
+    functions = {"eager": rows.eager, "native": rows.native, "ours": rows.ours}
 
     def line(case: Case) -> dict[str, Any]:
         free(device)
-        return measure(case, competitors, device, job)
+        return measure(case, functions, device, job)
 
     job.each(named(SMOKE_CASES if job.smoke else CASES + MORE_CASES), line)
 

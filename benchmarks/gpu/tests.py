@@ -1,4 +1,4 @@
-"""Part tests: every test that takes a device, on the GPU. A line a failure as soon as it is known."""
+"""Part tests: runs every test that takes a device on the GPU. A failure becomes a line at once."""
 
 import importlib.util
 import os
@@ -12,17 +12,17 @@ from benchmarks.gpu.driver import ROOT
 from benchmarks.gpu.job import Job, main, require_kernels
 
 MOST_WORKERS = 14
-"""Processes of pytest-xdist, where it is installed: each takes half a gigabyte of the GPU for itself."""
+"""Processes of pytest-xdist, if it is installed. Each uses half a gigabyte of the GPU."""
 IGNORED = ("tests/simt", "tests/cuda", "tests/test_keras*")
-"""The kernels' source on the CPU, what nvcc makes of it, and a library that GPU machines may lack."""
+"""Left out: tests of the kernels' source on the CPU, of what nvcc makes of it, and of an optional library."""
 MOST_FAILURES = 300
-"""Told one by one; a device that is lost fails thousands."""
+"""How many failures are reported one by one. A lost device makes thousands of tests fail."""
 COUNT_SECONDS = 3.0
-"""Between two lines of counts."""
+"""Seconds between two lines of counts."""
 
 
 class Outcomes:
-    """A pytest plugin that keeps the counts, and tells the failures to the job."""
+    """A pytest plugin that counts results and reports failures to the job."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -47,7 +47,7 @@ class Outcomes:
 
 
 def options(device: str, smoke: bool = False) -> list[str]:
-    """The tests whose names hold the device, as the fixture `device` puts it there."""
+    """The tests whose ids contain the device, as the fixture `device` puts it there."""
     how = ["-q", "--tb=short", "-p", "no:cacheprovider", "-k", device]
     if smoke:
         return [str(ROOT / "tests/test_determinism.py"), *how]
@@ -59,8 +59,8 @@ def options(device: str, smoke: bool = False) -> list[str]:
 
 def work(job: Job) -> None:
     device = require_kernels(job)
-    # Of workers beside each other torch's threads would outnumber the cores. Sets of strings must have the
-    # same order in all of them.
+    # Several workers with all of torch's threads would exceed the number of cores. All workers need the same
+    # order of sets of strings.
     os.environ.update(OMP_NUM_THREADS="1", PYTHONHASHSEED="0")
     outcomes = Outcomes(job)
     code = pytest.main(options(device.type, job.smoke), plugins=[outcomes])

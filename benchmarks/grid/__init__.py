@@ -1,1 +1,1 @@
-"""What `pytest benchmarks/` measures: the cells, the rows that compete in each, and the numbers of a row."""
+"""What `pytest benchmarks/` measures: the cells, the rows of each, and the numbers of a row."""

@@ -1,9 +1,9 @@
-"""The cells of the grid: which inputs, in which layouts, dtypes and directions."""
+"""The cells of the grid: inputs with their layouts, dtypes and directions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from benchmarks.contest import ALL_DIRECTIONS, LAYOUTS, Case
+from benchmarks.comparison import ALL_DIRECTIONS, LAYOUTS, Case
 
 Shape = tuple[int, ...]
 
@@ -20,26 +20,27 @@ FAMILIES: dict[str, tuple[Shape, ...]] = {
     "mobilenet": ((32, 16, 112, 112), (32, 24, 56, 56), (32, 96, 14, 14)),  # thin layers
     "slow elsewhere": (
         (125000, 50),  # a tall matrix
-        (32, 4096),  # a wide one: few values of each of many channels
+        (32, 4096),  # a wide matrix: few values in each of many channels
         (20, 6, 65536),  # few channels, long rows
-        (8, 512, 7, 7),  # rows shorter than a vector is aligned to
-        (16, 65, 33, 33),  # an odd number of channels, and of pixels
+        (8, 512, 7, 7),  # rows that are shorter than a vector's alignment
+        (16, 65, 33, 33),  # an odd number of channels and of pixels
         (16, 257, 14, 14),
         (48, 256, 54, 54),  # 140,000 rows of 256 channels
     ),
 }
-"""By what the shapes stand for: layers of networks at a usual batch, and where others are slow."""
+"""Shapes by family: layers of networks at a usual batch, and shapes on which other implementations are slow.
+"""
 
 STEPS = "steps"
-"""The family of whole training steps, whose mandatory traffic nobody counts."""
+"""The family of whole training steps. Their mandatory traffic is not counted."""
 
 QUICK = ((64, 6, 28, 28), (64, 16, 10, 10), (8, 512, 7, 7), (32, 96, 14, 14), (32, 4096))
-"""Small, and of both kinds of kernels: long rows and matrices."""
+"""Small shapes for both kinds of kernels: long rows and matrices."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One group of the table: a case and a direction, on a device that is chosen elsewhere."""
+    """A case and a direction: one group of the table. The device is chosen elsewhere."""
 
     family: str
     case: Case
@@ -55,10 +56,10 @@ class Cell:
 
     @property
     def bytes(self) -> int:
-        """The traffic that nobody can avoid, without what a channel holds: each tensor once.
+        """The mandatory traffic, without per-channel values: each tensor once.
 
-        Forward reads the input and writes the output; backward reads the input and the gradient of the
-        output and writes that of the input. 0 for training steps.
+        Forward reads the input and writes the output. Backward reads the input and the output's gradient and
+        writes the input's gradient. 0 for training steps.
         """
         if self.family == STEPS:
             return 0
@@ -68,7 +69,7 @@ class Cell:
 
 
 def cases() -> Iterator[tuple[str, Case]]:
-    """Each with its family: float32 and, of images, bfloat16 in both layouts; float16 where it is slow."""
+    """The cases with their families. Images also come in bfloat16 and both layouts; some in float16."""
     for family, shapes in FAMILIES.items():
         for shape in shapes:
             yield family, Case(shape, "contiguous", "float32")
@@ -81,5 +82,5 @@ def cases() -> Iterator[tuple[str, Case]]:
 
 
 def cells() -> list[Cell]:
-    """The whole grid, a case's directions behind each other."""
+    """The whole grid. A case's directions follow each other."""
     return [Cell(family, case, direction) for family, case in cases() for direction in ALL_DIRECTIONS]

@@ -1,4 +1,4 @@
-"""One cell measured: all its rows in turns, checked before and after, and the numbers that a reader wants."""
+"""Measures one cell: times all its rows in turns, checks them before and after, and computes the figures."""
 
 import math
 import random
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import timing
-from benchmarks.contest import Contest, Slot, WrongResultError
+from benchmarks.comparison import Comparison, Slot, WrongResultError
 from benchmarks.gpu.captured import own_stream
 from benchmarks.grid.cells import Cell
 from benchmarks.grid.cold import ColdSlot, sets_of, wipe
@@ -20,21 +20,21 @@ from benchmarks.history import RowSpeed, Speed
 from benchmarks.memory import peak_bytes
 
 Readings = dict[str, list[float]]
-"""Seconds a call by row, one value a round."""
+"""Seconds per call by row, one value per round."""
 
 
 Runnable = Slot | ColdSlot
 
 
 class NeverExecutedError(Exception):
-    """A row that was to be timed did not run as often as it was read."""
+    """A timed row ran less often than it was read."""
 
 
 @dataclass
 class Measured:
-    """What was read of one group; `errors` says of the rows that are not in `readings` why.
+    """The readings of one group. `errors` says why a row is not in `readings`.
 
-    The device is named with how the calls were made: "cpu", "cuda", "cuda graph".
+    The device's name includes how calls were made: "cpu", "cuda", "cuda graph".
     """
 
     cell: Cell
@@ -49,19 +49,19 @@ class Measured:
 
     @property
     def floor_seconds(self) -> float:
-        """How long a copy takes to move the cell's bytes; 0 where nothing is copied."""
+        """The time that a copy takes to move the cell's bytes. 0 if no copy was timed."""
         if "copy" not in self.readings:
             return 0.0
         return statistics.median(self.readings["copy"]) * self.cell.bytes / (2 * self.cell.case.tensor_bytes)
 
     def row(self, row: str) -> RowSpeed:
-        """Medians; the ratio to eager is the median over the rounds of the ratio within a round."""
+        """Medians. The ratio to eager is the median over the rounds of the ratio within a round."""
         seconds = statistics.median(self.readings[row])
         ratio = timing.ratio(self.readings["eager"], self.readings[row])
         return RowSpeed(seconds, ratio, self.floor_seconds / seconds, self.peaks.get(row))
 
     def record(self) -> Speed:
-        """For the history, whose files are of one device each."""
+        """The record for the history, whose files have one device each."""
         cell = self.cell
         rows = {row: self.row(row) for row in self.readings}
         graph = self.device.endswith(" graph")
@@ -85,21 +85,21 @@ QUICK = Effort(rounds=5, slot_seconds=0.02)
 
 def measure(
     cell: Cell,
-    contest: Contest,
+    comparison: Comparison,
     effort: Effort,
     cold: bool = False,
     failures: Mapping[str, str] = MappingProxyType({}),
 ) -> Measured:
-    """All rows in turns. `cold`: by replays of CUDA graphs over more memory than the caches hold.
+    """Times all rows in turns. `cold` uses replays of CUDA graphs over more memory than the caches hold.
 
-    A row that raises or is wrong, or did so before (`failures`), is in `errors` and not timed. Where that is
-    eager's, where a row is wrong after it was timed or did not run, the whole group raises.
+    A row that raises or is wrong, now or before (`failures`), goes to `errors` and is not timed. The whole
+    group raises if eager fails, or if a row is wrong or did not run after it was timed.
     """
-    device = contest.device
+    device = comparison.device
     measured = Measured(cell, f"{device} graph" if cold else str(device), errors=dict(failures))
-    # Autograd keeps the stream of a first forward: for a capture all of them must be on the capturing one.
+    # Autograd keeps the stream of the first forward. A capture needs all forwards on the capturing stream.
     with own_stream(device) if cold else nullcontext():
-        sets = sets_of(contest) if cold else [contest]
+        sets = sets_of(comparison) if cold else [comparison]
         slots = [each.slots(cell.direction) for each in sets]
         checks = [Check(cell.direction, sets[i], slots[i]["eager"]) for i in (0, -1)]
         rows: dict[str, Runnable] = {}
@@ -112,7 +112,7 @@ def measure(
             except Exception as error:
                 if row in ("copy", "eager"):
                     raise
-                measured.errors[row] = told(error)
+                measured.errors[row] = error_text(error)
             else:
                 rows[row] = made
         readings = read(rows, effort, device)
@@ -120,42 +120,42 @@ def measure(
             _check(row, made, checks)
     measured.readings = {row: [value / len(sets) for value in values] for row, values in readings.items()}
     if not cold:
-        measured.peaks = {row: _peak(slot, contest) for row, slot in rows.items()}
-    contest.clear_gradients()
+        measured.peaks = {row: _peak(slot, comparison) for row, slot in rows.items()}
+    comparison.clear_gradients()
     return measured
 
 
-def told(error: Exception) -> str:
-    """An error as a text, which holds no tensor alive as its traceback does."""
+def error_text(error: Exception) -> str:
+    """An error as text. Unlike its traceback, the text keeps no tensor alive."""
     return f"{type(error).__name__}: {error}"
 
 
 class Check:
-    """What a slot must return on one set of tensors: what eager's did."""
+    """The results that a slot must return on one set of tensors: eager's."""
 
-    def __init__(self, direction: str, contest: Contest, eager: Slot) -> None:
-        self.direction, self.contest = direction, contest
+    def __init__(self, direction: str, comparison: Comparison, eager: Slot) -> None:
+        self.direction, self.comparison = direction, comparison
         results = eager()
         self.expected = tuple(result.detach().clone() for result in results)
         wipe(results)
 
     def __call__(self, row: str, results: tuple[Tensor, ...]) -> None:
-        """Leaves NaN in the results, or the next row might be handed memory that holds the right ones."""
+        """Fills the results with NaN. The next row may get the memory with these right results."""
         try:
             if row != "copy":
-                self.contest.check_results(row, self.direction, results, self.expected)
-            elif not torch.equal(results[0], self.contest.input):
+                self.comparison.check_results(row, self.direction, results, self.expected)
+            elif not torch.equal(results[0], self.comparison.input):
                 raise WrongResultError("copy: is not the input")
         finally:
             wipe(results)
 
     def poison(self) -> None:
-        """Leaves NaN where the allocator will put results: a kernel that never ran leaves them there."""
+        """Fills the memory of future results with NaN. A kernel that never runs leaves them there."""
         wipe([torch.empty_like(result) for result in self.expected])
 
 
 def _check(row: str, made: Runnable, checks: Sequence[Check]) -> None:
-    """Of a slot that replays: what it writes over NaN in the first and the last set."""
+    """Checks the first and the last set of a replayed slot, after filling its results with NaN."""
     if isinstance(made, ColdSlot):
         for position, check in zip((0, -1), checks, strict=True):
             check(row, made.over_nan(position))
@@ -166,15 +166,15 @@ def _check(row: str, made: Runnable, checks: Sequence[Check]) -> None:
     checks[0](row, made())
 
 
-def _peak(slot: Runnable, contest: Contest) -> int:
-    contest.clear_gradients()
-    peak = peak_bytes(slot, contest.device)
-    contest.clear_gradients()
+def _peak(slot: Runnable, comparison: Comparison) -> int:
+    comparison.clear_gradients()
+    peak = peak_bytes(slot, comparison.device)
+    comparison.clear_gradients()
     return peak
 
 
 def read(slots: Mapping[str, Callable[[], object]], effort: Effort, device: torch.device) -> Readings:
-    """Interleaved readings; raises NeverExecutedError unless every row ran at least once a reading."""
+    """Interleaved readings. Raises NeverExecutedError unless every row ran at least once per reading."""
     counted = {row: _Counted(slot) for row, slot in slots.items()}
     order = random.Random(effort.seed)
     readings = timing.interleaved(counted, effort.rounds, device, order, effort.slot_seconds)
@@ -188,7 +188,7 @@ def read(slots: Mapping[str, Callable[[], object]], effort: Effort, device: torc
 
 
 class _Counted:
-    """A slot that knows how often it ran, for some 50 ns a call."""
+    """A slot that counts its runs. Counting costs about 50 ns per call."""
 
     __slots__ = ("call", "calls")
 

@@ -1,4 +1,4 @@
-"""Other libraries' fused layers, where they are installed: on CUDA, and where they take the case."""
+"""Fused layers of other libraries, if they are installed, on CUDA, for the cases that they support."""
 
 import importlib
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contest import Case, Maker
+from benchmarks.comparison import Case, Maker
 
 NEARLY_ZERO = 1e-6
-"""The slope of a leaky ReLU that is ReLU to far within rounding; inplace_abn divides by it."""
+"""A leaky ReLU's slope that equals ReLU to far within rounding. inplace_abn divides by it, so it is not 0."""
 
 
 class OnCopy(nn.Module):
-    """A layer that overwrites its input: here an input that stays, so the time of a copy is included."""
+    """A layer that overwrites its input. It gets a copy here, so its time includes the copy."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class OnCopy(nn.Module):
 
 
 class OnPixels(nn.Module):
-    """A layer for (N, H, W, C), which a channels_last tensor is without a copy."""
+    """A layer for (N, H, W, C). A channels_last tensor has this form without a copy."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class OnPixels(nn.Module):
 
 @dataclass(frozen=True)
 class Peer:
-    """A row: from which module, made how, for which cases."""
+    """A row: the module to import, the constructor, and the supported cases."""
 
     row: str
     module: str
@@ -67,7 +67,7 @@ PEERS = (
 
 
 def installed(case: Case, device: torch.device) -> dict[str, Maker]:
-    """Makers by row; none for other inputs than (N, C, H, W)."""
+    """Constructors by row. None unless the input is (N, C, H, W)."""
     found: dict[str, Maker] = {}
     if device.type != "cuda" or len(case.shape) != 4:
         return found

@@ -1,4 +1,4 @@
-"""Readings that were taken elsewhere, given to pytest-benchmark as if its own clock had taken them."""
+"""Gives readings to pytest-benchmark as if its own clock had taken them."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 class ReplayClock:
     """A timer for pytest-benchmark, which moves only as `play` says.
 
-    pytest-benchmark times one test after the other, and so all readings of a row at once; rows that are to
-    be compared must be read in turns. Its statistics, JSON files and comparisons get those readings.
+    pytest-benchmark takes all readings of a test at once. Rows that are compared must be read in turns, so
+    the readings are taken elsewhere and replayed. Its statistics and JSON files then have our readings.
     """
 
     __name__ = "interleaved"
@@ -21,7 +21,7 @@ class ReplayClock:
         return self.now
 
     def play(self, benchmark: BenchmarkFixture, readings: Sequence[float]) -> None:
-        """One round a reading, in seconds."""
+        """One round per reading, in seconds."""
         coming = iter(readings)
 
         def advance() -> None:

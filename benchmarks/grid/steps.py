@@ -1,4 +1,4 @@
-"""Whole training steps, end to end: LeNet-5 and ResNet-50 with eager norms and with ours."""
+"""Whole training steps of LeNet-5 and ResNet-50, with eager norms and with ours."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,23 +7,24 @@ from functools import partial
 import torch
 from torch import nn
 
-from benchmarks.contest import Case, WrongResultError
+from benchmarks.comparison import Case, WrongResultError
 from benchmarks.grid.cells import STEPS, Cell
 from benchmarks.grid.group import Effort, Measured, read
 from benchmarks.lenet.model import VARIANTS
 from benchmarks.lenet.training import Data, Settings, Trainer
 from benchmarks.memory import peak_bytes
-from benchmarks.resnet.contest import Case as ResNetCase
-from benchmarks.resnet.contest import Contest as ResNetContest
+from benchmarks.resnet.comparison import Case as ResNetCase
+from benchmarks.resnet.comparison import Comparison as ResNetComparison
 
 LENET_ROWS = {"eager": "torch-relu", "compile": "torch-relu", "ours": "fused-relu"}
 LOSS = 1e-5
-"""Relatively, of the first two steps; over 100 the losses of LeNet-5's variants were seen 2e-7 apart."""
+"""Relative, for the first two steps. Over 100 steps the losses of LeNet-5's variants were up to 2e-7 apart.
+"""
 
 
 @dataclass(frozen=True)
 class Step:
-    """Forward, backward and update of a model, which frees the gradients of the step before at its start."""
+    """One training step: frees the last step's gradients, then forward, backward and update."""
 
     model: nn.Module
     run: Callable[[], object]
@@ -32,18 +33,18 @@ class Step:
         return self.run()
 
     def peak_bytes(self, device: torch.device) -> int:
-        """The most bytes alive at once in a step that begins without gradients and makes its own."""
+        """The peak of live bytes in a step that starts without gradients."""
         self.model.zero_grad(set_to_none=True)
         return peak_bytes(self.run, device)
 
 
 Steps = dict[str, Step]
-"""By row."""
+"""The steps by row."""
 
 
 @dataclass(frozen=True)
 class StepCell:
-    """A network and its images; `quick` where a step takes milliseconds."""
+    """A network and its images. `quick`: a step takes milliseconds."""
 
     network: str
     case: Case
@@ -63,7 +64,7 @@ STEP_CELLS = (
 
 
 def measure(step_cell: StepCell, device: torch.device, effort: Effort, compile: bool = False) -> Measured:
-    """Steps in turns; raises WrongResultError where losses or gradients are not eager's."""
+    """Times steps in turns. Raises WrongResultError if losses or gradients are not eager's."""
     make = {"LeNet-5": lenet_steps, "ResNet-50": resnet_steps}[step_cell.network]
     steps = make(step_cell.case, device, compile)
     measured = Measured(step_cell.cell, str(device))
@@ -73,7 +74,7 @@ def measure(step_cell: StepCell, device: torch.device, effort: Effort, compile: 
 
 
 def lenet_steps(case: Case, device: torch.device, compile: bool) -> Steps:
-    """On random images: what is in them takes no time."""
+    """Steps on random images. Their values do not affect the time."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(case.shape, generator=generator).to(device)
     labels = torch.randint(10, case.shape[:1], generator=generator).to(device)
@@ -85,7 +86,7 @@ def lenet_steps(case: Case, device: torch.device, compile: bool) -> Steps:
     }
     if compile:
         torch.compiler.reset()
-        # Its own method `compile` would compile nothing of an nn.Sequential, and not say so.
+        # The module's own method `compile` would silently compile nothing of an nn.Sequential.
         compiled = torch.compile(trainers["compile"].model, dynamic=False)
         trainers["compile"].model = compiled  # type: ignore[assignment]
     losses = {row: trainer.losses(2) for row, trainer in trainers.items()}
@@ -98,9 +99,11 @@ def lenet_steps(case: Case, device: torch.device, compile: bool) -> Steps:
 
 
 def resnet_steps(case: Case, device: torch.device, compile: bool) -> Steps:
-    """The rows of `python -m benchmarks.resnet`, "ours" as in the other groups."""
+    """The rows of `python -m benchmarks.resnet`. "ours" is called as in the other groups."""
     batch, _, size, _ = case.shape
-    contest = ResNetContest(ResNetCase(batch, size, case.layout, case.dtype), device, compile)
-    contest.check()
+    comparison = ResNetComparison(ResNetCase(batch, size, case.layout, case.dtype), device, compile)
+    comparison.check()
     names = {"fused": "ours", "fused, recomputed": "ours, recomputed", "eager, compiled": "compile"}
-    return {names.get(row, row): Step(model, contest.step(row)) for row, model in contest.models.items()}
+    return {
+        names.get(row, row): Step(model, comparison.step(row)) for row, model in comparison.models.items()
+    }

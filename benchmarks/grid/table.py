@@ -1,4 +1,4 @@
-"""The groups as one table: what pytest-benchmark's own columns do not have."""
+"""The groups as one table with columns that pytest-benchmark lacks."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ of the floor: the time a copy takes for that traffic, over the row's; peak extra
 
 
 def lines(measured: Measured) -> list[tuple[str, ...]]:
-    """A line a row, as many texts as columns."""
+    """One line per row, with as many texts as columns."""
     found: list[tuple[str, ...]] = []
     for row in measured.readings:
         numbers = measured.row(row)
@@ -31,7 +31,7 @@ def lines(measured: Measured) -> list[tuple[str, ...]]:
 
 
 def terminal(groups: Sequence[Measured]) -> Table:
-    """All groups below each other."""
+    """All groups, one below the other."""
     table = Table(caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "row" else "right", no_wrap=True)
@@ -44,7 +44,7 @@ def terminal(groups: Sequence[Measured]) -> Table:
 
 
 def worst(groups: Sequence[Measured], count: int = 5) -> list[str]:
-    """The groups in which ours gains least on eager, the worst first, a line each."""
+    """The groups in which ours gains least over eager, the worst first, one line each."""
     ranked = sorted(
         (group.row("ours").ratio, group.group)
         for group in groups
@@ -54,7 +54,7 @@ def worst(groups: Sequence[Measured], count: int = 5) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that keeps it between 1 and 1000."""
+    """Seconds, in a unit in which they are between 1 and 1000."""
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"

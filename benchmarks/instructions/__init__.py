@@ -1,1 +1,1 @@
-"""Instructions that the host executes for a tiny call, which repeat where times do not."""
+"""The host's instructions for a tiny call. Unlike times, these counts repeat."""

@@ -1,4 +1,4 @@
-"""The calls counted: so tiny that what they cost is the way through Python, autograd and the dispatcher."""
+"""The counted calls. They are so tiny that their cost is Python, autograd and the dispatcher."""
 
 import gc
 from collections.abc import Callable, Iterator
@@ -14,18 +14,18 @@ Call = Callable[[], object]
 
 SHAPE = (2, 4, 2, 2)
 GATED = ("forward", "forward+backward", "evaluation", "functional")
-"""Ours. Those of eager stand beside them."""
+"""Ours. Eager's calls are beside them."""
 COUNTED = (*GATED, "eager forward", "eager forward+backward", "eager evaluation")
 BLOCKS = 4 * COUNTED
-"""Each several times, with `renew_types` between them: the least is the count without accidents."""
+"""Each call is counted four times, after `renew_types`. The least count has no cache conflicts."""
 WARM_UP = 20
-"""Of each call in a turn of the warm-up; Python rewrites its code in the first dozens of calls."""
+"""Calls in a turn of the warm-up. Python specialises its bytecode in the first dozens of calls."""
 
 _MARK = "_fused_bn_renewed"
 
 
 def calls() -> dict[str, Call]:
-    """The calls by name, those of COUNTED."""
+    """All calls by name, including those of COUNTED."""
     input = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).requires_grad_()
     ours = partial(fused_bn.BatchNorm2d, SHAPE[1], activation="relu")
     found: dict[str, Call] = {
@@ -47,7 +47,7 @@ def eager() -> nn.Module:
 
 
 def step(module: nn.Module, input: Tensor, grad_output: Tensor) -> None:
-    """Forward and backward; the gradients of input and parameters are fresh, as in a training step."""
+    """Forward and backward. Gradients of input and parameters are new, as in a training step."""
     input.grad = None
     for parameter in module.parameters():
         parameter.grad = None
@@ -55,13 +55,13 @@ def step(module: nn.Module, input: Tensor, grad_output: Tensor) -> None:
 
 
 def evaluate(module: nn.Module, input: Tensor) -> None:
-    """Without autograd."""
+    """Evaluation without autograd."""
     with torch.no_grad():
         module(input)
 
 
 def functional(norm: nn.BatchNorm2d, input: Tensor) -> Call:
-    """In training, on the parameters and buffers of `norm`."""
+    """The function in training, with `norm`'s parameters and buffers."""
     return partial(
         fused_bn.functional.batch_norm,
         input,
@@ -75,9 +75,9 @@ def functional(norm: nn.BatchNorm2d, input: Tensor) -> Call:
 
 
 def turns(warm_up: int, number: int) -> Iterator[Call]:
-    """What to call, one after the other: `warm_up` rounds of everything, then each of BLOCKS `number` times.
+    """The sequence of calls: `warm_up` rounds of everything, then each of BLOCKS `number` times.
 
-    Python's garbage collector is off from here on: how often it runs depends on all that was made before.
+    Turns Python's garbage collector off, because its runs depend on all earlier allocations.
     """
     gc.disable()
     found = calls()
@@ -103,7 +103,7 @@ def repeat(call: Call) -> None:
 
 @contextmanager
 def uncounted() -> Iterator[None]:
-    """Callgrind, which counts, does not count what is done within; elsewhere these calls do nothing."""
+    """Callgrind does not count the calls in the `with` block. Without callgrind this does nothing."""
     torch._C._valgrind_toggle()
     try:
         yield
@@ -112,11 +112,11 @@ def uncounted() -> Iterator[None]:
 
 
 def renew_types() -> None:
-    """Gives modules and tensors other places in Python's cache of attributes.
+    """Moves modules and tensors to other places in Python's attribute cache.
 
-    A place depends on a number that the type gets anew when it is changed, and on the address of the
-    attribute's name. Two attributes in one place drive each other out, and each looks through all base
-    classes then: whether that happens is chance, and costs up to two percent.
+    A place depends on the type's version, which changes with the type, and on the address of the attribute's
+    name. Two attributes in one place evict each other, and each access then searches all base classes. Such a
+    conflict is chance and costs up to two percent.
     """
     kinds: tuple[type, ...] = (nn.Module, Tensor)
     for kind in kinds:

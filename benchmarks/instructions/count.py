@@ -1,4 +1,4 @@
-"""Counting by torch.utils.benchmark's Timer under valgrind's callgrind, and what the counts depend on."""
+"""Counts instructions with torch.utils.benchmark's Timer under valgrind's callgrind."""
 
 import os
 import platform
@@ -17,23 +17,23 @@ from benchmarks.timing import without_garbage_collection
 from fused_bn._extension import devices_with_kernels, extension
 
 NUMBER = 100
-"""Calls that a count is the mean of."""
+"""A count is the mean over so many calls."""
 TIMER_WARM_UP = 10
-"""How often Timer calls first what it counts; turns that end early or late would count a call as another."""
+"""Timer calls its statement so often before it counts. `turns` relies on it to count the right calls."""
 
 TOOLS = ("valgrind", "callgrind_control", "callgrind_annotate")
 
 ENVIRONMENT = {
-    "PYTHONHASHSEED": "0",  # the order in sets, and so the ways through hash tables
+    "PYTHONHASHSEED": "0",  # fixes the order in sets, and so the paths through hash tables
     "OMP_NUM_THREADS": "1",
-    # Of the processor's instruction sets the one that all have; valgrind knows no AVX-512 anyway.
+    # The instruction set that all processors have. valgrind does not know AVX-512.
     "FUSED_BN_CPU_CAPABILITY": "default",
     "ATEN_CPU_CAPABILITY": "default",
 }
 
 
 def missing() -> str | None:
-    """Why nothing can be counted here, or None."""
+    """The reason why this machine cannot count, or None."""
     if not torch._C._valgrind_supported_platform():
         return f"torch has no calls to valgrind for {platform.machine()}"
     tools = [tool for tool in TOOLS if which(tool) is None]
@@ -49,7 +49,7 @@ def missing() -> str | None:
 
 
 def key() -> str:
-    """What counts depend on beside the code: torch, Python and the compilers of both, the architecture."""
+    """What counts depend on besides the code: torch, Python, their compilers and the architecture."""
     assert extension is not None
     info = extension.build_info()
     version = ".".join(platform.python_version_tuple()[:2])
@@ -60,10 +60,10 @@ def key() -> str:
 
 
 def count() -> dict[str, int]:
-    """Instructions a call, of those in COUNTED; takes a minute, most of it to import torch under valgrind.
+    """Counts instructions per call for COUNTED. This takes a minute, mostly to import torch under valgrind.
 
-    Everything is counted in one process, so that torch is imported once: each repeat of Timer takes the next
-    block's turns. Raises OSError, with what valgrind said, where it fails.
+    One process counts everything, so that torch is imported once. Each repeat of Timer runs the next block's
+    turns. Raises OSError with valgrind's text if it fails.
     """
     setup = f"from benchmarks.instructions.calls import turns; turn = turns({TIMER_WARM_UP}, {NUMBER})"
     with _environment(), without_garbage_collection():  # `turns` turns it off in this process, too
@@ -77,7 +77,7 @@ def count() -> dict[str, int]:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """For the process that Timer starts: this interpreter as `python`, this checkout, nothing random."""
+    """The environment of Timer's process: this interpreter as `python`, this checkout, no randomness."""
     before = dict(os.environ)
     paths = {"PATH": str(Path(sys.executable).parent), "PYTHONPATH": str(ROOT)}
     for name, first in paths.items():

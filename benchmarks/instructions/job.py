@@ -1,4 +1,4 @@
-"""The job behind `python -m benchmarks.instructions`: counts, shows them, stores them where asked to."""
+"""The job behind `python -m benchmarks.instructions`: counts, shows the counts, and stores them if asked."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ from benchmarks.instructions.calls import GATED
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line; exits with a message and status 2 where it is wrong."""
+    """Parses the command line. Exits with a message and status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.instructions",
         description="Counts the instructions of tiny calls under valgrind, which takes a minute, and "
@@ -24,7 +24,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0; 1 where nothing can be counted or a call takes too many; 130 when interrupted."""
+    """Returns 0; 1 if counting is impossible or a call takes too many; 130 when interrupted."""
     args = arguments(argv)
     if reason := count.missing():
         print(reason, file=sys.stderr)

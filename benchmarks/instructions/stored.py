@@ -1,4 +1,4 @@
-"""The counts that were stored, by what they depend on, and what to say of a count beside its stored one."""
+"""The stored counts, by what they depend on, and their comparison with new counts."""
 
 import json
 from collections.abc import Mapping
@@ -9,16 +9,16 @@ from benchmarks.history import ROOT
 
 PATH = Path(__file__).with_name("counts.json")
 TOLERANCE = 0.03
-"""Five times as much as counts differ between hash seeds, environments and loads of the machine: 0.6 %."""
+"""Hash seeds, environments and load change counts by up to 0.6 %; this is five times as much."""
 UPDATE = "python -m benchmarks.instructions --update"
 
 
 class StoredCountsError(Exception):
-    """The file of stored counts cannot be read; the text says why."""
+    """The file of stored counts cannot be read. The text says why."""
 
 
 def load() -> dict[str, dict[str, int]]:
-    """Counts by call, by key; none where there is no file. Raises StoredCountsError."""
+    """Counts by call, by key. Empty if there is no file. Raises StoredCountsError."""
     try:
         entries = json.loads(PATH.read_text())
         return {key: {call: int(n) for call, n in counts.items()} for key, counts in entries.items()}
@@ -29,18 +29,18 @@ def load() -> dict[str, dict[str, int]]:
 
 
 def store(key: str, counts: Mapping[str, int]) -> None:
-    """Puts `counts` in the place of what is there of that key; other entries stay."""
+    """Replaces the counts of one key. Other entries stay."""
     entries = load() | {key: dict(counts)}
     files.write_whole(PATH, json.dumps(entries, indent=2, sort_keys=True) + "\n")
 
 
 def change(found: int, stored: int) -> float:
-    """By what share of the stored count there are more."""
+    """The increase relative to the stored count."""
     return (found - stored) / stored
 
 
 def complaint(call: str, found: int, stored: int) -> str | None:
-    """Where a call takes more instructions than TOLERANCE allows: what, where and what to do."""
+    """A message for each call that exceeds TOLERANCE: the call, the counts and what to do."""
     if change(found, stored) <= TOLERANCE:
         return None
     return (
@@ -50,7 +50,7 @@ def complaint(call: str, found: int, stored: int) -> str | None:
 
 
 def praise(call: str, found: int, stored: int) -> str | None:
-    """Where a call takes so many fewer that the stored count guards it no longer."""
+    """A message for each call with so few instructions that its stored count no longer guards it."""
     if change(found, stored) >= -TOLERANCE:
         return None
     return (

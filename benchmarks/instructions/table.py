@@ -1,4 +1,4 @@
-"""The counts as a table: ours, eager's, and what is stored."""
+"""The counts as a table: ours, eager's, and the stored ones."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ eager: nn.BatchNorm2d and nn.ReLU, the module also beside our function"""
 
 
 def terminal(records: Sequence[Instructions], stored: Mapping[str, int]) -> Table:
-    """A line a call of ours that is among the records, beside eager's of the same kind."""
+    """One line per call of ours, beside eager's call of the same kind."""
     found = {record.call: record.count for record in records}
     table = Table(title="instruction counts", caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("call", "ours", "eager", "ours / eager", "stored", "change"):
@@ -27,7 +27,7 @@ def terminal(records: Sequence[Instructions], stored: Mapping[str, int]) -> Tabl
 
 
 def eager_of(call: str) -> str:
-    """The call of eager that does what `call` does; a function of its own there is none."""
+    """The eager call that does the same as `call`. Eager has no separate function call."""
     name = f"eager {call}"
     return name if name in COUNTED else "eager forward"
 

@@ -1,4 +1,4 @@
-"""`model.fit` with Keras' batch normalisation and with ours; Keras' backend is set before it is imported."""
+"""`model.fit` with Keras' batch normalisation and with ours. Sets Keras' backend before keras is imported."""
 
 import os
 

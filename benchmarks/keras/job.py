@@ -1,4 +1,4 @@
-"""The job behind `python -m benchmarks.keras`: arguments, the order of work, and what is left at its end."""
+"""The job behind `python -m benchmarks.keras`: its arguments, the order of work, and its results."""
 
 import argparse
 import random
@@ -14,20 +14,20 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import case_by_case, options, timing
 from benchmarks.environment import environment
-from benchmarks.keras.contest import Case, Contest
+from benchmarks.keras.comparison import Case, Comparison
 
 REQUIRED = 1.00
-"""model.fit with our layer beside Keras': at least so many times as fast."""
+"""The required speedup of model.fit with our layer over Keras' layer."""
 
 CELLS = (("conv", "channels_last"), ("conv", "channels_first"), ("mlp", "channels_last"))
 
 UNTIMED_STEPS = 2
-"""Before each reading: after the turns of others memory and caches are theirs."""
+"""Untimed steps before each reading, because other models have used memory and caches."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Of one model in one case: medians of rounds, the ratio to Keras' of the same round."""
+    """One model in one case: medians over rounds. The ratio is to Keras' time in the same round."""
 
     case: str
     row: str
@@ -36,7 +36,7 @@ class Row:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line; exits with a message and status 2 where it is wrong."""
+    """Parses the command line. Exits with a message and status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.keras",
         description="Times epochs of Keras' model.fit with keras.layers.BatchNormalization and with "
@@ -46,30 +46,30 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=options.positive, default=64, help="images a step")
     parser.add_argument("--steps", type=options.positive, default=20, help="steps an epoch")
     parser.add_argument("--rounds", type=options.positive, default=11, help="epochs of each model")
-    options.ending(parser, turns="epochs", out="results/keras")
+    options.add_last_arguments(parser, turns="epochs", out="results/keras")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the job; returns 0, 1 (a wrong result, or with --check a missed figure) or 130 (interrupted)."""
+    """Runs the job. Returns 0, 1 (a wrong result, or with --check a missed figure) or 130 (interrupted)."""
     args = arguments(argv)
     cases = (measure(Case(network, data_format, args.batch), args) for network, data_format in CELLS)
-    return case_by_case.run(cases, partial(_leave, args=args), missed_figures, args.check)
+    return case_by_case.run(cases, partial(_write_results, args=args), missed_figures, args.check)
 
 
 def measure(case: Case, args: argparse.Namespace) -> list[Row]:
-    """Checks, then times epochs of all rows of a case in turns."""
-    contest = Contest(case, args.steps)
-    contest.check(min(2, args.steps))
+    """Checks a case, then times epochs of all its rows in turns."""
+    comparison = Comparison(case, args.steps)
+    comparison.check(min(2, args.steps))
     device = _device()
 
     def read(row: str) -> float:
-        contest.epoch(row, min(UNTIMED_STEPS, args.steps))
-        return timing.seconds(lambda: contest.epoch(row), 1, device)
+        comparison.epoch(row, min(UNTIMED_STEPS, args.steps))
+        return timing.seconds(lambda: comparison.epoch(row), 1, device)
 
     rounds = tqdm(range(args.rounds), desc=case.id, dynamic_ncols=True)
     with timing.without_garbage_collection():
-        times = timing.in_turns(contest.models, rounds, random.Random(args.seed), read)
+        times = timing.in_turns(comparison.models, rounds, random.Random(args.seed), read)
     return [
         Row(
             case.id,
@@ -82,7 +82,7 @@ def measure(case: Case, args: argparse.Namespace) -> list[Row]:
 
 
 def missed_figures(rows: Sequence[Row]) -> list[str]:
-    """A sentence for each row of ours that is slower than Keras'."""
+    """One sentence for each row of ours that is slower than Keras'."""
     return [
         f"{row.case}, {row.row}: {row.speedup:.2f}x as fast, required {REQUIRED:.2f}x"
         for row in rows
@@ -91,11 +91,11 @@ def missed_figures(rows: Sequence[Row]) -> list[str]:
 
 
 def _device() -> torch.device:
-    """Where Keras puts its models."""
+    """The device that Keras uses."""
     return torch.device(keras.ops.zeros(()).device)
 
 
-def _leave(rows: Sequence[Row], args: argparse.Namespace) -> None:
+def _write_results(rows: Sequence[Row], args: argparse.Namespace) -> None:
     table = Table("case", "model.fit with", "ms a step", "speed-up")
     for row in rows:
         table.add_row(row.case, row.row, f"{row.step_ms:,.2f}", f"{row.speedup:.2f}x")

@@ -1,1 +1,1 @@
-"""The main job: LeNet-5 on MNIST without batch norm, with nn.BatchNorm2d and with fused_bn, side by side."""
+"""Trains LeNet-5 on MNIST without batch norm, with nn.BatchNorm2d and with fused_bn, and compares them."""

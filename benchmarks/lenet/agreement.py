@@ -1,18 +1,19 @@
 """Do nn.BatchNorm2d and fused_bn follow the same losses from one seed, up to rounding?
 
-Rounding differences grow in training, and where a ReLU's input is within rounding of zero they change a
-gradient by far more than a rounding: a fixed tolerance would either miss faults or fail good kernels. So the
-bound is measured: nn.BatchNorm2d trains again from the same seed, as TWINS whose norms have `Rounding` on
-their output and on the gradient they receive, and the largest difference of a twin's losses up to a step,
-times FACTOR, bounds ours at that step.
+Rounding differences grow in training. Where a ReLU's input is within rounding of zero, they change a gradient
+by far more than a rounding. A fixed tolerance would either miss faults or fail good kernels, so the bound is
+measured by A/A controls: nn.BatchNorm2d trains again from the same seed, CONTROLS times, with `Rounding` on
+each norm's output and on the gradient that it receives. The largest difference of a control's losses up to a
+step, times FACTOR, bounds ours at that step.
 
 ROUNDING_UNITS is what a kernel is allowed: 2e-6 of the scale of its output, which is 16.8 units of float32.
-FACTOR comes from 8 to 14 seeds of both placements and both recipes in float32. The same norm computed in
-other ways (in float64, as one multiply-add, by sum and sum of squares, with 1 or 2 units of rounding)
-differed by at most 1.5 times the drift of the twins with tanh (80 runs), 4.3 times with ReLU (233 runs), and
-2.9 times in bfloat16 (72 runs, 3 seeds); FACTOR is about twice that. Faults of one part in 1e5 of the
-variance (the unbiased one, or eps 2e-5 for 1e-5) came to 13 times and more with tanh; with ReLU a few came to
-4 only and pass, in bfloat16 they drown. A gradient that forgets the mean came to tens of thousands.
+FACTOR comes from 8 to 14 seeds of both placements and both recipes in float32. The same norm was computed in
+other ways: in float64, as one multiply-add, by sum and sum of squares, with 1 or 2 units of rounding. These
+differed by at most 1.5 times the controls' drift with tanh (80 runs), 4.3 times with ReLU (233 runs), and 2.9
+times in bfloat16 (72 runs, 3 seeds). FACTOR is about twice the largest. Faults of one part in 1e5 of the
+variance (the unbiased one, or eps 2e-5 for 1e-5) reach 13 times and more with tanh. With ReLU a few reach
+only 4 and pass; in bfloat16 rounding hides them. A gradient without the term of the mean reaches tens of
+thousands.
 """
 
 from dataclasses import dataclass
@@ -26,17 +27,17 @@ from benchmarks.lenet.model import VARIANTS, NormFactory, Variant, relu_after
 from benchmarks.lenet.training import Data, Settings, Trainer
 
 PAIRS = {"fused": "torch", "fused-relu": "torch-relu"}
-"""Which variant each of ours must follow."""
+"""The variant that each of ours must follow."""
 
 STEPS = 100
-TWINS = 3
+CONTROLS = 3
 ROUNDING_UNITS = 16
 FACTOR = 8.0
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the losses of `ours` are from those of `reference`; lists have one entry a step."""
+    """The distance of `ours`' losses from `reference`'s. Lists have one entry per step."""
 
     reference: str
     ours: str
@@ -68,8 +69,9 @@ class Agreement:
 class Rounding(nn.Module):
     """Moves each value, and in backward each gradient, by up to ROUNDING_UNITS float32 roundings.
 
-    By at least one rounding of its own dtype, at random and evenly; the rounding of a value x of a tensor
-    with root mean square r is eps * (|x| + r), because a norm adds and subtracts terms of that size.
+    The moves are random and uniform, and at least one rounding of the value's dtype. The rounding of a value
+    x in a tensor with root mean square r is eps * (|x| + r), because a norm adds and subtracts terms of that
+    size.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -99,32 +101,32 @@ def _rounded(values: Tensor, generator: torch.Generator) -> Tensor:
     return (wide + noise * (wide.abs() + wide.square().mean().sqrt())).to(values.dtype)
 
 
-def compare(reference: Tensor, ours: Tensor, twins: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The relative differences of `ours` and their bounds; all are losses a step, of one shape (steps,)."""
+def compare(reference: Tensor, ours: Tensor, controls: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The relative differences of `ours` and their bounds. All arguments are losses of shape (steps,)."""
 
     def relative(losses: Tensor) -> Tensor:
         return (losses - reference).abs() / reference.abs()
 
-    drift = torch.stack([relative(twin) for twin in twins]).amax(0).cummax(0).values
+    drift = torch.stack([relative(control) for control in controls]).amax(0).cummax(0).values
     return relative(ours), FACTOR * drift.clamp_min(torch.finfo(torch.float32).eps)
 
 
 def follow(ours: Variant, data: Data, settings: Settings, trainer: type[Trainer] = Trainer) -> Agreement:
-    """Trains `ours`, the variant it must follow, and the twins, each STEPS steps from `settings.seed`.
+    """Trains `ours`, its reference and the A/A controls, each for STEPS steps from `settings.seed`.
 
-    `ours` is trained by a `trainer`, which may share with other processes that all call this; the first of
-    them alone trains the others.
+    `trainer` trains `ours` and may share the work with other processes, which all call this. The first
+    process alone trains the others.
     """
     reference = VARIANTS[PAIRS[ours.id]]
 
     def losses(norm: NormFactory | None, trainer: type[Trainer] = Trainer) -> Tensor:
         return trainer(norm, ours.tanh, data, settings).losses(STEPS)
 
-    reference_losses, twins = processes.told(
-        lambda: (losses(reference.norm), [losses(_twin(ours.tanh, settings, i)) for i in range(TWINS)])
+    reference_losses, controls = processes.broadcast(
+        lambda: (losses(reference.norm), [losses(_control(ours.tanh, settings, i)) for i in range(CONTROLS)])
     )
     our_losses = losses(ours.norm, trainer)
-    differences, bounds = compare(reference_losses, our_losses, twins)
+    differences, bounds = compare(reference_losses, our_losses, controls)
     worst = int(differences.nan_to_num(torch.inf).argmax())
     return Agreement(
         reference.id,
@@ -139,8 +141,8 @@ def follow(ours: Variant, data: Data, settings: Settings, trainer: type[Trainer]
     )
 
 
-def _twin(tanh: bool, settings: Settings, number: int) -> NormFactory:
-    generator = torch.Generator(settings.device).manual_seed(settings.seed * TWINS + number)
+def _control(tanh: bool, settings: Settings, number: int) -> NormFactory:
+    generator = torch.Generator(settings.device).manual_seed(settings.seed * CONTROLS + number)
 
     def norm(channels: int) -> nn.Module:
         return nn.Sequential(nn.BatchNorm2d(channels), Rounding(generator))

@@ -1,4 +1,4 @@
-"""The job behind `python -m benchmarks.lenet`: arguments, the order of work, and what is left at its end."""
+"""The job behind `python -m benchmarks.lenet`: its arguments, the order of work, and its results."""
 
 import argparse
 import sys
@@ -19,11 +19,11 @@ from benchmarks.lenet.training import Data, Progress, Settings, Trainer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-BAR = "{desc} {percentage:3.0f}% {bar} {remaining} left{postfix}"  # all of it fits 80 columns
+BAR = "{desc} {percentage:3.0f}% {bar} {remaining} left{postfix}"  # fits 80 columns
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line; exits with a message and status 2 where it is wrong."""
+    """Parses the command line. Exits with a message and status 2 if it is wrong."""
     variants = "; ".join(f"{v.id}: {v.description}" for v in VARIANTS.values())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.lenet",
@@ -84,7 +84,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the job; returns 0, 1 (no data, or losses apart beyond rounding) or 130 (interrupted)."""
+    """Runs the job. Returns 0, 1 (no data, or losses apart beyond rounding) or 130 (interrupted)."""
     try:
         with processes.joined():
             return _job(argv)
@@ -93,9 +93,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _job(argv: Sequence[str] | None) -> int:
-    with processes.one_voice(errors=True):
+    with processes.only_first_prints(errors=True):
         args = arguments(argv)
-    images = processes.told(partial(_images, args.data))
+    images = processes.broadcast(partial(_images, args.data))
     if images is None:
         return console.EXIT_FAILED
     device = processes.own(args.device)
@@ -103,18 +103,18 @@ def _job(argv: Sequence[str] | None) -> int:
     found = {"mnist": images.source, "processes": processes.count()}
     results = Results(options.plain(args), {**environment(device), **found})
     try:
-        with processes.one_voice():
+        with processes.only_first_prints():
             _work(args, Data.of(images, device), settings, results)
     except KeyboardInterrupt:
         results.interrupted = True
-        _leave(results, args.out)
+        _write_results(results, args.out)
         raise
-    _leave(results, args.out)
+    _write_results(results, args.out)
     return 0 if all(a.passed for a in results.agreements) else console.EXIT_FAILED
 
 
 def _images(directory: Path | None) -> mnist.Mnist | None:
-    """None, after a message, where there are none."""
+    """Loads the data. Prints a message and returns None if there are none."""
     try:
         return mnist.load(directory)
     except mnist.MnistError as error:
@@ -142,10 +142,10 @@ def _work(args: argparse.Namespace, data: Data, settings: Settings, results: Res
 
 
 def _train(args: argparse.Namespace, trainers: list[Trainer], results: Results) -> None:
-    """Trains epoch by epoch, the variants in turn, so that a slow spell of the machine meets them all."""
+    """Trains all variants in turn, epoch by epoch, so that a slow spell of the machine affects all."""
     steps = min(trainers[0].steps_per_epoch, args.steps or trainers[0].steps_per_epoch)
     turns = ((n, t, r) for n in range(args.epochs) for t, r in zip(trainers, results.results, strict=True))
-    # Where no terminal redraws the bar, a line of it every ten seconds is enough.
+    # Without a terminal every update of the bar is a new line, so one every ten seconds is enough.
     interval = 0.1 if sys.stderr.isatty() else 10
     look = {"mininterval": interval, "dynamic_ncols": True, "bar_format": BAR}
     with tqdm(total=args.epochs * len(trainers) * steps, disable=not processes.first(), **look) as bar:
@@ -166,10 +166,10 @@ def _show(bar: tqdm, done_before: int, progress: Progress) -> None:
     bar.update(done_before + progress.steps - bar.n)
 
 
-def _leave(results: Results, directory: Path) -> None:
-    """Writes and prints what was finished; without a finished epoch, leaves earlier files alone.
+def _write_results(results: Results, directory: Path) -> None:
+    """Writes and prints the finished epochs. If there are none, keeps earlier files.
 
-    In the first process; the others have nothing to say.
+    Only the first process does this.
     """
     if not processes.first():
         return

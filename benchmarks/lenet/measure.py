@@ -1,4 +1,4 @@
-"""What a training step costs: milliseconds in the norm layers alone, and peak memory, of each variant."""
+"""The cost of each variant's training step: milliseconds in its norm layers, and peak memory."""
 
 import statistics
 import time
@@ -19,14 +19,15 @@ WARM_UP = 10
 def norm_times(
     variants: Iterable[Variant], data: Data, settings: Settings, trainer: type[Trainer] = Trainer
 ) -> dict[str, float]:
-    """Milliseconds a step in each variant's norm layers, forward and backward, by variant id.
+    """Milliseconds per step in each variant's norm layers, forward and backward, by variant id.
 
-    In the ReLU placement a norm layer is norm and ReLU. The layers run alone, on the activations that they
-    get in a model's first step: timing them inside the training would slow it down. The variants take turns
-    in every round, so that a disturbance of the machine meets them all; the result is the sum over a
-    variant's layers of the median over ROUNDS rounds. Variants without norm are left out.
+    In the ReLU placement a norm layer is norm and ReLU. The layers run alone, on their inputs in a model's
+    first step, because timing inside the training would slow it down. The variants take turns in every round,
+    so that a disturbance affects all. The result is the sum over a variant's layers of the median over ROUNDS
+    rounds. Variants without norm are left out.
 
-    Of a `trainer` that shares batches with other processes, which all call this: a share, and the exchange.
+    If `trainer` shares batches with other processes, all call this, and the times are those of a share with
+    its communication.
     """
     layers = {v.id: _layers_and_inputs(v, data, settings, trainer) for v in variants if v.norm is not None}
     samples: dict[tuple[str, int], list[float]] = {}
@@ -71,14 +72,15 @@ def _seconds(layer: nn.Module, input: Tensor, settings: Settings) -> float:
 
 
 def peak_memory(variant: Variant, data: Data, settings: Settings, trainer: type[Trainer] = Trainer) -> int:
-    """The most bytes of tensors alive at once in a training step: parameters, gradients, Adam, activations.
+    """The peak of live tensor bytes in a training step: parameters, gradients, Adam's state, activations.
 
-    The data set and the batch, the same for every variant, are not counted, nor is what libraries
-    allocate for themselves on the CPU. Of this process alone, where a `trainer` shares with others.
+    The data set and the batch are not counted, because they are the same for every variant. On the CPU,
+    memory that libraries allocate for themselves is not counted. If `trainer` shares batches, this is one
+    process's peak.
     """
     batch = next(trainer(variant.norm, variant.tanh, data, settings).batches())
 
-    def two_steps() -> None:  # the first makes Adam's state, the second has it from its start
+    def two_steps() -> None:  # the first step creates Adam's state, the second starts with it
         made = trainer(variant.norm, variant.tanh, data, settings)
         for _ in range(2):
             made.step(*batch)

@@ -17,12 +17,12 @@ NormFactory = Callable[[int], nn.Module]
 
 RECIPES = ("article", "modern")
 NORM_LAYERS = ("norm1", "norm2")
-"""Names of the children that are norms; in the ReLU placement each includes its ReLU."""
+"""Names of the norm layers. In the ReLU placement each includes its ReLU."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What stands around the convolutions, and the published accuracy after epoch 1 and 10 in percent."""
+    """A norm and its place in the network, and the published accuracies after epochs 1 and 10 in percent."""
 
     id: str
     description: str
@@ -32,7 +32,7 @@ class Variant:
 
 
 def relu_after(norm: NormFactory) -> NormFactory:
-    """`norm` followed by an nn.ReLU of its own."""
+    """Appends an nn.ReLU to `norm`."""
     return lambda channels: nn.Sequential(norm(channels), nn.ReLU())
 
 
@@ -53,9 +53,9 @@ VARIANTS = {
 def lenet5(norm: NormFactory | None, *, tanh: bool = True, recipe: str = "article") -> nn.Sequential:
     """LeNet-5 for input of shape (N, 1, 32, 32) and output of shape (N, 10).
 
-    The output is probabilities in the recipe "article", which feeds a softmax into CrossEntropyLoss as the
-    published experiment did, and logits in "modern". Weights are Xavier-uniform (Glorot and Bengio 2010),
-    biases 0.01; a norm keeps its own. Draws from torch's global generator, the same for every norm.
+    In the recipe "article" the output is probabilities, and CrossEntropyLoss gets them, as in the published
+    experiment. In "modern" the output is logits. Weights are Xavier-uniform (Glorot and Bengio 2010), biases
+    0.01; a norm keeps its own. Draws the same numbers from torch's global generator for every norm.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for i, (inputs, outputs) in enumerate([(1, 6), (6, 16)], start=1):

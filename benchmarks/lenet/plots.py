@@ -1,4 +1,4 @@
-"""The pictures of one job: accuracy and loss by epoch for all variants on one axis, and time per step."""
+"""The pictures of one job: accuracy and loss by epoch for all variants, and the time per step."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 from benchmarks import files
 from benchmarks.lenet.results import Result, Results
 
-# Okabe and Ito's palette. Of a pair that follows the same losses, PyTorch's is the wide pale line with rings
-# and ours the thin dashed one with dots on top, so that both are seen where they are equal.
+# Okabe and Ito's palette. PyTorch's line is wide and pale with rings. Ours is thin and dashed with dots and
+# lies on top, so that both show where they are equal.
 STYLES: dict[str, dict[str, Any]] = {
     "none": {"color": "#000000", "marker": "s", "markersize": 4, "linewidth": 1.5},
     "torch": {"color": "#56B4E9", "marker": "o", "markersize": 9, "fillstyle": "none", "linewidth": 4},

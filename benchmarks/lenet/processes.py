@@ -1,4 +1,4 @@
-"""The job in several processes: who is started by torchrun, joins the others, and speaks for all."""
+"""Runs the job in several processes that torchrun started."""
 
 import io
 import os
@@ -13,37 +13,37 @@ from torch import distributed
 Answer = TypeVar("Answer")
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun tells each process that it starts."""
+"""The variables that torchrun sets for each process."""
 
 START = "torchrun --nproc-per-node 2 -m benchmarks.lenet --sync"
 
 
 def started() -> bool:
-    """Whether torchrun, or something that tells as much, started this process."""
+    """Whether torchrun, or something that sets the same variables, started this process."""
     return distributed.is_available() and all(name in os.environ for name in ENVIRONMENT)
 
 
 def count() -> int:
-    """How many processes work together; 1 outside of `joined`."""
+    """The number of processes. 1 outside of `joined`."""
     return distributed.get_world_size() if _together() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """This process's number, from 0."""
     return distributed.get_rank() if _together() else 0
 
 
 def first() -> bool:
-    """Whether this is the one that prints, evaluates and writes."""
+    """Whether this process prints, evaluates and writes."""
     return rank() == 0
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within, the processes that torchrun started can reach each other, and share the machine's cores.
+    """Connects the processes that torchrun started, and divides the machine's cores between them.
 
-    All leave together: torchrun ends the others as soon as one has failed, whatever they have yet to say.
-    Does nothing where torchrun did not start this process.
+    All processes leave together, because torchrun ends the others as soon as one has failed. Does nothing if
+    torchrun did not start this process.
     """
     if not started():
         yield
@@ -63,18 +63,18 @@ def joined() -> Iterator[None]:
 
 
 def leave() -> None:
-    """Ends the process group, and lets its threads end.
+    """Destroys the process group and waits for its threads.
 
-    Gloo's drop the tensors of their last work when they get Python's lock. A process that ends before that
-    aborts: "terminate called without an active exception", in every other run of some tests.
+    Gloo's threads free the last work's tensors when they get Python's lock. A process that ends before aborts
+    with "terminate called without an active exception". This happened in every other run of some tests.
     """
     distributed.destroy_process_group()
     time.sleep(0.1)
 
 
 @contextmanager
-def one_voice(errors: bool = False) -> Iterator[None]:
-    """Within, only the first process prints; with `errors`, that holds for error texts too."""
+def only_first_prints(errors: bool = False) -> Iterator[None]:
+    """Only the first process prints in the `with` block. `errors` silences the others' error texts too."""
     with ExitStack() as stack:
         if not first():
             stack.enter_context(redirect_stdout(io.StringIO()))
@@ -83,8 +83,8 @@ def one_voice(errors: bool = False) -> Iterator[None]:
         yield
 
 
-def told(ask: Callable[[], Answer]) -> Answer:
-    """What `ask` returns in the first process, which alone calls it; the answer must be picklable."""
+def broadcast(ask: Callable[[], Answer]) -> Answer:
+    """Calls `ask` in the first process and returns its answer, which must be picklable, in all."""
     if not _together():
         return ask()
     answers: list[Answer | None] = [ask() if first() else None]
@@ -93,7 +93,7 @@ def told(ask: Callable[[], Answer]) -> Answer:
 
 
 def complaint(sync: bool, device: torch.device) -> str | None:
-    """Why the job cannot run with this --sync and --device in the processes there are; None where it can."""
+    """Why the job cannot run with this --sync and --device in these processes. None if it can."""
     if sync and not started():
         return f"--sync needs processes that torchrun starts: {START}"
     if started() and not sync:
@@ -107,7 +107,7 @@ def complaint(sync: bool, device: torch.device) -> str | None:
 
 
 def own(device: torch.device) -> torch.device:
-    """This process's device where all of them were told `device`."""
+    """This process's device, if all of them got `device` as argument."""
     if device.type != "cuda" or not _together():
         return device
     found = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

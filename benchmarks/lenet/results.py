@@ -1,4 +1,4 @@
-"""The numbers of one job: as a table for the terminal and as a JSON file."""
+"""The results of one job: a table for the terminal and a JSON file."""
 
 import json
 import statistics
@@ -15,16 +15,16 @@ from benchmarks.lenet.model import Variant
 from benchmarks.lenet.training import Epoch
 
 FORMAT = 1
-"""Goes up when a field of the JSON file changes its meaning or its name."""
+"""Increase it when a field of the JSON file changes its meaning or its name."""
 
 
 PUBLISHED_EPOCHS = 10
-"""The published accuracies are those after the first epoch and after this one."""
+"""Accuracies were published for the first epoch and for this one."""
 
 
 @dataclass
 class Result:
-    """One variant: the epochs that are finished, and what a step costs it."""
+    """One variant: its finished epochs, and the cost of its steps."""
 
     variant: Variant
     epochs: list[Epoch]
@@ -33,18 +33,18 @@ class Result:
 
     @property
     def step_ms(self) -> float:
-        """Milliseconds of a training step; the median over the epochs."""
+        """Milliseconds per training step: the median over the epochs."""
         return 1e3 * statistics.median(epoch.seconds / epoch.steps for epoch in self.epochs)
 
     @property
     def images_per_second(self) -> float:
-        """Images a second in training; the median over the epochs."""
+        """Images per second in training: the median over the epochs."""
         return statistics.median(epoch.images_per_second for epoch in self.epochs)
 
 
 @dataclass
 class Results:
-    """Everything a job found out; `results` has only variants with a finished epoch."""
+    """The results of a job. `results` has only variants with a finished epoch."""
 
     arguments: dict[str, Any]
     environment: dict[str, Any]
@@ -54,7 +54,7 @@ class Results:
 
     @property
     def conditions(self) -> str:
-        """In one line, what the numbers were measured with."""
+        """The conditions of the measurement, in one line."""
         a, e = self.arguments, self.environment
         processes = f"{e['processes']} synchronised processes of " if a.get("sync") else ""
         return (
@@ -88,7 +88,7 @@ class Results:
         files.write_whole(path, json.dumps(content, indent=1) + "\n")
 
     def table(self) -> Table:
-        """One row a variant, with the published accuracies beside ours."""
+        """One row per variant, with the published accuracies beside ours."""
         last = max(len(result.epochs) for result in self.results)
         published = "\n(published)" if last == PUBLISHED_EPOCHS else ""
         table = Table(title=self.conditions, caption=CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
@@ -111,7 +111,7 @@ class Results:
 
 
 def accuracy(epoch: Epoch, published: str | None) -> str:
-    """In percent, and the published figure of the same epoch where there is one."""
+    """An accuracy in percent, with the published figure of the same epoch if there is one."""
     percent = f"{100 * epoch.test_accuracy:.2f}"
     return percent if published is None else f"{percent} ({published})"
 

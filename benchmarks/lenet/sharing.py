@@ -1,4 +1,4 @@
-"""Training of one LeNet-5 by several processes, each with its share of every batch, as if by one."""
+"""Trains one LeNet-5 in several processes. Each takes a share of every batch."""
 
 import torch
 from torch import Tensor, distributed
@@ -11,20 +11,20 @@ from benchmarks.lenet.training import Data, Settings, Trainer
 from benchmarks.parallel import data_parallel
 
 VARIANTS = ("none", "fused", "fused-relu")
-"""Those that several processes can train: PyTorch has no synchronised norm for the CPU."""
+"""Variants that several processes can train. PyTorch has no synchronised norm for the CPU."""
 
 
 def share(total: int, rank: int, count: int) -> slice:
-    """The part of `total` images that process `rank` of `count` takes: sizes differ by at most one."""
+    """The slice of `total` images for process `rank` of `count`. Sizes differ by at most one."""
     return slice(total * rank // count, total * (rank + 1) // count)
 
 
 class SharedTrainer(Trainer):
-    """A `Trainer` that exists in every process; `batches`, `losses` and epochs are those of one process.
+    """A `Trainer` for one of several processes. `batches`, `losses` and epochs are as in one process.
 
-    The norms are synchronised, the gradients averaged by DistributedDataParallel. In training, `loss` is of
-    this process's share, weighted so that the average over the processes is that of the whole batch, however
-    it is split; a share may be empty. `step` returns the whole batch's.
+    Norms are synchronised, and DistributedDataParallel averages the gradients. In training, `loss` is the
+    loss of this process's share, weighted so that the processes' average is the loss of the whole batch.
+    Shares may differ in size or be empty. `step` returns the loss of the whole batch.
     """
 
     def __init__(self, norm: NormFactory | None, tanh: bool, data: Data, settings: Settings) -> None:
@@ -49,5 +49,5 @@ class SharedTrainer(Trainer):
         return sums[0], sums[1]
 
     def evaluate(self) -> dict[str, float]:
-        """By the first process; the others wait for what it found."""
-        return processes.told(super().evaluate)
+        """The first process evaluates. The others wait for its result."""
+        return processes.broadcast(super().evaluate)

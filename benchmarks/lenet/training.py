@@ -1,4 +1,4 @@
-"""Training and evaluation of one LeNet-5, with the data in memory and the same batches from the same seed."""
+"""Trains and evaluates one LeNet-5. Data are in memory; the same seed gives the same batches."""
 
 import math
 import time
@@ -16,12 +16,12 @@ from benchmarks.mnist import Mnist
 from benchmarks.timing import synchronize
 
 LEARNING_RATE = 1e-3
-REPORT_EVERY = 20  # steps; reading a loss waits for the device
+REPORT_EVERY = 20  # steps between two reports: reading a loss waits for the device
 EVALUATION_BATCH = 1000
 
 
 class Progress(NamedTuple):
-    """Where an epoch stands: steps done, and the means over them."""
+    """The progress of an epoch: finished steps, and means over them."""
 
     steps: int
     loss: float
@@ -31,7 +31,7 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """What all variants of one job share; bfloat16 means autocast around float32 parameters."""
+    """Settings of all variants of a job. bfloat16 means autocast around float32 parameters."""
 
     recipe: str = "article"
     batch_size: int = 64
@@ -54,7 +54,7 @@ class Data:
 
     @classmethod
     def of(cls, mnist: Mnist, device: torch.device) -> "Data":
-        """MNIST on `device`, enlarged once from 28x28 to 32x32.
+        """MNIST on `device`, enlarged from 28x28 to 32x32.
 
         Bilinear with antialias on uint8, as torchvision's Resize and ToTensor do by default.
         """
@@ -72,7 +72,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Epoch:
-    """The numbers of one epoch: accuracies in [0, 1], seconds of training without the evaluation."""
+    """The figures of one epoch: accuracies in [0, 1], seconds of training without the evaluation."""
 
     number: int
     steps: int
@@ -97,7 +97,7 @@ class Trainer:
         self._order = torch.Generator().manual_seed(settings.seed)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch of (images, labels) in a new random order; the last batch may be smaller."""
+        """One epoch of (images, labels) in a new random order. The last batch may be smaller."""
         images, labels = self.data.train_images, self.data.train_labels
         order = torch.randperm(len(labels), generator=self._order).to(images.device)
         for indices in order.split(self.settings.batch_size):
@@ -110,7 +110,7 @@ class Trainer:
         return F.cross_entropy(output.float(), labels), (output.argmax(1) == labels).sum()
 
     def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """One update of the parameters; returns what `loss` does, detached."""
+        """Updates the parameters once. Returns the results of `loss`, detached."""
         self.optimizer.zero_grad(set_to_none=True)
         loss, correct = self.loss(images, labels)
         loss.backward()
@@ -118,23 +118,23 @@ class Trainer:
         return loss.detach(), correct
 
     def losses(self, steps: int) -> Tensor:
-        """The losses of the next steps, over as many epochs as that takes: float64 of shape (steps,)."""
+        """The losses of the next `steps` steps, over several epochs if needed: float64 of shape (steps,)."""
         self.model.train()
         endless = (batch for _ in iter(int, 1) for batch in self.batches())
         return torch.stack([self.step(*batch)[0] for batch in islice(endless, steps)]).double().cpu()
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in the training images."""
+        """The number of batches in the training images."""
         return math.ceil(len(self.data.train_labels) / self.settings.batch_size)
 
     def train_epoch(
         self, limit: int | None = None, report: Callable[[Progress], None] = lambda _: None
     ) -> Epoch:
-        """Trains on all images or at most `limit` batches of them, evaluates, and keeps the numbers."""
+        """Trains on all images or at most `limit` batches of them, evaluates, and stores the figures."""
         self.model.train()
         device = self.settings.device
-        sums = torch.zeros(2, dtype=torch.float64, device=device)  # of losses and of right answers
+        sums = torch.zeros(2, dtype=torch.float64, device=device)  # sums of losses and of right answers
         steps = images_seen = 0
 
         def progress() -> Progress:
@@ -167,7 +167,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The mean loss and the accuracy on the test images, as `Epoch` names them."""
+        """The mean loss and the accuracy on the test images, with `Epoch`'s names."""
         self.model.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.settings.device)
         batches = zip(

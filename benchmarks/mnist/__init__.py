@@ -1,4 +1,4 @@
-"""MNIST (LeCun, Cortes and Burges 1998): found on this machine or fetched, and verified either way."""
+"""MNIST (LeCun, Cortes and Burges 1998): found on this machine or downloaded, and verified."""
 
 from benchmarks.mnist.idx import Mnist, MnistError
 from benchmarks.mnist.search import load

@@ -20,20 +20,20 @@ _UINT8 = 8
 
 
 class MnistError(Exception):
-    """MNIST could not be had; the text says what was tried and what to do."""
+    """MNIST was not found. The text says what was tried and what to do."""
 
 
 class SourceError(Exception):
-    """One source does not have MNIST; the text says why, and the next source is asked."""
+    """One source lacks MNIST. The text says why; the next source is tried."""
 
 
 class WrongSumError(SourceError):
-    """A file is there, but its bytes are not MNIST's."""
+    """A file exists, but its bytes are not MNIST's."""
 
 
 @dataclass(frozen=True)
 class IdxFile:
-    """One file: its name, the shape of its uint8 array and the sha256 sum of its raw (unpacked) bytes."""
+    """One file: its name, the shape of its uint8 array and the sha256 sum of its unpacked bytes."""
 
     name: str
     shape: tuple[int, ...]
@@ -45,16 +45,16 @@ class IdxFile:
 
     @property
     def size(self) -> int:
-        """Bytes in the raw file."""
+        """Bytes in the unpacked file."""
         return len(self.header) + math.prod(self.shape)
 
     @property
     def most(self) -> int:
-        """Bytes in the file as it may be found: packed it is smaller, but for tiny files."""
+        """The most bytes of the file, packed or not. Packing makes only tiny files larger."""
         return self.size + 4096
 
     def verify(self, raw: bytes, where: str | Path) -> bytes:
-        """Returns `raw` where its sum is right, and raises WrongSumError naming `where` otherwise."""
+        """Returns `raw` if its sum is right. Otherwise raises WrongSumError, which names `where`."""
         found = hashlib.sha256(raw).hexdigest()
         if found != self.sha256:
             raise WrongSumError(
@@ -64,10 +64,10 @@ class IdxFile:
         return raw
 
     def unpack(self, packed: bytes, where: str | Path) -> bytes:
-        """The verified raw bytes in gzip data; broken gzip data raises WrongSumError."""
+        """Unpacks and verifies gzip data. Raises WrongSumError if it is broken."""
         try:
             with gzip.open(io.BytesIO(packed)) as stream:
-                raw = stream.read(self.size + 1)  # bounded: a file that unpacks to more is not ours
+                raw = stream.read(self.size + 1)  # bounded, because a larger file is not MNIST's
         except (OSError, EOFError, zlib.error) as error:
             raise WrongSumError(
                 f"{where} cannot be unpacked ({error}); expected sha256 {self.sha256} of the unpacked file"
@@ -75,7 +75,7 @@ class IdxFile:
         return self.verify(raw, where)
 
     def array(self, raw: bytes) -> NDArray[np.uint8]:
-        """The uint8 array of shape `shape` in verified raw bytes, writable."""
+        """The verified bytes as a writable uint8 array of shape `shape`."""
         elements = np.frombuffer(raw, np.uint8, offset=len(self.header)).reshape(self.shape)
         return np.array(elements, np.uint8)
 

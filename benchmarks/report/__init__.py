@@ -1,1 +1,1 @@
-"""`python -m benchmarks.report`: one HTML page and its pictures from what benchmarks/history/ holds."""
+"""`python -m benchmarks.report`: makes one HTML page and its pictures from benchmarks/history/."""

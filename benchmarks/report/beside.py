@@ -1,4 +1,4 @@
-"""Charts beside PyTorch that are not of speed: errors against float64, and peak memory."""
+"""Charts of errors against float64 and of peak memory, beside PyTorch's."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,14 +17,14 @@ MARKS: dict[str, dict[str, Any]] = {
     "compile": {"color": COMPILE, "marker": "D", "markersize": 5, "markerfacecolor": "none"},
     "ours": {"color": OURS, "marker": "o", "markersize": 4},
 }
-"""Rings around dots, so that equal values are both seen."""
+"""Rings around dots show two equal values."""
 COLUMNS = 3
 SMALLEST_ULPS, LARGEST_ULPS = 1e-3, 1e9
-"""Ends of the axis."""
+"""The ends of the axis."""
 
 
 def accuracy(run: Run) -> Iterator[Chart]:
-    """A chart a dtype: a panel a quantity, a line a kind of data."""
+    """One chart per dtype, with a panel per quantity and a line per kind of data."""
     found = compared(run)
     for dtype in dict.fromkeys(each.dtype for each in found):
         of_dtype = [each for each in found if each.dtype == dtype]
@@ -75,7 +75,7 @@ def _clipped(ulps: float) -> float:
 
 
 def memory(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
-    """A chart a family, of the cells whose peaks were measured."""
+    """One chart per family, of the cells with measured peaks."""
     measured = [cell for cell in found if cell.peak_share is not None]
     for family in families(measured):
         cells = [cell for cell in measured if cell.family == family]

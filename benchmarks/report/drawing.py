@@ -1,4 +1,4 @@
-"""What the charts share: a figure with its words, colours, logarithmic axes, a panel a direction."""
+"""What the charts share: a figure with its texts, colours, logarithmic axes, panels by direction."""
 
 import io
 import math
@@ -20,16 +20,16 @@ from benchmarks.report.figures import Cell, directions
 # Okabe and Ito's palette.
 OURS, SLOWER, EAGER, COMPILE = "#0072B2", "#D55E00", "#767676", "#E69F00"
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-RIVALS = ("D", "s", "^", "v", "P")
-"""Markers of torch.compile and of peers, in the order of the rows."""
+OTHER_MARKERS = ("D", "s", "^", "v", "P")
+"""Markers of torch.compile and of peers, in the rows' order."""
 WIDTH, NARROW, DPI = 12.0, 9.0, 110
 SHORTEST = 4.0
-"""Of a logarithmic axis, the highest over the lowest value."""
+"""The smallest ratio of highest to lowest value on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture: `name` for its file, `heading` and `words` that explain it, `alt` for who cannot see it."""
+    """A picture: the `name` of its file, an explanation in `heading` and `words`, and a text `alt`."""
 
     name: str
     heading: str
@@ -39,7 +39,7 @@ class Chart:
 
 
 def conditions(run: Run) -> str:
-    """In one line, what the numbers were measured with."""
+    """The conditions of the measurement, in one line."""
     e = run.environment
     kernels = e.get("fused_bn_capability") or e.get("fused_bn_kernels", "")
     return (
@@ -50,13 +50,13 @@ def conditions(run: Run) -> str:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """In which everything is drawn: a dollar in a name is a dollar."""
+    """The context for all drawing. A dollar in a name is printed as a dollar."""
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
         yield
 
 
 def png(figure: Figure) -> bytes:
-    """The drawn figure, without the frame's upper and right lines."""
+    """Draws the figure, without the frame's upper and right lines."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     file = io.BytesIO()
@@ -65,7 +65,7 @@ def png(figure: Figure) -> bytes:
 
 
 def new_figure(title: str, run: Run, height: float, width: float = WIDTH) -> Figure:
-    """Empty, with the title and below it the conditions; sizes are in inches."""
+    """An empty figure with the title, and the conditions below it. Sizes are in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     figure.suptitle(f"{title}\n{conditions(run)}", fontsize=9)
     return figure
@@ -78,7 +78,7 @@ def panels(
     draw: Callable[[Axes, Sequence[Cell], Sequence[int]], None],
     caption: str,
 ) -> Figure:
-    """A panel a direction, side by side, a line a case: `draw` gets its cells and their lines."""
+    """Panels side by side, one per direction, with a line per case. `draw` gets a panel's cells and lines."""
     cases = list(dict.fromkeys(cell.case for cell in found))
     of = {name: [cell for cell in found if cell.speed.direction == name] for name in directions(found)}
     figure = new_figure(title, run, 2 + 0.24 * len(cases), WIDTH if len(of) > 2 else NARROW)
@@ -93,7 +93,7 @@ def panels(
 
 
 def lines(drawn: Sequence[Axes], names: Sequence[str]) -> None:
-    """Names the lines of panels that share their y axis, the first on top."""
+    """Labels the lines of panels that share their y axis, the first on top."""
     drawn[0].set_yticks(range(len(names)), names)
     drawn[0].set_ylim(len(names) - 0.4, -0.6)
     for axes in drawn:
@@ -101,7 +101,7 @@ def lines(drawn: Sequence[Axes], names: Sequence[str]) -> None:
 
 
 def hide(unused: Sequence[Axes], above: Sequence[Axes]) -> None:
-    """Panels of the last row that stay empty; those `above` them get the numbers of the axis."""
+    """Hides the empty panels of the last row. The panels `above` them show the axis' numbers."""
     for axes in unused:
         axes.set_visible(False)
     for axes in above[len(above) - len(unused) :] if unused else ():
@@ -109,13 +109,13 @@ def hide(unused: Sequence[Axes], above: Sequence[Axes]) -> None:
 
 
 def points(axes: Axes, places: Sequence[tuple[float, float]], label: str, **style: Any) -> None:
-    """Marks without a line between them; nothing, and no label, where there are none."""
+    """Draws unconnected marks. Without values it adds no label."""
     if places:
         axes.plot(*zip(*places, strict=True), linestyle="", label=label, **style)
 
 
 def legend(figure: Figure, drawn: Sequence[Axes], caption: str = "") -> None:
-    """Below the figure, every label once, with `caption` above them."""
+    """A legend below the figure with every label once, under `caption`."""
     entries: dict[str, Artist] = {}
     for axes in drawn:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -125,13 +125,13 @@ def legend(figure: Figure, drawn: Sequence[Axes], caption: str = "") -> None:
 
 
 def logarithmic(axes: Axes, name: str, low: float, high: float, unit: str = "") -> None:
-    """Axis "x" or "y" from below `low` to above `high`, with plain numbers, more where the range is short."""
+    """Sets the range of axis "x" or "y" around `low` and `high`, with plain numbers as labels."""
     margin = max((high / low) ** 0.06, (SHORTEST * low / high) ** 0.5)
     ends = low / margin, high * margin
     axis: Axis = getattr(axes, f"{name}axis")
     axes.set(**{f"{name}scale": "log", f"{name}lim": ends})
     decades = math.log10(ends[1] / ends[0])
-    few = 1.3 if unit else 1.8  # decades from which on powers of ten are enough
+    few = 1.3 if unit else 1.8  # from this many decades on, powers of ten are enough
     between = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if decades < 1 else (1.0, 2.0, 5.0) if decades < few else (1.0,)
     axis.set_major_locator(LogLocator(subs=between, numticks=8))
     axis.set_major_formatter(EngFormatter(unit) if unit else FuncFormatter(_plain))
@@ -139,7 +139,7 @@ def logarithmic(axes: Axes, name: str, low: float, high: float, unit: str = "") 
 
 
 def _plain(value: float, _: int | None = None) -> str:
-    """Without a plus and zeros in the exponent."""
+    """The number without a plus sign and trailing zeros."""
     if 1e-3 <= value < 1e5:
         return f"{value:,.0f}" if value >= 1e3 else f"{value:g}"
     mantissa, exponent = f"{value:.0e}".split("e")

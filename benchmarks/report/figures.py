@@ -1,4 +1,4 @@
-"""What a run says in numbers: its cells, the worst of them, means by direction, and what was not measured."""
+"""A run in numbers: its cells, the worst of them, means by direction, and what it did not measure."""
 
 import math
 import statistics
@@ -6,39 +6,39 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from benchmarks.contest import ALL_DIRECTIONS
+from benchmarks.comparison import ALL_DIRECTIONS
 from benchmarks.grid.cells import FAMILIES, STEPS, cells
 from benchmarks.history import Accuracy, Instructions, Record, RowSpeed, Run, Speed
 
-YARDSTICKS = ("copy", "eager", "ours", "ours, recomputed")
-"""Rows that are no rivals."""
+MAIN_ROWS = ("copy", "eager", "ours", "ours, recomputed")
+"""The main rows. The others are torch.compile and peers."""
 ROW_NAMES = {"compile": "torch.compile"}
-"""Other rows go by their own names."""
+"""Display names of rows. Other rows are displayed under their own names."""
 GRAPHS = ", graphs"
-"""Behind the names of what is of replays of CUDA graphs."""
+"""Appended to the names of CUDA graph replays."""
 WHOLE_STEPS = "whole training steps"
-"""What stands in the place of a direction for all of family STEPS."""
+"""Shown instead of a direction for the family STEPS."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell in which eager and ours were both timed."""
+    """A cell in which both eager and ours were timed."""
 
     speed: Speed
 
     @property
     def case(self) -> str:
-        """Without the direction."""
+        """The cell's name without the direction."""
         return self.speed.cell
 
     @property
     def family(self) -> str:
-        """The grid's; replays of graphs, whose times have another meaning, are families of their own."""
+        """The grid's family. Replays of graphs have other families, as their times do not compare."""
         return f"{self.speed.family}{GRAPHS}" if self.speed.graph else self.speed.family
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """By which it is found again in another run."""
+        """Identifies the cell in another run."""
         return self.family, self.case, self.speed.direction
 
     @property
@@ -50,9 +50,9 @@ class Cell:
         return self.speed.rows["eager"]
 
     @property
-    def rivals(self) -> dict[str, RowSpeed]:
-        """torch.compile and peers, where they were timed."""
-        return {name: row for name, row in self.speed.rows.items() if name not in YARDSTICKS}
+    def others(self) -> dict[str, RowSpeed]:
+        """The timed rows among torch.compile and peers."""
+        return {name: row for name, row in self.speed.rows.items() if name not in MAIN_ROWS}
 
     @property
     def ratio(self) -> float:
@@ -61,44 +61,44 @@ class Cell:
 
     @property
     def share(self) -> float | None:
-        """The floor's time over ours; of a training step there is none."""
+        """The floor's time divided by ours. Training steps have no floor."""
         return self.ours.share_of_floor if self.speed.floor_seconds > 0 else None
 
     @property
     def over_compile(self) -> float | None:
-        """How many times faster than torch.compile: by both ratios to eager, which rounds made comparable."""
+        """How many times faster than torch.compile, from both ratios to eager in the same rounds."""
         compiled = self.speed.rows.get("compile")
         return self.ratio / compiled.ratio if compiled else None
 
     @property
     def peak_share(self) -> float | None:
-        """Peak memory, ours over eager's."""
+        """Our peak memory divided by eager's."""
         ours, eager = self.ours.peak_bytes, self.eager.peak_bytes
         return ours / eager if ours is not None and eager else None
 
 
 def measured(run: Run) -> list[Cell]:
-    """The run's cells, as it measured them."""
+    """The run's cells, in its order."""
     return [Cell(speed) for speed in run.of(Speed) if {"eager", "ours"} <= speed.rows.keys()]
 
 
 def slower(ratio: float) -> bool:
-    """Of a number of times faster: whether it is below one as it is shown, with two decimals."""
+    """Whether a speedup is below 1.00 as displayed, with two decimals."""
     return round(ratio, 2) < 1
 
 
 def worst(found: Iterable[Cell], count: int = 5) -> list[Cell]:
-    """Those with the lowest ratios to eager, the lowest first."""
+    """The cells with the lowest ratios to eager, the lowest first."""
     return sorted(found, key=lambda cell: cell.ratio)[:count]
 
 
 def families(found: Iterable[Cell]) -> list[str]:
-    """In the grid's order, with what the grid does not know at the end."""
+    """Families in the grid's order. Families that the grid does not know come last."""
     return _ordered((cell.family for cell in found), FAMILIES)
 
 
 def directions(found: Iterable[Cell]) -> list[str]:
-    """The same of directions."""
+    """Directions in the grid's order."""
     return _ordered((cell.speed.direction for cell in found), ALL_DIRECTIONS)
 
 
@@ -107,14 +107,14 @@ def _ordered(names: Iterable[str], known: Collection[str]) -> list[str]:
     return [name for name in known if name in there] + [name for name in there if name not in known]
 
 
-def rivals(found: Iterable[Cell]) -> list[str]:
-    """The rows beside eager and ours that any cell has."""
-    return list(dict.fromkeys(name for cell in found for name in cell.rivals))
+def other_rows(found: Iterable[Cell]) -> list[str]:
+    """All rows besides eager and ours, in any cell."""
+    return list(dict.fromkeys(name for cell in found for name in cell.others))
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Of some cells: geometric means, the median share of the floor; None where nothing was measured."""
+    """Figures of a group of cells: geometric means, the median share of the floor. None if not measured."""
 
     name: str
     cells: int
@@ -127,7 +127,7 @@ class Summary:
 
 
 def summaries(found: Sequence[Cell]) -> list[Summary]:
-    """By direction, whole training steps behind them, and of all cells; then of replays of graphs."""
+    """One summary per direction, then whole training steps, all cells, and replays of graphs."""
     return [
         _summary(name + ending, group)
         for ending, of_way in by_way(found).items()
@@ -137,7 +137,7 @@ def summaries(found: Sequence[Cell]) -> list[Summary]:
 
 
 def by_way(found: Iterable[Cell]) -> dict[str, list[Cell]]:
-    """Calls one by one, under "", and replays of graphs, under GRAPHS, where there are any."""
+    """Single calls under "", and replays of graphs under GRAPHS, if there are any."""
     ways: dict[str, list[Cell]] = {"": [], GRAPHS: []}
     for cell in found:
         ways[GRAPHS if cell.speed.graph else ""].append(cell)
@@ -172,12 +172,12 @@ def _summary(name: str, group: Sequence[Cell]) -> Summary:
 
 
 def compared(run: Run) -> list[Accuracy]:
-    """Accuracies of both eager and ours."""
+    """Accuracies that have both eager and ours."""
     return [accuracy for accuracy in run.of(Accuracy) if {"eager", "ours"} <= accuracy.ulps.keys()]
 
 
 def further(accuracies: Iterable[Accuracy]) -> list[Accuracy]:
-    """Those of which ours is further from float64 than eager, by how many times further, the most first."""
+    """Accuracies in which ours is further from float64 than eager, the largest ratio first."""
 
     def times(accuracy: Accuracy) -> float:
         return _or_infinite(accuracy.ulps["ours"]) / max(_or_infinite(accuracy.ulps["eager"]), 1e-9)
@@ -191,7 +191,7 @@ def _or_infinite(ulps: float) -> float:
 
 
 def source(kind: type[Record], runs: Sequence[Run], last: Run) -> Run:
-    """`last`, or where it has no records of that kind the latest of its device that has."""
+    """`last`, or if it has no records of that kind, its device's latest run that has."""
 
     def has(run: Run) -> bool:
         return any(isinstance(record, kind) for record in run.records)
@@ -201,7 +201,7 @@ def source(kind: type[Record], runs: Sequence[Run], last: Run) -> Run:
 
 
 def gaps(run: Run, found: Sequence[Cell], sources: Mapping[str, Run] = MappingProxyType({})) -> list[str]:
-    """What the run did not measure, a sentence each; `sources` by name: the runs that it is shown of."""
+    """One sentence for each gap of the run. `sources` has the runs that fill gaps, by name."""
     wanted = {(cell.family, cell.case.id, cell.direction) for cell in cells()}
     absent = wanted - {cell.key for cell in found}
     said = []

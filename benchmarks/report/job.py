@@ -1,4 +1,4 @@
-"""The job behind `python -m benchmarks.report`: arguments, which runs are shown, and the files."""
+"""The job behind `python -m benchmarks.report`: its arguments, the choice of runs, and its files."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from benchmarks.report.trend import KEPT
 
 
 class NothingToShowError(Exception):
-    """No run, or none that was asked for; the text says which there are."""
+    """No run fits the arguments. The text says which runs there are."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's; exits with a message and status 2 where that is wrong."""
+    """Parses the command line. Exits with a message and status 2 if it is wrong."""
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.report",
         description="Turns recorded runs into one HTML page that needs no other file, index.html, and into "
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the page and the pictures; returns 0, or exits with 2 where there is nothing to show."""
+    """Writes the page and the pictures. Returns 0, or exits with 2 if there is nothing to show."""
     args = parser().parse_args(argv)
     try:
         runs = history.load(args.history)
@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def chosen(runs: Sequence[Run], beginning: str | None, directory: Path) -> list[Run]:
-    """Of each device the latest run, or the latest whose commit or date begins so.
+    """The latest run of each device, or the latest whose commit or date begins with `wanted`.
 
-    Where nothing is asked for, one that has a small part of another's cells (a quick one, or of accuracy
-    alone) is passed over. Raises NothingToShowError.
+    Without `wanted`, runs with a small part of another run's cells (quick or accuracy alone) are skipped.
+    Raises NothingToShowError.
     """
     if not runs:
         lacking = "holds no recorded run" if directory.is_dir() else "is no directory"
@@ -75,7 +75,7 @@ def _section(runs: Sequence[Run], last: Run) -> Section:
 
 
 def write(sections: Sequence[Section], directory: Path) -> list[Path]:
-    """Writes each file whole, the page last, and returns their paths."""
+    """Writes each file whole, the page last. Returns their paths."""
     contents = {
         section.file_of(chart): chart.png for section in sections for chart in section.charts.values()
     }

@@ -1,4 +1,4 @@
-"""The page: numbers as its template writes them."""
+"""The HTML page, and the filters that format numbers in its template."""
 
 import base64
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.report.drawing import Chart
-from benchmarks.report.figures import GRAPHS, ROW_NAMES, rivals, slower
+from benchmarks.report.figures import GRAPHS, ROW_NAMES, other_rows, slower
 from benchmarks.report.section import Section
 
 NOTHING = "\u2013"
-"""In the place of a number that there is not."""
+"""Shown for a missing number."""
 
 
 def html(sections: Sequence[Section]) -> str:
-    """One document that needs no other file: pictures are in it, every text is escaped."""
+    """One document with all pictures inside. Every text is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -33,7 +33,7 @@ def html(sections: Sequence[Section]) -> str:
     }
     environment.tests["slower"] = slower
     template = environment.get_template("page.html.jinja")
-    return template.render(sections=sections, rivals=rivals, row_names=ROW_NAMES, graphs=GRAPHS)
+    return template.render(sections=sections, other_rows=other_rows, row_names=ROW_NAMES, graphs=GRAPHS)
 
 
 def times(value: float | None) -> str:
@@ -44,12 +44,12 @@ def times(value: float | None) -> str:
 
 
 def share(value: float | None) -> str:
-    """A part of a whole."""
+    """A share."""
     return NOTHING if value is None else f"{value:.0%}" if value >= 0.1 else f"{value:.1%}"
 
 
 def microseconds(seconds: float | None) -> str:
-    """A time, with three digits or more."""
+    """A time with at least three digits."""
     if seconds is None:
         return NOTHING
     value = seconds * 1e6
@@ -57,7 +57,7 @@ def microseconds(seconds: float | None) -> str:
 
 
 def megabytes(count: int | None) -> str:
-    """Memory, with three digits or more."""
+    """Memory with at least three digits."""
     if count is None:
         return NOTHING
     value = count / 1e6
@@ -65,10 +65,10 @@ def megabytes(count: int | None) -> str:
 
 
 def key(value: float | None) -> str:
-    """What a column is sorted by: nothing is behind all that is."""
+    """The sort key of a column. Missing values come last."""
     return "Infinity" if value is None else repr(value)
 
 
 def uri(chart: Chart) -> str:
-    """The picture itself as an address."""
+    """The picture as a data address."""
     return f"data:image/png;base64,{base64.b64encode(chart.png).decode()}"

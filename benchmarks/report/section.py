@@ -1,4 +1,4 @@
-"""Of one device all that the page shows: its chosen run's numbers and charts, and the trend up to it."""
+"""The page's content for one device: the chosen run's figures and charts, and the trend up to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from benchmarks.report.trend import Trend, trend
 
 @dataclass(frozen=True)
 class Section:
-    """`charts` by the name of their files; `trend` is None where there is nothing to compare with."""
+    """`charts` are by file name. `trend` is None if there is no earlier run to compare with."""
 
     run: Run
     cells: list[Cell]
@@ -35,17 +35,17 @@ class Section:
 
     @property
     def measured_charts(self) -> list[Chart]:
-        """Those of the run itself."""
+        """The charts of the run itself."""
         return [chart for chart in self.charts.values() if chart.name not in trends.NAMES]
 
     @property
     def trend_charts(self) -> list[Chart]:
-        """Those over runs."""
+        """The charts over several runs."""
         return [chart for chart in self.charts.values() if chart.name in trends.NAMES]
 
 
 def section(runs: Sequence[Run], last: Run) -> Section:
-    """Draws and counts; `runs` are the device's, the oldest first, and `last` is one of them."""
+    """Draws and counts. `runs` are the device's, the oldest first, and include `last`."""
     cells = figures.measured(last)
     exact = figures.source(Accuracy, runs, last)
     counted = figures.source(Instructions, runs, last)

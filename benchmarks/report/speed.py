@@ -1,4 +1,4 @@
-"""Charts of speed: how many times faster than eager, and the achieved beside the possible bandwidth."""
+"""Charts of speed: speedup over eager, and achieved bandwidth beside possible bandwidth."""
 
 import statistics
 from collections import defaultdict
@@ -9,14 +9,23 @@ from matplotlib.axes import Axes
 from benchmarks.grid.cells import STEPS
 from benchmarks.history import Run, slug
 from benchmarks.report import drawing
-from benchmarks.report.drawing import EAGER, OURS, RIVALS, SLOWER, Chart
-from benchmarks.report.figures import ROW_NAMES, Cell, by_way, directions, families, rivals, slower, summaries
+from benchmarks.report.drawing import EAGER, OTHER_MARKERS, OURS, SLOWER, Chart
+from benchmarks.report.figures import (
+    ROW_NAMES,
+    Cell,
+    by_way,
+    directions,
+    families,
+    other_rows,
+    slower,
+    summaries,
+)
 
 BAR = 0.72
 
 
 def bars(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
-    """A chart a family."""
+    """One chart per family."""
     for family in families(found):
         cells = [cell for cell in found if cell.family == family]
         name = "Whole training steps" if family == STEPS else f"Layers ({family})"
@@ -29,7 +38,7 @@ def bars(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
             _bars,
             "eager's time / ours, logarithmic; more is better",
         )
-        ends = [1.0, *ratios, *(row.ratio for cell in cells for row in cell.rivals.values())]
+        ends = [1.0, *ratios, *(row.ratio for cell in cells for row in cell.others.values())]
         drawing.logarithmic(figure.axes[0], "x", min(ends), 1.6 * max(ends))
         alt = (
             f"Bars: {name}, {len(cells)} cells, {min(ratios):.2f} to {max(ratios):.2f} times faster than "
@@ -47,12 +56,12 @@ def _bars(axes: Axes, cells: Sequence[Cell], places: Sequence[int]) -> None:
         if drawn:
             widths = [cell.ratio - 1 for _, cell in drawn]
             axes.barh([place for place, _ in drawn], widths, BAR, left=1, color=color, label=label)
-    for name, marker in zip(rivals(cells), RIVALS, strict=False):
-        marks = [(c.rivals[name].ratio, p) for p, c in zip(places, cells, strict=True) if name in c.rivals]
+    for name, marker in zip(other_rows(cells), OTHER_MARKERS, strict=False):
+        marks = [(c.others[name].ratio, p) for p, c in zip(places, cells, strict=True) if name in c.others]
         style = {"color": "black", "markerfacecolor": "white", "markersize": 4}
         drawing.points(axes, marks, ROW_NAMES.get(name, name), marker=marker, **style)
     for place, cell in zip(places, cells, strict=True):
-        end = max(1.0, cell.ratio, *(row.ratio for row in cell.rivals.values()))
+        end = max(1.0, cell.ratio, *(row.ratio for row in cell.others.values()))
         text = f"{cell.ratio:.1f}" if cell.ratio >= 10 else f"{cell.ratio:.2f}"
         axes.annotate(text, (end, place), (6, 0), textcoords="offset points", va="center", fontsize=7)
     axes.axvline(1, color="black", linewidth=1, label="eager = 1")
@@ -60,14 +69,14 @@ def _bars(axes: Axes, cells: Sequence[Cell], places: Sequence[int]) -> None:
 
 
 def rooflines(run: Run, found: Sequence[Cell]) -> Iterator[Chart]:
-    """One of the calls that have a floor, and one of replays of graphs."""
+    """A chart of the calls that have a floor, and one of replays of graphs."""
     cells = [cell for cell in found if cell.speed.floor_seconds > 0 and cell.speed.bytes > 0]
     for ending, of_way in by_way(cells).items():
         yield _roofline(run, of_way, ending)
 
 
 def _roofline(run: Run, cells: Sequence[Cell], ending: str) -> Chart:
-    """A panel a direction."""
+    """One panel per direction."""
     names = directions(cells)
     columns = min(2, len(names))
     figure = drawing.new_figure(
@@ -106,8 +115,8 @@ def _rates_over_sizes(axes: Axes, cells: Sequence[Cell]) -> None:
     axes.plot(
         sizes, [statistics.median(possible[size]) for size in sizes], color="black", label="possible: a copy"
     )
-    names = ["eager", *rivals(cells), "ours"]
-    markers = dict(zip(names[1:-1], RIVALS, strict=False)) | {"eager": "o", "ours": "o"}
+    names = ["eager", *other_rows(cells), "ours"]
+    markers = dict(zip(names[1:-1], OTHER_MARKERS, strict=False)) | {"eager": "o", "ours": "o"}
     colors = {"eager": EAGER, "compile": drawing.COMPILE, "ours": OURS}
     for name in names:
         marks = [(cell.speed.bytes, _rates(cell)[name]) for cell in cells if name in cell.speed.rows]
@@ -119,7 +128,7 @@ def _rates_over_sizes(axes: Axes, cells: Sequence[Cell]) -> None:
 
 
 def _rates(cell: Cell) -> dict[str, float]:
-    """GB/s by row; the copy is the line."""
+    """GB/s by row. The copy is the line."""
     rows = {name: row for name, row in cell.speed.rows.items() if name != "copy"}
     return {name: cell.speed.bytes / row.seconds / 1e9 for name, row in rows.items()}
 

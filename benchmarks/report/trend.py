@@ -1,4 +1,4 @@
-"""How the ratios moved from run to run of one device; times of different runs are not comparable."""
+"""The ratios of one device from run to run. Times of different runs are not comparable."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,25 +9,25 @@ from benchmarks.history import Instructions, Run
 from benchmarks.report.figures import WHOLE_STEPS, Cell, by_way, directions, families, measured
 
 LONGEST = 20
-"""Runs shown at most, the latest."""
+"""The most runs to show: the latest."""
 KEPT = 0.5
-"""Of the last run's cells: a run that has fewer is left out, or few cells would be common to all."""
+"""A run with a smaller share of the last run's cells is left out: few cells would be common to all runs."""
 
 Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
 class Trend:
-    """Of the cells that all of `runs` have.
+    """The trend of the cells that all of `runs` have.
 
     Args:
-        runs: those shown, the oldest first; two or more.
-        left_out: those in between that have too few of the last run's cells.
-        total: how many cells the last run has, and `common` how many all have.
-        means: geometric means of the ratios by direction, a value a run, of replays of graphs
-            behind the others; without whole training steps.
-        ratios: the same by direction and family, and of training steps by WHOLE_STEPS and what steps.
-        shares: medians of the share of the floor by direction and family, of those that have a floor.
+        runs: two or more runs to show, the oldest first.
+        left_out: the runs between them that have too few of the last run's cells.
+        total: the number of the last run's cells; `common` is the number that all runs have.
+        means: geometric means of the ratios by direction, one value per run, without whole training steps.
+            Replays of graphs come last.
+        ratios: the same by direction and family. Training steps are under WHOLE_STEPS and their network.
+        shares: medians of the share of the floor by direction and family, for cells with a floor.
     """
 
     runs: list[Run]
@@ -44,12 +44,12 @@ class Trend:
 
     @property
     def families(self) -> list[str]:
-        """Of layers, and training steps."""
+        """The families of layers, and of training steps."""
         return list(dict.fromkeys(family for _, family in self.ratios))
 
 
 def trend(runs: Sequence[Run], last: Run) -> Trend | None:
-    """The trend up to `last`, of runs of its device in the order of their dates; None with one run only."""
+    """The trend up to `last`, from its device's runs in order of date. None if there is only one run."""
     earlier = runs[: next(number for number, run in enumerate(runs) if run is last)]
     tables = {id(run): {cell.key: cell for cell in measured(run)} for run in [*earlier, last]}
     present = tables[id(last)]
@@ -76,7 +76,7 @@ def trend(runs: Sequence[Run], last: Run) -> Trend | None:
 
 
 def _by_family(by_run: Sequence[Sequence[Cell]]) -> dict[tuple[str, str], list[list[Cell]]]:
-    """By direction and family, training steps by WHOLE_STEPS and what steps: a list of cells a run."""
+    """A list of cells per run, by direction and family. Training steps: by WHOLE_STEPS and network."""
     layers, steps = _layers(by_run[-1]), [cell for cell in by_run[-1] if cell.speed.family == STEPS]
     names = [(direction, family) for direction in directions(layers) for family in families(layers)]
     names += [(WHOLE_STEPS, direction) for direction in directions(steps)]
@@ -90,7 +90,7 @@ def _by_family(by_run: Sequence[Sequence[Cell]]) -> dict[tuple[str, str], list[l
 
 
 def _by_direction(by_run: Sequence[Sequence[Cell]]) -> dict[str, list[list[Cell]]]:
-    """Of layers, and behind them of replays of graphs: a list of cells a run."""
+    """A list of layers' cells per run, by direction. Replays of graphs come last."""
     return {
         direction + ending: [
             [cell for cell in by_way(_layers(cells))[ending] if cell.speed.direction == direction]
@@ -110,13 +110,13 @@ def _ratios(group: Sequence[Sequence[Cell]]) -> list[float]:
 
 
 def _shares(group: Sequence[Sequence[Cell]]) -> list[float]:
-    """Empty where a cell has no floor."""
+    """Empty if a cell has no floor."""
     shares = [[cell.share for cell in cells if cell.share is not None] for cells in group]
     return [statistics.median(of_run) for of_run in shares] if all(shares) else []
 
 
 def instructions(runs: Sequence[Run], last: Run) -> tuple[list[Run], dict[str, list[int | None]]]:
-    """The runs up to `last` that counted instructions, and by call a count a run, None where it has none."""
+    """The runs up to `last` that counted instructions, and per call one count per run, None if missing."""
     until = runs[: next(number for number, run in enumerate(runs) if run is last) + 1]
     counted = [run for run in until if run.of(Instructions)][-LONGEST:]
     counts = [{each.call: each.count for each in run.of(Instructions)} for run in counted]

@@ -1,4 +1,4 @@
-"""Charts over runs: ratios and shares of the floor, and the host's instructions."""
+"""Charts over runs: ratios, shares of the floor, and the host's instructions."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from benchmarks.report.drawing import CYCLE, EAGER, Chart
 from benchmarks.report.trend import Trend, instructions
 
 NAMES = ("trend", "instructions")
-"""Of the charts."""
+"""The charts' names."""
 MARKERS = "os^DvPX"
 
 
 def ratios(run: Run, trend: Trend) -> Chart:
-    """Above the ratios, below the shares of the floor, a panel a direction and a line a family."""
+    """Ratios above, shares of the floor below: one panel per direction, one line per family."""
     figure = drawing.new_figure(
         f"From run to run: {trend.common} cells that all {len(trend.runs)} runs have", run, 6.4
     )
@@ -51,7 +51,7 @@ def ratios(run: Run, trend: Trend) -> Chart:
 
 
 def host(run: Run, runs: Sequence[Run]) -> Chart | None:
-    """Instructions a call over the runs that counted them; None where `run` did not."""
+    """Instructions per call over the runs that counted them. None if `run` did not."""
     counted, calls = instructions(runs, run)
     if not counted or counted[-1] is not run:
         return None
@@ -77,7 +77,7 @@ def host(run: Run, runs: Sequence[Run]) -> Chart | None:
 
 
 def _look(number: int) -> tuple[str, str]:
-    """Colour and marker of a line; in the second turn of the colours markers are others."""
+    """A line's colour and marker. When colours repeat, markers differ."""
     turn, place = divmod(number, len(CYCLE))
     return CYCLE[place], MARKERS[(place + turn) % len(MARKERS)]
 

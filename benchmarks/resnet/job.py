@@ -1,4 +1,4 @@
-"""The job behind `python -m benchmarks.resnet`: arguments, the order of work, and what is left at its end."""
+"""The job behind `python -m benchmarks.resnet`: its arguments, the order of work, and its results."""
 
 import argparse
 import random
@@ -14,21 +14,21 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import case_by_case, options, timing
 from benchmarks.environment import environment
-from benchmarks.resnet.contest import Case, Contest
+from benchmarks.resnet.comparison import Case, Comparison
 
 REQUIRED = {"cpu": {"speedup": 1.10, "memory": 0.85}, "cuda": {"speedup": 1.15}}
-"""Fused beside eager: at least so many times as fast, at most so much of its peak memory."""
+"""Required: the fused row's speedup over eager, and the most peak memory relative to eager's."""
 
 STEPS_A_TURN = 4
-"""Behind one that is not timed: a change of models moves what malloc holds, and its pages are fetched anew
-for a while, which training one model does not meet."""
+"""Timed steps per reading, after an untimed one. A change of models makes malloc fetch pages again for a
+while, which training of one model does not have."""
 
 CELLS = (("contiguous", "float32"), ("channels_last", "float32"), ("channels_last", "bfloat16"))
 
 
 @dataclass(frozen=True)
 class Row:
-    """Of one model in one case: medians of rounds, the ratio to eager's of the same round."""
+    """One model in one case: medians over rounds. The ratio is to eager's time in the same round."""
 
     case: str
     row: str
@@ -39,7 +39,7 @@ class Row:
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line; exits with a message and status 2 where it is wrong."""
+    """Parses the command line. Exits with a message and status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.resnet",
         description="Times a training step of ResNet-50 before and after fused_bn.fuse, in turns, and takes "
@@ -51,27 +51,27 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=options.positive, default=224, help="pixels along an image's side")
     parser.add_argument("--rounds", type=options.positive, default=5, help="readings a cell")
     parser.add_argument("--compile", action="store_true", help="both under torch.compile too")
-    options.ending(parser, turns="readings", out="results/resnet")
+    options.add_last_arguments(parser, turns="readings", out="results/resnet")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the job; returns 0, 1 (a wrong result, or with --check a missed figure) or 130 (interrupted)."""
+    """Runs the job. Returns 0, 1 (a wrong result, or with --check a missed figure) or 130 (interrupted)."""
     args = arguments(argv)
     cases = (measure(Case(args.batch, args.size, layout, dtype), args) for layout, dtype in CELLS)
     missed = partial(missed_figures, device=args.device)
-    return case_by_case.run(cases, partial(_leave, args=args), missed, args.check)
+    return case_by_case.run(cases, partial(_write_results, args=args), missed, args.check)
 
 
 def measure(case: Case, args: argparse.Namespace, **how: Any) -> list[Row]:
-    """Checks, then times all rows of a case in turns, and measures their memory."""
-    contest = Contest(case, args.device, args.compile, **how)
-    contest.check()
-    peaks = {row: contest.peak_activations(row) for row in contest.models}
-    steps = {row: contest.step(row) for row in contest.models}
+    """Checks a case, times all its rows in turns, and measures their memory."""
+    comparison = Comparison(case, args.device, args.compile, **how)
+    comparison.check()
+    peaks = {row: comparison.peak_activations(row) for row in comparison.models}
+    steps = {row: comparison.step(row) for row in comparison.models}
 
     def read(row: str) -> float:
-        steps[row]()  # not timed: what the others left in caches and memory goes
+        steps[row]()  # not timed: warms up caches and memory after the other rows
         return timing.seconds(steps[row], STEPS_A_TURN, args.device)
 
     rounds = tqdm(range(args.rounds), desc=case.id, dynamic_ncols=True)
@@ -91,7 +91,7 @@ def measure(case: Case, args: argparse.Namespace, **how: Any) -> list[Row]:
 
 
 def missed_figures(rows: Sequence[Row], device: torch.device) -> list[str]:
-    """A sentence for each required figure that is missed: "fused" in speed, "fused, recomputed" in memory."""
+    """One sentence for each missed figure: the speed of "fused", the memory of "fused, recomputed"."""
     required = REQUIRED[device.type]
     found = []
     for row in rows:
@@ -102,7 +102,7 @@ def missed_figures(rows: Sequence[Row], device: torch.device) -> list[str]:
     return found
 
 
-def _leave(rows: Sequence[Row], args: argparse.Namespace) -> None:
+def _write_results(rows: Sequence[Row], args: argparse.Namespace) -> None:
     table = Table("case", "model", "images/s", "speed-up", "activations", "of eager's")
     for row in rows:
         memory = f"{row.peak_bytes / 1e6:,.0f} MB"

@@ -1,6 +1,6 @@
-"""ResNet-50, He et al. 2015 (https://arxiv.org/abs/1512.03385, table 1), written as people write it.
+"""ResNet-50, He et al. 2015 (table 1), in the usual PyTorch style.
 
-With the stride in the 3x3 convolution, as in the models that most are trained from.
+The stride is in the 3x3 convolution, as in most trained models.
 """
 
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    """(N, 3, H, W) to (N, classes); `depths` and `width` make a smaller one for tests."""
+    """(N, 3, H, W) to (N, classes). `depths` and `width` make a smaller network for tests."""
 
     def __init__(self, classes: int = 1000, depths: tuple[int, ...] = DEPTHS, width: int = 64) -> None:
         super().__init__()

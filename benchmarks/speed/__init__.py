@@ -1,1 +1,1 @@
-"""Speed and memory of fused_bn beside eager PyTorch and torch.compile, layer by layer."""
+"""Speed and memory of fused_bn, eager PyTorch and torch.compile, layer by layer."""

@@ -1,4 +1,4 @@
-"""The job behind `python -m benchmarks.speed`: arguments, the order of work, and what is left at its end."""
+"""The job behind `python -m benchmarks.speed`: its arguments, the order of work, and its results."""
 
 import argparse
 import random
@@ -11,7 +11,7 @@ from rich.console import Console
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import console, files, options, timing
-from benchmarks.contest import DIRECTIONS, DTYPES, SHAPES, Case, Contest, WrongResultError, grid
+from benchmarks.comparison import DIRECTIONS, DTYPES, SHAPES, Case, Comparison, WrongResultError, grid
 from benchmarks.environment import environment
 from benchmarks.memory import kept_bytes, peak_bytes
 from benchmarks.speed import plots, tables
@@ -21,12 +21,12 @@ QUICK_SHAPES = SHAPES[:2]
 QUICK_ROUNDS = 3
 ROUNDS = 11
 TINY = Case((2, 4, 2, 2), "contiguous", "float32")
-"""So small that its time is what the host needs to call anything."""
+"""A case so small that only the host's time counts."""
 HOST_ROUNDS = 25
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line; exits with a message and status 2 where it is wrong."""
+    """Parses the command line. Exits with a message and status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.speed",
         description="Times fused_bn.BatchNorm2d(activation='relu') beside eager nn.BatchNorm2d + nn.ReLU and "
@@ -77,7 +77,7 @@ def _cases(args: argparse.Namespace) -> list[Case]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the job; 1 for a wrong result or, with --check, a figure missed; 130 when interrupted."""
+    """Runs the job. Returns 1 for a wrong result or, with --check, a missed figure; 130 when interrupted."""
     args = arguments(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -86,14 +86,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _work(args, results)
     except KeyboardInterrupt:
         results.interrupted = True
-    return _leave(results, args)
+    return _write_results(results, args)
 
 
 def _work(args: argparse.Namespace, results: Results) -> None:
     """Fills `results` as far as it gets."""
     order = random.Random(args.seed)
     cases = _cases(args)
-    # Where no terminal redraws the bar, a line of it every ten seconds is enough.
+    # Without a terminal every update of the bar is a new line, so one every ten seconds is enough.
     interval = 0.1 if sys.stderr.isatty() else 10
     total = 1 + len(cases) * (1 + len(DIRECTIONS))
     with tqdm(total=total, mininterval=interval, dynamic_ncols=True) as bar:
@@ -106,45 +106,45 @@ def _work(args: argparse.Namespace, results: Results) -> None:
 
 
 def _host_times(args: argparse.Namespace, order: random.Random) -> dict[str, list[float]]:
-    contest = Contest(TINY, args.device, args.seed)
-    contest.check()
-    slots = contest.slots("forward+backward")
+    comparison = Comparison(TINY, args.device, args.seed)
+    comparison.check()
+    slots = comparison.slots("forward+backward")
     rounds = args.rounds if args.quick else max(args.rounds, HOST_ROUNDS)
     return timing.interleaved(slots, rounds, args.device, order)
 
 
 def _measure(case: Case, args: argparse.Namespace, order: random.Random, results: Results, bar: tqdm) -> None:
-    """Results first, then memory, then time; each is kept as soon as it is there."""
-    contest = Contest(case, args.device, args.seed, args.compile)
+    """Checks results, then measures memory, then time. Each measurement is kept at once."""
+    comparison = Comparison(case, args.device, args.seed, args.compile)
     result = CaseResult(case)
     try:
-        contest.check()
+        comparison.check()
     except WrongResultError as error:
         result.wrong = str(error)
         results.results.append(result)
         bar.update(1 + len(DIRECTIONS))
         return
-    _measure_memory(contest, result, args.device)
+    _measure_memory(comparison, result, args.device)
     results.results.append(result)
     bar.update()
     for direction in DIRECTIONS:
-        slots = contest.slots(direction)
+        slots = comparison.slots(direction)
         result.timings[direction] = timing.interleaved(slots, args.rounds, args.device, order)
         bar.update()
 
 
-def _measure_memory(contest: Contest, result: CaseResult, device: torch.device) -> None:
-    competitors = {"batch_norm": contest.batch_norm, **contest.modules}
-    for row, module in competitors.items():
-        if row != "compile":  # its graph's own choice of what to keep is no tensor of ours or eager's
-            result.kept_bytes[row] = kept_bytes(module, contest.input)
-            contest.clear_gradients()
-            result.peak_bytes[row] = peak_bytes(contest.step(module), device)
-            contest.clear_gradients()
+def _measure_memory(comparison: Comparison, result: CaseResult, device: torch.device) -> None:
+    modules = {"batch_norm": comparison.batch_norm, **comparison.modules}
+    for row, module in modules.items():
+        if row != "compile":  # its graph decides itself what to keep
+            result.kept_bytes[row] = kept_bytes(module, comparison.input)
+            comparison.clear_gradients()
+            result.peak_bytes[row] = peak_bytes(comparison.step(module), device)
+            comparison.clear_gradients()
 
 
-def _leave(results: Results, args: argparse.Namespace) -> int:
-    """Writes and prints what was measured, and returns the exit code; nothing measured, nothing written."""
+def _write_results(results: Results, args: argparse.Namespace) -> int:
+    """Writes and prints the measurements, if any, and returns the exit code."""
     if not results.results:
         print("Interrupted before a case was measured: nothing is written.", file=sys.stderr)
         return console.EXIT_INTERRUPTED
@@ -154,7 +154,7 @@ def _leave(results: Results, args: argparse.Namespace) -> int:
         if args.markdown:
             files.write_whole(args.markdown, tables.markdown(results))
     finally:
-        # Where no terminal tells its width, the table is wider than the 80 columns that rich assumes.
+        # If output is no terminal, rich assumes 80 columns, and the table is wider.
         Console(width=None if sys.stdout.isatty() else 120).print(tables.terminal(results))
         print(*results.requirements(), sep="\n")
     for result in results.wrong:

@@ -1,4 +1,4 @@
-"""The picture of one run: how many times faster than eager, a bar a case and direction."""
+"""The picture of one run: speedup over eager, one bar per case and direction."""
 
 import statistics
 from pathlib import Path
@@ -6,15 +6,15 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from benchmarks import files
-from benchmarks.contest import DIRECTIONS
+from benchmarks.comparison import DIRECTIONS
 from benchmarks.speed.results import REQUIRED_CELL, Results, Seconds, speedup
 
-COLORS = {"forward": "#0072B2", "forward+backward": "#E69F00"}  # Okabe and Ito's palette
+COLORS = {"forward": "#0072B2", "forward+backward": "#E69F00"}  # the palette of Okabe and Ito
 HEIGHT = 0.38
 
 
 def write(results: Results, path: Path) -> None:
-    """Writes the PNG; nothing where no case was timed in full."""
+    """Writes the PNG, if any case was timed completely."""
     timed = [result for result in results.results if len(result.timings) == len(DIRECTIONS)]
     if not timed:
         return
@@ -50,7 +50,7 @@ def write(results: Results, path: Path) -> None:
 
 
 def quartiles(seconds: Seconds) -> tuple[float, float]:
-    """Between which the middle half of the rounds' ratios lies."""
+    """The range that holds the middle half of the rounds' ratios."""
     ratios = [e / o for e, o in zip(seconds["eager"], seconds["ours"], strict=True)]
     if len(ratios) < 2:
         return ratios[0], ratios[0]

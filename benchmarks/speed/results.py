@@ -1,4 +1,4 @@
-"""What a run found out, the figures required of it, and the JSON file."""
+"""The results of a run, the required figures, and the JSON file."""
 
 import json
 import statistics
@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import files
-from benchmarks.contest import DIRECTIONS, Case
+from benchmarks.comparison import DIRECTIONS, Case
 
 FORMAT = 1
-"""Goes up when a field of the JSON file changes its meaning or its name."""
+"""Increase it when a field of the JSON file changes its meaning or its name."""
 
 REQUIRED_MEAN = {"forward": 4.0, "forward+backward": 3.5}
 REQUIRED_CELL = 1.5
 REQUIRED_HOST = 0.7
 REQUIRED_KEPT = 1.01
-"""Not a tensor more than nn.BatchNorm2d alone; the 0.01 is 4 bytes a channel, the mean's lower half."""
+"""Bound of kept bytes, relative to nn.BatchNorm2d alone. The 0.01 allows 4 bytes per channel for the mean's
+lower half."""
 REQUIRED_PEAK = 1.0
 
 Seconds = dict[str, list[float]]
-"""By row, the seconds a call of every round."""
+"""Seconds per call in every round, by row."""
 
 
 def speedup(seconds: Seconds, row: str = "ours") -> float:
@@ -30,13 +31,13 @@ def speedup(seconds: Seconds, row: str = "ours") -> float:
 
 
 def copies(seconds: Seconds, row: str) -> float:
-    """Median time of `row` in units of the median time of a copy of the input."""
+    """The median time of `row` in units of the median time of a copy of the input."""
     return statistics.median(seconds[row]) / statistics.median(seconds["copy"])
 
 
 @dataclass
 class CaseResult:
-    """One case: its timings by direction, and memory by row ("batch_norm" is nn.BatchNorm2d alone)."""
+    """One case: timings by direction, and memory by row. "batch_norm" is nn.BatchNorm2d alone."""
 
     case: Case
     timings: dict[str, Seconds] = field(default_factory=dict)
@@ -47,7 +48,7 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A figure beside its bound."""
+    """A figure and its bound."""
 
     name: str
     measured: float
@@ -65,7 +66,7 @@ class Requirement:
 
 @dataclass
 class Results:
-    """Everything a run found out; `results` has only cases of which something was measured."""
+    """All results of a run. `results` has only cases with measurements."""
 
     arguments: dict[str, Any]
     environment: dict[str, Any]
@@ -75,7 +76,7 @@ class Results:
 
     @property
     def conditions(self) -> str:
-        """In one line, what the numbers were measured with."""
+        """The conditions of the measurement, in one line."""
         e = self.environment
         kernels = e["fused_bn_capability"] or e["fused_bn_kernels"]
         return (
@@ -88,13 +89,13 @@ class Results:
         return [result for result in self.results if result.wrong is not None]
 
     def speedups(self, direction: str) -> Iterator[tuple[float, str]]:
-        """Ours over eager of every case measured in that direction, with the case's id."""
+        """Our ratio to eager in every case of that direction, with the case's id."""
         for result in self.results:
             if direction in result.timings:
                 yield speedup(result.timings[direction]), result.case.id
 
     def requirements(self) -> list[Requirement]:
-        """The required figures, of what was measured."""
+        """The required figures, for the measured cases."""
         required = []
         cells = []
         for direction in DIRECTIONS:
@@ -122,7 +123,7 @@ class Results:
         return required
 
     def write(self, path: Path) -> None:
-        """Writes the JSON file: times in seconds a call, one value a round; memory in bytes."""
+        """Writes the JSON file: times in seconds per call, one value per round; memory in bytes."""
         content = {
             "format": FORMAT,
             "interrupted": self.interrupted,

@@ -1,11 +1,11 @@
-"""The numbers of a run as a table for the terminal and as Markdown for docs/benchmarks.md."""
+"""The figures of a run as a table for the terminal and as Markdown for docs/benchmarks.md."""
 
 from collections.abc import Iterator
 
 from rich import box
 from rich.table import Table
 
-from benchmarks.contest import DIRECTIONS
+from benchmarks.comparison import DIRECTIONS
 from benchmarks.speed.results import CaseResult, Results, copies, speedup
 
 CAPTION = """\
@@ -14,18 +14,18 @@ eager: nn.BatchNorm2d and nn.ReLU; compile: the same by torch.compile; training 
 
 
 def headings(results: Results) -> list[str]:
-    """The columns' names; those of a direction begin with it."""
+    """The columns' names. They begin with the direction."""
     rows = [*timed_rows(results), "speedup"]
     return ["shape", "layout", "dtype", *(f"{direction}: {row}" for direction in DIRECTIONS for row in rows)]
 
 
 def timed_rows(results: Results) -> list[str]:
-    """The rows but the copy: eager, ours, and compile where it was asked for."""
+    """All rows but the copy: eager, ours, and compile if measured."""
     return ["eager", "compile", "ours"] if results.arguments["compile"] else ["eager", "ours"]
 
 
 def lines(results: Results) -> Iterator[list[str]]:
-    """A line a case, as many texts as headings."""
+    """One line per case, with as many texts as headings."""
     rows = timed_rows(results)
     for result in results.results:
         case = result.case

@@ -1,1 +1,1 @@
-"""A training step of ResNet-50 on several processes with synchronised norms, measured, and on paper."""
+"""A training step of ResNet-50 on several processes with synchronised norms: measured, and modelled."""

@@ -1,8 +1,8 @@
-"""Synchronised batch norm as people write it in Python: what ours is measured against.
+"""Synchronised batch norm as usually written in Python: the baseline that ours is compared with.
 
-Mean and mean of squares in float32, autograd through the all-reduce. `PythonSyncBatchNorm` is the formula
-written down; `LeanSyncBatchNorm` is the best of its kind, one all-reduce each way and one multiply-add, as in
-detectron2's NaiveSyncBatchNorm (https://github.com/facebookresearch/detectron2, layers/batch_norm.py).
+Both use the mean and the mean of squares in float32, and autograd through the all-reduce.
+`PythonSyncBatchNorm` follows the formula. `LeanSyncBatchNorm` is the fastest of its kind: one all-reduce each
+way and one multiply-add, as in detectron2's NaiveSyncBatchNorm (layers/batch_norm.py).
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, distributed, nn
 
 
 class SumOverProcesses(torch.autograd.Function):
-    """The sum over all processes; so is its gradient."""
+    """The sum over all processes. Its gradient is also summed."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor) -> Tensor:  # noqa: ARG004
@@ -28,7 +28,7 @@ class SumOverProcesses(torch.autograd.Function):
 
 
 class PythonSyncBatchNorm(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` over all processes, which must have batches of one size."""
+    """`nn.BatchNorm2d` over all processes, which must have batches of equal size."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -51,7 +51,7 @@ class PythonSyncBatchNorm(nn.BatchNorm2d):
 
 
 class LeanSyncBatchNorm(PythonSyncBatchNorm):
-    """The same in fewer passes and half the calls."""
+    """The same in fewer passes and with half the calls."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -71,7 +71,7 @@ def _mean_over_processes(value: Tensor) -> Tensor:
 
 
 def with_norms(model: nn.Module, kind: type[PythonSyncBatchNorm]) -> nn.Module:
-    """Puts one of `kind` in the place of every nn.BatchNorm2d; returns the model."""
+    """Replaces every nn.BatchNorm2d by one of `kind`. Returns the model."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.BatchNorm2d:

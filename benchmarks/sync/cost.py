@@ -1,9 +1,9 @@
-"""What synchronised norms should cost on many GPUs: a model on paper, not a measurement.
+"""What synchronised norms should cost on many GPUs: a model, not a measurement.
 
-A layer makes two collective calls a step, and both stand in the step's way: nothing of the model can run
-meanwhile. Forward gathers 2C + 1 float64 from all processes, backward adds up 2C float64 (fused_bn/_sync.py).
-A call goes within every node and between the nodes, where GPUs of the same place in their nodes talk, each by
-its own port. Left out: who comes late, other traffic, and the merging of what was gathered.
+A layer makes two collective calls per step, and nothing else of the model can run meanwhile. Forward gathers
+2C + 1 float64 from all processes, backward adds up 2C float64 (fused_bn/_sync.py). A call works within every
+node and between nodes. GPUs with the same place in their nodes exchange data, each through its own port. The
+model leaves out late processes, other traffic, and the merging of gathered data.
 """
 
 import math
@@ -20,14 +20,14 @@ GPUS = (8, 64, 1024, 16384)
 STEP_SECONDS = 0.050
 """An assumption: a training step of ResNet-50 on one GPU."""
 SHARE = 0.10
-"""Of a step; more is no longer called scaling."""
+"""The share of a step that still counts as scaling."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """Figures of a cluster: by default nodes of 8 GPUs behind NVSwitch, a 400 Gb/s InfiniBand port for each.
+    """A cluster: by default nodes of 8 GPUs behind NVSwitch, with a 400 Gb/s InfiniBand port for each GPU.
 
-    Round figures of such hardware, not measured; the latencies are those of small collectives over NCCL.
+    The figures are rounded and not measured. Latencies are those of small collectives over NCCL.
     """
 
     node: int = 8  # GPUs
@@ -39,30 +39,30 @@ class Network:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of all norms, a training step: seconds, and bytes that a GPU receives."""
+    """The cost of all norms in a training step: seconds, and bytes that a GPU receives."""
 
     gpus: int
     calls: int
     latency: float  # by recursive doubling between the nodes: log2(nodes) hops
-    ring_latency: float  # by rings: one hop for each other node, and in an all-reduce another
+    ring_latency: float  # by rings: one hop for each other node; an all-reduce has a second ring
     received: int
     transfer: float
 
     @property
     def seconds(self) -> float:
-        """Latency by recursive doubling, and transfer."""
+        """Seconds of latency, by recursive doubling, and of transfer."""
         return self.latency + self.transfer
 
 
 def resnet50_channels() -> list[int]:
-    """Of its 53 norms."""
+    """The channels of its 53 norms."""
     with torch.device("meta"):
         model = ResNet50()
     return [module.num_features for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
 
 
 def cost(channels: Sequence[int], gpus: int, network: Network = Network()) -> Cost:
-    """Of norms with so many channels, synchronised over `gpus` GPUs in full nodes, or in one."""
+    """The cost of norms with these channels over `gpus` GPUs, in full nodes or in one node."""
     if gpus == 1:
         return Cost(1, 0, 0.0, 0.0, 0, 0.0)
     nodes = math.ceil(gpus / network.node)
@@ -71,7 +71,7 @@ def cost(channels: Sequence[int], gpus: int, network: Network = Network()) -> Co
     moments = FLOAT64 * sum(2 * count + 1 for count in channels)
     sums = FLOAT64 * sum(2 * count for count in channels)
     between = moments * max(0, gpus - network.node) + 2 * sums * (nodes > 1)
-    # By its own port a GPU already has the messages of one GPU of every node.
+    # A GPU's own port has already brought the messages of one GPU of every node.
     within = moments * (gpus - nodes) + 2 * sums
     inside = 2 * layers * network.node_latency
     return Cost(
@@ -90,7 +90,7 @@ def largest_group(
     step: float = STEP_SECONDS,
     share: float = SHARE,
 ) -> int:
-    """How many GPUs, a power of two, can be synchronised within that share of a step; 1 where none can."""
+    """The largest power of two of GPUs that stay within that share of a step. 1 if none do."""
     gpus = 1
     while gpus < 2**30 and cost(channels, 2 * gpus, network).seconds <= share * step:
         gpus *= 2
@@ -101,7 +101,7 @@ HEADINGS = ("GPUs", "latency, ms", "by rings, ms", "received, MB", "transfer, ms
 
 
 def rows(network: Network = Network(), gpus: Sequence[int] = GPUS) -> list[tuple[str, ...]]:
-    """The table for ResNet-50, a row a number of GPUs, columns as HEADINGS says."""
+    """The table for ResNet-50, one row per number of GPUs, with the columns HEADINGS."""
     channels = resnet50_channels()
     return [_row(cost(channels, count, network)) for count in gpus]
 
@@ -119,6 +119,6 @@ def _row(cost: Cost) -> tuple[str, ...]:
 
 
 def markdown() -> str:
-    """The same as docs/distributed.md has it."""
+    """The table as in docs/distributed.md."""
     lines = [HEADINGS, ("---:",) * len(HEADINGS), *rows()]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,4 +1,4 @@
-"""The job behind `python -m benchmarks.sync`: arguments, the order of work, and what is left at its end."""
+"""The job behind `python -m benchmarks.sync`: its arguments, the order of work, and its results."""
 
 import argparse
 import statistics
@@ -12,33 +12,33 @@ from rich.table import Column, Table
 from torch import nn
 
 from benchmarks import case_by_case, console, options, timing
-from benchmarks.contest import LAYOUTS, WrongResultError
+from benchmarks.comparison import LAYOUTS, WrongResultError
 from benchmarks.environment import environment
 from benchmarks.resnet.model import ResNet50
 from benchmarks.sync import cost, lockstep
-from benchmarks.sync.contest import LOCAL, PYTHON, SYNCHRONISED
+from benchmarks.sync.comparison import LOCAL, PYTHON, SYNCHRONISED
 from benchmarks.sync.traffic import Traffic
 
 REQUIRED = 1.30
-"""How many times as fast as synchronised norms in Python ours must be."""
+"""The required speedup of ours over synchronised norms in Python."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """Of one model: medians of rounds, ratios to others' times of the same round."""
+    """One model: medians over rounds. The ratios are to other models' times in the same round."""
 
     row: str
     step_ms: float
     images_per_second: float  # of all processes
     speedup: float  # over the norms in Python
-    of_local: float  # time, of what norms without synchronisation take
+    of_local: float  # time relative to norms without synchronisation
     norms: int
-    forward: Traffic  # of one process, a step
+    forward: Traffic  # of one process, per step
     backward: Traffic
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line; exits with a message and status 2 where it is wrong."""
+    """Parses the command line. Exits with a message and status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.sync",
         description=f"Times a training step of ResNet-50 on {lockstep.PROCESSES} processes of one thread on "
@@ -64,7 +64,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None, make: Callable[[], nn.Module] = ResNet50) -> int:
-    """Runs the job; returns 0, 1 (a wrong result, or with --check a missed figure) or 130 (interrupted).
+    """Runs the job. Returns 0, 1 (a wrong result, or with --check a missed figure) or 130 (interrupted).
 
     Args:
         make: makes the model, with nn.BatchNorm2d; picklable.
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None, make: Callable[[], nn.Module] = ResN
         print("Interrupted: nothing is written.", file=sys.stderr)
         return console.EXIT_INTERRUPTED
     measured = rows(found, args.batch)
-    _leave(measured, args)
+    _write_results(measured, args)
     speedup = next(row.speedup for row in measured if row.row == SYNCHRONISED)
     if missed := speedup < REQUIRED:
         print(f"{speedup:.2f}x as fast as in Python, required {REQUIRED:.2f}x", file=sys.stderr)
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None, make: Callable[[], nn.Module] = ResN
 
 
 def rows(found: lockstep.Findings, batch: int) -> list[Row]:
-    """What the table and the file say."""
+    """The rows of the table and of the file."""
     return [
         Row(
             row,
@@ -105,7 +105,7 @@ def rows(found: lockstep.Findings, batch: int) -> list[Row]:
     ]
 
 
-def _leave(measured: Sequence[Row], args: argparse.Namespace) -> None:
+def _write_results(measured: Sequence[Row], args: argparse.Namespace) -> None:
     images = f"{args.batch}x3x{args.size}x{args.size}"
     table = Table(
         title=f"ResNet-50, {lockstep.PROCESSES} processes, {images} each, {args.layout}",
@@ -148,7 +148,7 @@ def _leave(measured: Sequence[Row], args: argparse.Namespace) -> None:
 
 
 def print_model() -> None:
-    """The table of cost.py, and what it assumes."""
+    """The table of cost.py and its assumptions."""
     network, channels = cost.Network(), cost.resnet50_channels()
     table = Table(
         *(Column(heading.replace(", ", "\n"), justify="right", no_wrap=True) for heading in cost.HEADINGS),

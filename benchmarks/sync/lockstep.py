@@ -1,4 +1,4 @@
-"""Processes of this machine that take timed steps together."""
+"""Processes of this machine that take timed steps at the same time."""
 
 import gc
 import random
@@ -14,20 +14,20 @@ from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks import timing
-from benchmarks.contest import WrongResultError
+from benchmarks.comparison import WrongResultError
 from benchmarks.lenet import processes
-from benchmarks.sync.contest import Contest
+from benchmarks.sync.comparison import Comparison
 from benchmarks.sync.traffic import Traffic
 
 PROCESSES = 2
 THREADS = 1
-"""Of each process."""
+"""Threads of each process."""
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Of one run: seconds a step by row, a value a round; what its norms exchange in a step, by row."""
+    """One run: seconds per step by row, one value per round, and the messages of a step's norms by row."""
 
     times: dict[str, list[float]]
     traffic: dict[str, dict[str, Traffic]]
@@ -43,7 +43,7 @@ def run(
         make: makes the model; picklable.
 
     Raises:
-        WrongResultError: before anything is timed, where rows do not agree.
+        WrongResultError: before timing, if rows do not agree.
     """
     with tempfile.TemporaryDirectory() as folder:
         spawn(_process, (folder, batch, size, layout, rounds, seed, make), PROCESSES)
@@ -61,8 +61,8 @@ def _process(rank: int, folder: str, *work: Any) -> None:
     try:
         found = _measured(*work)
     except WrongResultError as error:
-        found = WrongResultError(*error.args)  # without the traceback, which holds the models
-    gc.collect()  # parallel models end before the group that they speak over
+        found = WrongResultError(*error.args)  # without the traceback, which keeps the models alive
+    gc.collect()  # parallel models must be freed before their process group
     distributed.barrier()
     processes.leave()
     if rank == 0:
@@ -72,13 +72,13 @@ def _process(rank: int, folder: str, *work: Any) -> None:
 def _measured(
     batch: int, size: int, layout: str, rounds: int, seed: int, make: Callable[[], nn.Module]
 ) -> Findings:
-    contest = Contest(batch, size, layout, make)
-    contest.check()
-    traffic = {row: contest.traffic(row) for row in contest.models}
-    steps = {row: contest.step(row) for row in contest.models}
+    comparison = Comparison(batch, size, layout, make)
+    comparison.check()
+    traffic = {row: comparison.traffic(row) for row in comparison.models}
+    steps = {row: comparison.step(row) for row in comparison.models}
 
     def read(row: str) -> float:
-        steps[row]()  # not timed: what the others left in caches and memory goes
+        steps[row]()  # not timed: warms up caches and memory after the other rows
         distributed.barrier()
         return _of_the_slowest(timing.seconds(steps[row], 1, CPU))
 
@@ -87,11 +87,11 @@ def _measured(
     order = random.Random(seed)  # the same in all processes
     with timing.without_garbage_collection():
         times = timing.in_turns(steps, bar, order, read)
-    return Findings(times, traffic, contest.norms)
+    return Findings(times, traffic, comparison.norms)
 
 
 def _of_the_slowest(seconds: float) -> float:
-    """The largest over all processes: a step has ended where all have."""
+    """The largest value of all processes, because a step ends when all have ended."""
     value = torch.tensor(seconds, dtype=torch.float64)
     distributed.all_reduce(value, distributed.ReduceOp.MAX)
     return value.item()

@@ -1,4 +1,4 @@
-"""What processes tell each other: collective calls and the bytes that a process hands over, counted."""
+"""Counts the collective calls of processes, and the bytes that a process sends."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _MESSAGE = {"allreduce_": 0, "_allgather_base_": 1, "allgather_into_tensor_coalesced_": 1}
-"""Which argument of an operator of torch.ops.c10d is what this process hands over."""
+"""Operators of torch.ops.c10d, and the argument that this process sends."""
 
 
 @dataclass
 class Traffic:
-    """Calls, and bytes of their messages: what a process hands over, whatever the backend makes of it."""
+    """Calls and the bytes that this process passes to them, independent of the backend."""
 
     calls: int = 0
     bytes: int = 0
@@ -29,7 +29,7 @@ class _Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
             name = func._schema.name.split("::")[1]
-            message = args[_MESSAGE[name]]  # of an unknown collective: a KeyError says which
+            message = args[_MESSAGE[name]]  # KeyError names an unknown collective
             tensors: list[Tensor] = [message] if isinstance(message, Tensor) else list(message)
             self.traffic.calls += 1
             self.traffic.bytes += sum(tensor.nbytes for tensor in tensors)
@@ -38,9 +38,9 @@ class _Counting(TorchDispatchMode):
 
 @contextmanager
 def counted() -> Iterator[Traffic]:
-    """Counts the collectives of this process and thread while it lasts.
+    """Counts the collectives of this process and thread in the `with` block.
 
-    What DistributedDataParallel exchanges from C++ is not seen.
+    It does not see what DistributedDataParallel exchanges from C++.
     """
     traffic = Traffic()
     with _Counting(traffic):
@@ -48,7 +48,7 @@ def counted() -> Iterator[Traffic]:
 
 
 def of_step(model: torch.nn.Module, images: Tensor) -> dict[str, Traffic]:
-    """Of the model's own layers, forward and backward."""
+    """The calls of the model's own layers, in forward and backward."""
     with counted() as forward:
         output = model(images)
     with counted() as backward:

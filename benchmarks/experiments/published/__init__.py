@@ -1,4 +1,4 @@
-"""The experiments by name, in the order in which `all` runs them; a file each."""
+"""The experiments by name, in the order of `all`. Each has a file."""
 
 from benchmarks.experiments.experiment import Experiment
 from benchmarks.experiments.published import circles, iris, lenet, mnist_cnn, mnist_mlp, tutorial

@@ -1,7 +1,7 @@
-"""Two circles of points: whether a norm speeds up the training of a small net, and where it should stand.
+"""Two circles of points: does a norm speed up the training of a small network, and where should it stand?
 
-That it "passes 80 %" is read from published curves; here it is the first epoch after which the accuracy on
-the test part is at least 80 %, the median over the seeds.
+"Passes 80 %" was published as curves. Here it is the first epoch after which the accuracy on the test part is
+at least 80 %, as the median over the seeds.
 """
 
 import statistics
@@ -22,9 +22,9 @@ from benchmarks.experiments.experiment import (
 from benchmarks.experiments.layers import Dense, Layer, Norm, Sgd
 
 _SGD = Sgd(0.01, momentum=0.9)
-_GOAL = 0.8  # the accuracy whose first epoch is compared
-_SOON = 20  # epochs, published for the norm after the activation
-_LATE = (30, 40)  # epochs, published without
+_GOAL = 0.8  # the accuracy that "passes 80 %" means
+_SOON = 20  # published epochs for the norm after the activation
+_LATE = (30, 40)  # published epochs without a norm
 
 
 def _after(norm: Norm) -> list[Layer]:

@@ -1,4 +1,4 @@
-"""A deep net on Fisher's irises with a norm behind each hidden layer, one of them with options of its own."""
+"""A deep network on Fisher's irises with a norm after each hidden layer. One norm has other options."""
 
 from benchmarks.experiments import data
 from benchmarks.experiments.experiment import Experiment, Length, Variant, repeats
@@ -10,7 +10,7 @@ _UNITS = (64, 128, 128, 64, 64)
 
 
 def _network(*norms: Norm) -> list[Layer]:
-    """64-128-128-64-64-3 with ReLU, and a norm behind each hidden layer where there are any."""
+    """64-128-128-64-64-3 with ReLU, with or without a norm after each hidden layer."""
     network: list[Layer] = []
     for units, norm in zip(_UNITS, norms or [None] * len(_UNITS), strict=True):
         network += [Dense(units, "relu"), *([norm] if norm else [])]

@@ -1,6 +1,7 @@
-"""The main job: LeNet-5 on MNIST, with a norm behind each convolution's activation or without.
+"""LeNet-5 on MNIST, with or without a norm after each convolution's activation.
 
-The network is that of benchmarks.lenet.model, recipe "article", which feeds a softmax into a loss of logits.
+The network is benchmarks.lenet.model with recipe "article", which applies a softmax before the loss of
+logits.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,7 @@ _ADAM = Adam(1e-3, epsilon=1e-8)  # PyTorch's defaults
 
 
 def network(norm: Literal["none", "tanh", "relu"]) -> list[Layer]:
-    """For images of 32x32, with a norm behind each convolution's tanh, or with norm and ReLU in its place."""
+    """The network for images of 32x32. A norm follows each tanh, or norm and ReLU replace it."""
 
     def convolution(filters: int) -> list[Layer]:
         match norm:
@@ -64,7 +65,7 @@ def network(norm: Literal["none", "tanh", "relu"]) -> list[Layer]:
 
 
 def _near(id: str, published: float, of: Callable[[Curve], float]) -> Callable[[Curves], Verdict]:
-    """Judges whether the mean over the seeds is half a percent or less from a published "about"."""
+    """Tests whether the mean over the seeds is within half a percent of a published "about"."""
 
     def judge(curves: Curves) -> Verdict:
         found = mean(curves[id], of)

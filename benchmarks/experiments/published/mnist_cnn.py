@@ -1,4 +1,4 @@
-"""MNIST by three convolutions and two dense layers: sigmoid and ReLU, a learning rate and ten times it."""
+"""MNIST by three convolutions and two dense layers: sigmoid or ReLU, two learning rates."""
 
 from benchmarks.experiments import data
 from benchmarks.experiments.experiment import (
@@ -17,11 +17,11 @@ _RATES = {"1x": 0.01, "10x": 0.1}
 _NAMES: dict[Activation, str] = {"sigmoid": "sigmoid", "relu": "ReLU"}
 _FILTERS, _UNITS = 32, 64
 _LEARNS = 0.9
-_CHANCE = 0.2  # of ten digits, the most frequent of which is 0.1135 of the test images
+_CHANCE = 0.2  # the accuracy of guessing: the most frequent digit is 0.1135 of the test images
 
 
 def _network(activation: Activation, norm: bool) -> list[Layer]:
-    """Before each activation, and before the softmax, stands a norm in place of the bias."""
+    """With norms, one replaces the bias before each activation and before the softmax."""
 
     def conv() -> list[Layer]:
         if norm:

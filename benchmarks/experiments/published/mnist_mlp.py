@@ -1,4 +1,4 @@
-"""MNIST by a net of 300-100-10 with norms between its layers, the first of them on the pixels."""
+"""MNIST by a 300-100-10 network with norms between its layers. The first norm takes the pixels."""
 
 from benchmarks.experiments import data
 from benchmarks.experiments.experiment import Claim, Experiment, Length, Variant, ahead, final, first_epoch

@@ -1,7 +1,6 @@
-"""A tutorial's two networks that show where a norm goes, behind an LSTM and behind convolutions, on MNIST.
+"""A tutorial's two networks on MNIST, with norms after an LSTM and after convolutions.
 
-They were published without data or figures: what is claimed here is what the tutorial says of norms, that
-training goes faster.
+The tutorial has no data and no figures. The claim here is its statement that norms speed up training.
 """
 
 from benchmarks.experiments import data
@@ -15,7 +14,7 @@ _CLAIMS = (
 
 
 def _pair(before: list[Layer], behind: list[Layer]) -> tuple[Variant, Variant]:
-    """The network without and with a norm between its parts."""
+    """The network with and without a norm between its parts."""
     return (
         Variant("none", "no norm", [*before, *behind], Adam()),
         Variant("norm", "with norm", [*before, Norm(), *behind], Adam()),

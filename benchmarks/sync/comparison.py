@@ -1,4 +1,4 @@
-"""The models that compete: one ResNet-50 with norms of four kinds, on the same images, in every process."""
+"""The compared models: one ResNet-50 with four kinds of norms, on the same images, in every process."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -8,22 +8,22 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 import fused_bn
-from benchmarks.contest import LAYOUTS, WrongResultError
+from benchmarks.comparison import LAYOUTS, WrongResultError
 from benchmarks.parallel import data_parallel
-from benchmarks.resnet.contest import distance, training_step
+from benchmarks.resnet.comparison import distance, training_step
 from benchmarks.sync import traffic
 from benchmarks.sync.baseline import LeanSyncBatchNorm, PythonSyncBatchNorm, with_norms
 
 LOCAL, SYNCHRONISED, PYTHON, LEAN = "own statistics", "synchronised", "Python", "Python, lean"
-"""Ours by each process for itself; ours; `PythonSyncBatchNorm`; `LeanSyncBatchNorm`."""
+"""Rows: our norms without synchronisation, ours with it, `PythonSyncBatchNorm`, `LeanSyncBatchNorm`."""
 
 
-class Contest:
-    """The models of one process, to be made, checked and run in all processes of the group at once.
+class Comparison:
+    """The models of one process. All processes of the group must make, check and run theirs at the same time.
 
     Args:
-        batch: images a step of each process, of (3, size, size).
-        make: makes the model, with nn.BatchNorm2d. All rows begin with the same parameters, and train.
+        batch: images per step and process, of (3, size, size).
+        make: makes the model, with nn.BatchNorm2d. All rows start with the same parameters, and train.
     """
 
     def __init__(self, batch: int, size: int, layout: str, make: Callable[[], nn.Module]) -> None:
@@ -49,7 +49,7 @@ class Contest:
 
     @property
     def norms(self) -> int:
-        """How many of them the model has."""
+        """The number of norms in the model."""
         return sum(isinstance(module, nn.BatchNorm2d) for module in self.alone.modules())
 
     def step(self, row: str) -> Callable[[], object]:
@@ -58,17 +58,17 @@ class Contest:
         return training_step(model, lambda: F.cross_entropy(model(self.images), self.labels))
 
     def traffic(self, row: str) -> dict[str, traffic.Traffic]:
-        """What a step's norms exchange, by direction."""
+        """The messages of a step's norms, by direction."""
         return traffic.of_step(self.models[row], self.images)
 
     def check(self) -> None:
-        """Runs all synchronised rows once and compares them with one process on the whole batch.
+        """Runs all synchronised rows once and compares them with each other and with one process.
 
-        And with each other. To be called before anything is timed. As in benchmarks/resnet, gradients may
-        differ up to three times as much as the one process's do where each pixel moves by its last bit.
+        The one process runs the whole batch. Call it before timing. As in benchmarks/resnet, gradients may
+        differ three times as much as those of one process if every pixel moves by its last bit.
 
         Raises:
-            WrongResultError: in all processes alike, for all hold the same averages.
+            WrongResultError: in all processes, because all have the same averages.
         """
         loss, gradients = _alone(self.alone, self.whole, self.whole_labels)
         moved = torch.nextafter(self.whole, torch.full_like(self.whole, torch.inf))
@@ -101,5 +101,5 @@ def _alone(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, lis
 
 
 def _pairs(names: list[str]) -> Iterator[tuple[str, str]]:
-    """Each with each before it."""
+    """All pairs of a name with an earlier one."""
     return ((name, other) for i, name in enumerate(names) for other in names[:i])

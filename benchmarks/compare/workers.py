@@ -1,4 +1,4 @@
-"""The parent's side of the workers: three processes that are given turns, so that one at a time computes."""
+"""Starts and controls three worker processes. They take turns, so that only one computes at a time."""
 
 import json
 import os
@@ -20,19 +20,19 @@ from benchmarks.grid.cells import Cell
 ROOT = Path(__file__).resolve().parents[2]
 
 PATIENCE = 120.0
-"""Seconds until a worker that does not answer counts as hanging; a quick cell's answer takes 0.01 to 0.5."""
+"""Seconds without an answer after which a worker counts as hanging. A quick cell takes 0.01 to 0.5."""
 
 READING_SECONDS = 0.002
 READINGS = 4
-"""A turn is a reading for warming up and so many more, of which the fastest counts: a slice of the scheduler
-lasts longer than a reading, so that one of them is likely to be undisturbed."""
+"""Readings of a turn, after one for warming up. The fastest counts. The scheduler's time slice is longer than
+a reading, so at least one reading is likely to be undisturbed."""
 
 ROLES = ("base", "twin", "head")
 
-# Freed memory stays. Without these glibc gives a large tensor's back to the system, or does not, by what came
-# before: a call took 31 us in some processes and, with page faults, 430 us in others.
+# These make glibc keep freed memory. Without them, glibc may return a large tensor's memory to the system: a
+# call took 31 us in some processes and, with page faults, 430 us in others.
 KEEPS_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the most it takes
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),  # the largest allowed value
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
@@ -43,7 +43,7 @@ class WorkerError(Exception):
 
 
 class CellError(Exception):
-    """A worker cannot run a cell; the text is its reason."""
+    """A worker cannot run a cell. The text is its reason."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Conditions:
 
 
 class Worker:
-    """One process, at work until the `with` around it ends."""
+    """One process, which runs until the `with` block ends."""
 
     def __init__(self, checkout: Path, conditions: Conditions) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (this class is a context manager)
@@ -75,11 +75,11 @@ class Worker:
                 "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [before])]),
             },
             cwd=ROOT,
-            start_new_session=True,  # Ctrl-C is for the parent, which closes the pipe
+            start_new_session=True,  # Ctrl-C must reach only the parent, which then closes the pipe
         )
 
     def ask(self, **order: Any) -> dict[str, Any]:
-        """The answer to an order; raises CellError and WorkerError."""
+        """Sends an order and returns the answer. Raises CellError and WorkerError."""
         assert self._process.stdin is not None
         try:
             print(json.dumps(order), file=self._process.stdin, flush=True)
@@ -88,7 +88,7 @@ class Worker:
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
-        """The next line: there is one at the start, and one to each order."""
+        """Reads the next line: one comes at the start, and one for each order."""
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
             raise WorkerError(self._end(f"does not answer for {PATIENCE:.0f} s"))
@@ -113,11 +113,11 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._process.kill()  # it holds nothing that must be put away
+        self._process.kill()  # it holds nothing to clean up
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            with suppress(BrokenPipeError):  # what it was told last, it no longer read
+            with suppress(BrokenPipeError):  # it did not read its last order
                 pipe.close()
         self._log.close()
 
@@ -125,10 +125,10 @@ class Worker:
 def launch(
     cells: Sequence[Cell], checkouts: Mapping[str, Path], conditions: Conditions, done: Callable[[], object]
 ) -> dict[str, Launch | str]:
-    """All cells once, by processes started for it: by a cell's id its readings, or why there are none.
+    """Runs all cells once in new processes. Returns readings, or the reason for none, by the cell's id.
 
-    `checkouts` has one for each of ROLES. After a crash new processes go on with the next cell. Raises
-    WorkerError where a process does not start.
+    `checkouts` has one directory for each of ROLES. After a crash new processes continue with the next cell.
+    Raises WorkerError if a process does not start.
     """
     found: dict[str, Launch | str] = {}
     waiting = shuffled(cells, conditions.order)
@@ -136,7 +136,7 @@ def launch(
         with ExitStack() as stack:
             workers = {role: stack.enter_context(Worker(checkouts[role], conditions)) for role in ROLES}
             for role, worker in workers.items():
-                _greet(role, worker)
+                _wait_until_ready(role, worker)
             crashed = False
             while waiting and not crashed:
                 cell = waiting.pop(0)
@@ -151,13 +151,13 @@ def launch(
 
 
 def shuffled(cells: Sequence[Cell], order: random.Random) -> list[Cell]:
-    """Cases in random order, each one's directions behind each other: a case's tensors are made once."""
+    """Cases in random order. A case's directions stay together, so that its tensors are made once."""
     cases = list(dict.fromkeys(cell.case for cell in cells))
     order.shuffle(cases)
     return sorted(cells, key=lambda cell: cases.index(cell.case))
 
 
-def _greet(role: str, worker: Worker) -> None:
+def _wait_until_ready(role: str, worker: Worker) -> None:
     try:
         worker.answer()
     except (CellError, WorkerError) as error:
@@ -165,7 +165,7 @@ def _greet(role: str, worker: Worker) -> None:
 
 
 def _measure(cell: Cell, workers: Mapping[str, Worker], conditions: Conditions) -> Launch:
-    """In every round each worker has a turn, in random order; a value is the fastest reading of a turn."""
+    """Each worker has one turn per round, in random order. The fastest reading of a turn counts."""
     case = cell.case
     what = {"shape": case.shape, "layout": case.layout, "dtype": case.dtype, "direction": cell.direction}
     seconds: dict[str, list[float]] = {role: [] for role in ROLES}

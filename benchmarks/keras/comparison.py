@@ -1,4 +1,4 @@
-"""The models that compete: the same network with Keras' layers and with ours, trained by `model.fit`."""
+"""The compared models: the same network with Keras' layers and with ours, trained by `model.fit`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from benchmarks.contest import WrongResultError
+from benchmarks.comparison import WrongResultError
 from fused_bn.keras import BatchNormalization
 
 SHAPE = (28, 28, 1)
@@ -18,12 +18,12 @@ ROWS: dict[str, Callable[[int], list[Any]]] = {
     "ours": lambda axis: [BatchNormalization(axis), keras.layers.Activation("relu")],
     "ours with ReLU": lambda axis: [BatchNormalization(axis, activation="relu")],
 }
-"""Normalisation and ReLU: as they are written, our layer in the place of Keras', both in one."""
+"""Norm and ReLU: as in Keras, with our layer in the same place, and as one layer of ours."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, "conv" or "mlp", and where its images have their channels."""
+    """A network, "conv" or "mlp", and the place of the channels in its images."""
 
     network: str
     data_format: str
@@ -34,10 +34,10 @@ class Case:
         return f"{self.network} {self.batch} {self.data_format}"
 
 
-class Contest:
-    """A model for each of ROWS, all from the same weights, on the same batches of images of noise.
+class Comparison:
+    """One model for each of ROWS, with the same weights, on the same random images and labels.
 
-    Of MNIST's shape; their values have no influence on the time.
+    The images have MNIST's shape. Their values do not affect the time.
     """
 
     def __init__(self, case: Case, steps: int) -> None:
@@ -53,7 +53,7 @@ class Contest:
         network = conv if self.case.network == "conv" else mlp
         model = keras.Sequential([keras.Input(self.images.shape[1:]), *network(norm, self.case.data_format)])
         model.compile(
-            # So small a rate that the loss of many epochs stays finite: the labels are random.
+            # The labels are random, so the rate is small enough that the loss of many epochs stays finite.
             optimizer=keras.optimizers.SGD(1e-4, momentum=0.9),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         )
@@ -61,7 +61,7 @@ class Contest:
         return model
 
     def epoch(self, row: str, steps: int | None = None, images: Any = None) -> None:
-        """`model.fit` over so many batches, by default all."""
+        """Runs `model.fit` over `steps` batches, by default all."""
         count = (steps or self.steps) * self.case.batch
         images = self.images if images is None else images
         self.models[row].fit(
@@ -72,10 +72,10 @@ class Contest:
         )
 
     def check(self, steps: int = 2) -> None:
-        """Trains every row for a few steps and compares its weights with Keras'. Raises WrongResultError.
+        """Trains every row for a few steps and compares the weights with Keras'. Raises WrongResultError.
 
-        Keras itself is the measure: a row may differ from it up to three times as much as it does from
-        itself where each pixel moves by its last bit.
+        Keras with every pixel moved by its last bit is the A/A control. A row may differ from Keras three
+        times as much.
         """
         expected = self._trained("keras", steps, self.images)
         moved = self._trained("keras", steps, np.nextafter(self.images, np.float32(np.inf)))
@@ -85,7 +85,7 @@ class Contest:
                 raise WrongResultError(f"{row}: weights off by {off:.1e}, allowed {allowed:.1e}")
 
     def _trained(self, row: str, steps: int, images: Any) -> list[Any]:
-        """The weights after training; model and optimizer are as before."""
+        """The weights after training. Restores model and optimizer."""
         model = self.models[row]
         variables = [*model.variables, *model.optimizer.variables]
         before = [keras.ops.copy(variable) for variable in variables]
@@ -97,7 +97,7 @@ class Contest:
 
 
 def conv(norm: Callable[[int], list[Any]], data_format: str) -> list[Any]:
-    """Two convolutions, each normalised and pooled."""
+    """Two convolutions, each with a norm and pooling."""
     axis = -1 if data_format == "channels_last" else 1
     layers: list[Any] = []
     for filters in (32, 64):
@@ -110,7 +110,7 @@ def conv(norm: Callable[[int], list[Any]], data_format: str) -> list[Any]:
 
 
 def mlp(norm: Callable[[int], list[Any]], _: str) -> list[Any]:
-    """Three hidden layers, each normalised."""
+    """Three hidden layers, each with a norm."""
     layers: list[Any] = [keras.layers.Flatten()]
     for units in (256, 128, 64):
         layers += [keras.layers.Dense(units, use_bias=False), *norm(-1)]

@@ -1,4 +1,4 @@
-"""The models that compete: the same ResNet-50, as it is and fused, on the same images."""
+"""The compared models: the same ResNet-50, as it is and fused, on the same images."""
 
 import copy
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fused_bn
-from benchmarks.contest import LAYOUTS, WrongResultError
+from benchmarks.comparison import LAYOUTS, WrongResultError
 from benchmarks.memory import peak_bytes
 from benchmarks.resnet.model import ResNet50
 
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of (batch, 3, size, size) images; bfloat16 is autocast around float32 parameters."""
+    """A batch of (batch, 3, size, size) images. bfloat16 means autocast around float32 parameters."""
 
     batch: int
     size: int
@@ -28,11 +28,12 @@ class Case:
         return f"{self.batch}x3x{self.size}x{self.size} {self.layout} {self.dtype}"
 
 
-class Contest:
-    """The rows: "eager", the model as it is; "fused", after `fused_bn.fuse`; "fused, recomputed", where
-    backward computes outputs of norms again instead of keeping them; on demand, the first two compiled.
+class Comparison:
+    """The models of one case. All rows start with the same parameters, and train.
 
-    `make` makes the model. All rows begin with the same parameters, and train.
+    Rows: "eager" is the model from `make`. "fused" is the model after `fused_bn.fuse`. In "fused, recomputed"
+    backward recomputes outputs of norms instead of keeping them. `compile` adds the first two under
+    torch.compile.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Contest:
         return training_step(self.models[row], lambda: self.loss(row, self.images))
 
     def peak_activations(self, row: str) -> int:
-        """The most bytes alive at once in forward and backward, beyond parameters, gradients and buffers."""
+        """The peak of live bytes in forward and backward, without parameters, gradients and buffers."""
         model = self.models[row]
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -80,10 +81,10 @@ class Contest:
     def check(self) -> None:
         """Runs every row once and compares losses and gradients with eager's. Raises WrongResultError.
 
-        To be called before anything is timed: that compiles, too. 53 norms behind each other multiply a
-        rounding by some 1e5, so eager itself is the measure: a row's gradients may differ from eager's up to
-        three times as much as eager's do where each pixel moves by its last bit. In bfloat16 that moves
-        nothing, and the loss alone is compared.
+        Call it before timing, because it also compiles. 53 norms in sequence multiply a rounding error by
+        about 1e5, so the bound is measured: eager with every pixel moved by its last bit is the A/A control,
+        and a row's gradients may differ from eager's three times as much. In bfloat16 such a move changes
+        nothing, so only the loss is compared.
         """
         loss, gradients = self._gradients("eager", self.images)
         half = self.case.dtype == "bfloat16"
@@ -104,7 +105,7 @@ class Contest:
 
 def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
     """Forward, backward and an update by SGD with momentum."""
-    # So small a rate that the loss of many steps stays finite: the labels are random.
+    # The labels are random, so the rate is small enough that the loss of many steps stays finite.
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
 
     def step() -> None:

@@ -1,4 +1,4 @@
-"""One case: its tensors, the modules that compete on them, and whether their results agree."""
+"""One case's tensors, the modules that are compared on them, and checks that their results agree."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import fused_bn
 
-SHAPES = (  # LeNet-5's two layers at batch 64, four of ResNet-50's at batch 32
+SHAPES = (  # two layers of LeNet-5 at batch 64, four of ResNet-50 at batch 32
     (64, 6, 28, 28),
     (64, 16, 10, 10),
     (32, 64, 112, 112),
@@ -30,20 +30,20 @@ ALL_DIRECTIONS = ("forward", "backward", "forward+backward", "evaluation")
 
 GRADIENTS = ("grad_input", "grad_weight", "grad_bias")
 RESULTS = {direction: GRADIENTS if "backward" in direction else ("output",) for direction in ALL_DIRECTIONS}
-"""What a slot returns."""
+"""The results that a slot returns, by direction."""
 
 Maker = Callable[[int], nn.Module]
 Slot = Callable[[], tuple[Tensor, ...]]
 
 TORCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-"""By the input's rank."""
+"""PyTorch's norms by the input's rank."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What the modules compete on: an (N, C, ...) input; their parameters are float32 in every case.
+    """An (N, C, ...) input on which modules are compared. Their parameters are always float32.
 
-    channels_last is for inputs of rank 4.
+    channels_last needs an input of rank 4.
     """
 
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ def grid(
     dtypes: tuple[str, ...] = ("float32", "bfloat16"),
     only: str = "",
 ) -> list[Case]:
-    """Every combination whose id contains `only`."""
+    """All combinations whose id contains `only`."""
     cases = [Case(shape, layout, dtype) for shape in shapes for layout in LAYOUTS for dtype in dtypes]
     return [case for case in cases if only in case.id]
 
@@ -73,15 +73,16 @@ WITHIN_ROUNDING = 1e-3
 
 
 class WrongResultError(Exception):
-    """Results are not those of what a row is measured beside, to rounding: its speed says nothing."""
+    """A row's results differ from eager's by more than rounding, so its speed means nothing."""
 
 
-class Contest:
+class Comparison:
     """The tensors and modules of one case, all from one seed.
 
-    The rows: "copy" of the input, the yardstick; "eager", nn.BatchNorm and nn.ReLU; on demand "compile",
-    the same by torch.compile; "ours"; and what `peers` make of a number of channels, by row. All modules
-    train, and the input requires a gradient; for evaluation there are modules of their own.
+    Rows: "copy" copies the input and is the unit of time. "eager" is nn.BatchNorm and nn.ReLU. "compile" is
+    the same under torch.compile, if `compile`. "ours". `peers` has more rows: functions that make a module
+    for a number of channels. All modules train, and the input requires a gradient. Evaluation has modules of
+    its own.
     """
 
     def __init__(
@@ -99,13 +100,13 @@ class Contest:
         nn.init.uniform_(self.batch_norm.weight, 0.5, 1.5, generator)
         nn.init.normal_(self.batch_norm.bias, generator=generator)
         if compile:
-            torch.compiler.reset()  # or the shapes of many cases would be compiled as one dynamic shape
-        self.modules = self._competitors()
+            torch.compiler.reset()  # otherwise many cases would be compiled as one dynamic shape
+        self.modules = self._modules()
         self.batch_norm.to(device)
         self._draw(generator)
 
     def _draw(self, generator: torch.Generator) -> None:
-        """Input and gradient; within rounding of zero ReLU may or may not let a value through: none there."""
+        """Draws input and gradient. The gradient is 0 where rounding decides whether ReLU passes a value."""
 
         def normal() -> Tensor:
             values = torch.randn(self.case.shape, generator=generator)
@@ -119,48 +120,48 @@ class Contest:
             self.grad_output.masked_fill_(z.abs_() < WITHIN_ROUNDING, 0)
         self.input.requires_grad_()
 
-    def another(self, seed: int) -> "Contest":
+    def another(self, seed: int) -> "Comparison":
         """The same modules on other tensors."""
-        twin = copy.copy(self)
-        twin._draw(torch.Generator().manual_seed(seed))
-        return twin
+        other = copy.copy(self)
+        other._draw(torch.Generator().manual_seed(seed))
+        return other
 
-    def _competitors(self) -> dict[str, nn.Module]:
+    def _modules(self) -> dict[str, nn.Module]:
         torch_norm = type(self.batch_norm)
-        modules: dict[str, nn.Module] = {"eager": nn.Sequential(self._twin(torch_norm), nn.ReLU())}
+        modules: dict[str, nn.Module] = {"eager": nn.Sequential(self._with_state(torch_norm), nn.ReLU())}
         if self.compiles:
-            # Its backward may run again on what one forward saved.
+            # Backward runs several times on the tensors that one forward saved.
             functorch_config.donated_buffer = False
-            plain = nn.Sequential(self._twin(torch_norm), nn.ReLU())
+            plain = nn.Sequential(self._with_state(torch_norm), nn.ReLU())
             compiled = torch.compile(plain, dynamic=False)
-            assert isinstance(compiled, nn.Module)  # of a module, as its types do not say
+            assert isinstance(compiled, nn.Module)  # a module, though torch's types do not say so
             modules["compile"] = compiled
         ours = partial(getattr(fused_bn, torch_norm.__name__), activation="relu")
-        modules["ours"] = self._twin(ours)
+        modules["ours"] = self._with_state(ours)
         for row, make in self.peers.items():
             try:
-                modules[row] = self._twin(make)
-            except Exception as error:  # of another library, which must not cost the other rows
+                modules[row] = self._with_state(make)
+            except Exception as error:  # an error of another library must not cost the other rows
                 self.unmade[row] = error
         for module in modules.values():
             module.to(self.device)
         return modules
 
-    def _twin(self, make: Maker) -> nn.Module:
-        """A module with the parameters and buffers of `batch_norm`, however deep it holds them."""
-        twin = make(self.batch_norm.num_features)
+    def _with_state(self, make: Maker) -> nn.Module:
+        """Makes a module and copies `batch_norm`'s parameters and buffers to it, at any depth."""
+        module = make(self.batch_norm.num_features)
         state = self.batch_norm.state_dict()
-        for name, tensor in twin.state_dict().items():
+        for name, tensor in module.state_dict().items():
             if (own := name.rpartition(".")[2]) in state:
                 tensor.copy_(state.pop(own))
         if state.keys() - {"num_batches_tracked"}:
-            raise ValueError(f"{type(twin).__name__} has no {', '.join(state)}")
-        return twin
+            raise ValueError(f"{type(module).__name__} has no {', '.join(state)}")
+        return module
 
     @cached_property
     def evaluating(self) -> dict[str, nn.Module]:
-        """The modules in evaluation, with running statistics as training leaves them."""
-        modules = self._competitors()
+        """The modules in evaluation mode, with running statistics as after training."""
+        modules = self._modules()
         for module in modules.values():
             for name, buffer in module.named_buffers():
                 if name.endswith("running_mean"):
@@ -171,7 +172,7 @@ class Contest:
         return modules
 
     def slots(self, direction: str) -> dict[str, Slot]:
-        """What is timed, by row; `direction` is one of ALL_DIRECTIONS."""
+        """The functions to time, by row. `direction` is one of ALL_DIRECTIONS."""
         target = torch.empty_like(self.input, requires_grad=False)
         source = self.input.detach()
         slots: dict[str, Slot] = {"copy": lambda: (target.copy_(source),)}
@@ -190,13 +191,13 @@ class Contest:
         return lambda: (module(input),)
 
     def backward(self, module: nn.Module) -> Slot:
-        """Backward of one forward, over and over."""
+        """Repeated backward of one forward."""
         output, grad_output = module(self.input), self.grad_output
         wanted = [self.input, *module.parameters()]
         return lambda: torch.autograd.grad(output, wanted, grad_output, retain_graph=True)
 
     def step(self, module: nn.Module) -> Slot:
-        """Forward and backward; the gradients of input and parameters are fresh, as in a training step."""
+        """Forward and backward. Gradients of input and parameters are new, as in a training step."""
         input, grad_output, parameters = self.input, self.grad_output, list(module.parameters())
 
         def step() -> tuple[Tensor, ...]:
@@ -209,7 +210,7 @@ class Contest:
         return step
 
     def evaluation(self, module: nn.Module) -> Slot:
-        """One call of a module that evaluates, without autograd."""
+        """One call in evaluation mode, without autograd."""
         input = self.input
 
         def call() -> tuple[Tensor, ...]:
@@ -219,22 +220,21 @@ class Contest:
         return call
 
     def clear_gradients(self) -> None:
-        """Frees what steps leave behind, which would count as freed in the next measurement of memory."""
+        """Frees the gradients of earlier steps. A measurement of memory would count them as freed."""
         self.input.grad = None
         for module in (self.batch_norm, *self.modules.values()):
             module.zero_grad(set_to_none=True)
 
     def check(self) -> None:
-        """Runs every module once, on the buffers it begins with, and compares all results with eager's.
+        """Runs every module once, with its initial buffers, and compares all results with eager's.
 
-        Raises WrongResultError, or what a module raises. To be called before anything is timed: that
-        compiles, too.
+        Raises WrongResultError, or any error of a module. Call it before timing, because it also compiles.
         """
         for error in self.failures().values():
             raise error
 
     def failures(self) -> dict[str, Exception]:
-        """The rows that `check` would stop at, which are out of the contest from here on, and why."""
+        """Removes the rows that `check` would stop at, and returns their errors."""
         expected = self._results(self.modules["eager"])
         found = dict(self.unmade)
         for row, module in self.modules.items():
@@ -242,7 +242,7 @@ class Contest:
                 continue
             try:
                 for name, actual in self._results(module).items():
-                    # apex counts no batches, and others have buffers of their own
+                    # apex does not count batches, and other libraries have more buffers
                     if name in expected and not (row in self.peers and name == "num_batches_tracked"):
                         self._compare(row, name, actual, expected[name])
             except Exception as error:
@@ -254,7 +254,7 @@ class Contest:
     def check_results(
         self, row: str, direction: str, results: tuple[Tensor, ...], expected: tuple[Tensor, ...]
     ) -> None:
-        """Compares what a slot returned with what eager's did; raises WrongResultError."""
+        """Compares a slot's results with eager's. Raises WrongResultError."""
         for name, actual, right in zip(RESULTS[direction], results, expected, strict=True):
             self._compare(row, name, actual.detach(), right)
 
@@ -265,10 +265,11 @@ class Contest:
         return {"output": output.detach(), **dict(zip(GRADIENTS, gradients, strict=True)), **buffers}
 
     def _compare(self, row: str, name: str, actual: Tensor, expected: Tensor) -> None:
-        """Within 1e-4 of a result's usual size, which is what rounding leaves of a sum of 1e6 terms.
+        """Allows 1e-4 of a result's usual size: the rounding error of a sum of 1e6 terms.
 
-        A half type may round two such values to neighbours, one part in 2^7 or less apart. torch.compile
-        rounds to the input's dtype at other places than eager, so that its results may be two such apart.
+        Half precision may round two such values to neighbours, which differ by at most one part in 2^7.
+        torch.compile rounds to the input's dtype at other places than eager, so its results may be two
+        neighbours apart.
         """
         terms = actual.numel() and self.input.numel() // self.input.shape[1]
         usual_size = terms**0.5 if name in ("grad_weight", "grad_bias") else 1.0
