@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
-from tests.processes import Team, device
+from tests.processes import Processes, device
 
 COUNT = 400_000
 """Of float32: 1.6 MB, where a piece has 1 MiB."""
 
 
 @pytest.fixture(scope="module")
-def two() -> Iterator[Team]:
-    team = Team(2, "cuda")
-    yield team
-    team.close()
+def two() -> Iterator[Processes]:
+    processes = Processes(2, "cuda")
+    yield processes
+    processes.close()
 
 
 def values(rank: int) -> Tensor:
@@ -38,7 +38,7 @@ def collectives(rank: int) -> dict[str, Tensor]:
     return found
 
 
-def test_collectives(two: Team) -> None:
+def test_collectives(two: Processes) -> None:
     first, second = values(0), values(1)
     expected = {
         "SUM": first + second,
@@ -62,5 +62,5 @@ def unsupported(_: int) -> str:
     return ""
 
 
-def test_what_is_not_emulated_is_refused(two: Team) -> None:
+def test_what_is_not_emulated_is_refused(two: Processes) -> None:
     assert two.run(unsupported) == ["DistBackendError"] * 2
