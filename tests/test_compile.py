@@ -1,6 +1,7 @@
 """torch.compile, torch.export, opcheck and the fake kernels: the operators as the compiler sees them."""
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
@@ -345,7 +346,7 @@ def test_fake_kernels_refuse_what_the_real_ones_refuse(operator: Any, wrong: dic
     expected = (RuntimeError if kind is NotImplementedError else kind, text)
     found = refusal(lambda given: fake(operator, given), arguments)
     if "meta" in text:
-        assert "found at least two devices" in found[1]
+        assert re.search("two (different )?devices", found[1])
         return
     assert found == expected
     on_meta = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in arguments.items()}
