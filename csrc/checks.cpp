@@ -1,5 +1,6 @@
-// Argument checks of the operators: the texts are those of nn.BatchNorm for the same misuse. Sizes are asked
-// for as SymInts, so that the fake kernels can check too.
+// Sizes are read as SymInts, so that the Meta kernels can check too.
+#include "checks.h"
+
 #include <ATen/ATen.h>
 #include <ATen/MemoryOverlap.h>
 
@@ -9,9 +10,8 @@
 #include <string>
 #include <utility>
 
-#include "batch_norm.h"
-#include "common/activation_names.h"
-#include "pieces.h"
+#include "activation_names.h"
+#include "layout.h"
 
 namespace fused_bn {
 namespace {
@@ -23,16 +23,6 @@ struct Named {
 
 // Not isReducedFloatingType, which 8-bit types satisfy too.
 bool is_half(at::ScalarType type) { return type == at::kHalf || type == at::kBFloat16; }
-
-void check_input(const Tensor& input) {
-  const auto type = input.scalar_type();
-  TORCH_CHECK(input.layout() == at::kStrided, "fused_bn: expected a strided input, but got layout ",
-              input.layout());
-  TORCH_CHECK_NOT_IMPLEMENTED(type == at::kFloat || type == at::kDouble || is_half(type),
-                              "\"batch_norm\" not implemented for '", toString(type), "'");
-  TORCH_CHECK(input.dim() >= 2, "fused_bn: expected an input of shape (N, C, *), but got ", input.dim(),
-              " dimension(s)");
-}
 
 void check_channel_vector(const Tensor& input, const Named& vector) {
   if (!present(vector.tensor)) return;
@@ -51,7 +41,7 @@ void check_channel_vector(const Tensor& input, const Named& vector) {
               is_half(input.scalar_type()) ? " or of its own dtype" : "", ", but got ", toString(type));
 }
 
-// Not so where a fake kernel asks.
+// False for the tensors of a Meta kernel.
 bool has_memory(const Tensor& tensor) {
   return !tensor.unsafeGetTensorImpl()->has_symbolic_sizes_strides() && tensor.has_storage() &&
          tensor.storage().data() != nullptr;
@@ -139,6 +129,25 @@ void check_written_memory(const ForwardArguments& a) {
   }
 }
 
+// The running statistics and their counter.
+void check_buffers(const ForwardArguments& a) {
+  TORCH_CHECK_VALUE(present(a.running_mean) == present(a.running_var) || !a.training,
+                    "running_mean and running_var must either both be None or neither be None");
+  TORCH_CHECK(a.training || present(a.running_mean), "running_mean must be defined in evaluation mode");
+  TORCH_CHECK(a.training || present(a.running_var), "running_var must be defined in evaluation mode");
+  check_channel_vector(a.input, {"running_mean", a.running_mean});
+  check_channel_vector(a.input, {"running_var", a.running_var});
+  if (present(a.num_batches_tracked)) {
+    const Tensor& counter = *a.num_batches_tracked;
+    TORCH_CHECK(counter.scalar_type() == at::kLong && counter.sym_numel() == 1,
+                "fused_bn: num_batches_tracked should be one int64, but got ", counter.sym_numel(),
+                " element(s) of ", toString(counter.scalar_type()));
+    TORCH_CHECK(counter.device() == a.input.device(), "fused_bn: num_batches_tracked is on ",
+                counter.device(), ", but the input is on ", a.input.device());
+  }
+  if (a.training) check_written_memory(a);
+}
+
 // [3, C], as forward returns them.
 void check_statistics(const Tensor& input, const Tensor& statistics) {
   const std::array<c10::SymInt, 2> expected{3, input.sym_size(1)};
@@ -163,50 +172,20 @@ void check_message(const Tensor& input, const char* name, const Tensor& message,
               ", but the input is on ", input.device());
 }
 
-// Of the dense copy that kernels read. Where both layouts describe the same memory, the longer rows count.
-Layout layout_of(const Tensor& input) {
-  if (input.sym_numel() == input.sym_size(0) * input.sym_size(1)) return Layout::channels_last;
-  if (input.sym_size(1) == 1) return Layout::channels_first;
-  const bool first = input.suggest_memory_format() == at::MemoryFormat::Contiguous;
-  return first ? Layout::channels_first : Layout::channels_last;
-}
-
 }  // namespace
 
-at::ScalarType statistics_type(const Tensor& input) {
-  return input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+void check(const Tensor& input) {
+  const auto type = input.scalar_type();
+  TORCH_CHECK(input.layout() == at::kStrided, "fused_bn: expected a strided input, but got layout ",
+              input.layout());
+  TORCH_CHECK_NOT_IMPLEMENTED(type == at::kFloat || type == at::kDouble || is_half(type),
+                              "\"batch_norm\" not implemented for '", toString(type), "'");
+  TORCH_CHECK(input.dim() >= 2, "fused_bn: expected an input of shape (N, C, *), but got ", input.dim(),
+              " dimension(s)");
 }
-
-Activation activation_from_name(std::string_view name) {
-  for (const auto& [known, activation] : kActivationNames) {
-    if (known == name) return activation;
-  }
-  std::string names;
-  for (const auto& [known, _] : kActivationNames) names += (names.empty() ? "" : ", ") + std::string(known);
-  TORCH_CHECK_VALUE(false, "activation must be one of ", names, ", but got '", name, "'");
-}
-
-std::string_view activation_name(Activation activation) {
-  for (const auto& [name, known] : kActivationNames) {
-    if (known == activation) return name;
-  }
-  TORCH_CHECK(false, "fused_bn: no activation has the number ", static_cast<int>(activation));
-}
-
-bool writes_mask(const OptionalTensor& residual, std::string_view activation, bool save_mask) {
-  return save_mask && present(residual) && needs_mask(activation_from_name(activation));
-}
-
-bool copies_bias(const OptionalTensor& residual, const OptionalTensor& bias, std::string_view activation,
-                 bool save_for_backward) {
-  return save_for_backward && present(bias) && !present(residual) &&
-         needs_mask(activation_from_name(activation));
-}
-
-c10::SymInt mask_size(const Tensor& input) { return mask_bytes(input.sym_numel()); }
 
 void check(const ForwardArguments& a) {
-  check_input(a.input);
+  check(a.input);
   check_activation(a.input, a.activation, a.activation_param, a.negative_slope);
   if (present(a.residual)) check_like_input(a.input, "the residual", *a.residual);
   check_scalars(a);
@@ -215,45 +194,24 @@ void check(const ForwardArguments& a) {
   check_channel_vector(a.input, {"bias", a.bias});
 }
 
-void check_buffers(const ForwardArguments& a) {
-  TORCH_CHECK_VALUE(present(a.running_mean) == present(a.running_var) || !a.training,
-                    "running_mean and running_var must either both be None or neither be None");
-  TORCH_CHECK(a.training || present(a.running_mean), "running_mean must be defined in evaluation mode");
-  TORCH_CHECK(a.training || present(a.running_var), "running_var must be defined in evaluation mode");
-  check_channel_vector(a.input, {"running_mean", a.running_mean});
-  check_channel_vector(a.input, {"running_var", a.running_var});
-  if (present(a.num_batches_tracked)) {
-    const Tensor& counter = *a.num_batches_tracked;
-    TORCH_CHECK(counter.scalar_type() == at::kLong && counter.sym_numel() == 1,
-                "fused_bn: num_batches_tracked should be one int64, but got ", counter.sym_numel(),
-                " element(s) of ", toString(counter.scalar_type()));
-    TORCH_CHECK(counter.device() == a.input.device(), "fused_bn: num_batches_tracked is on ",
-                counter.device(), ", but the input is on ", a.input.device());
-  }
-  if (a.training) check_written_memory(a);
-}
-
-ForwardArguments InferenceArguments::as_forward() const {
-  return {input, residual,     weight, bias,       running_mean,     running_var,   kAbsent,
-          false, std::nullopt, eps,    activation, activation_param, negative_slope};
-}
-
-ForwardArguments ElementwiseArguments::as_forward() const {
-  return {input, residual,     weight,      bias,       kAbsent,          kAbsent,        kAbsent,
-          false, std::nullopt, /*eps=*/0.0, activation, activation_param, negative_slope, save_mask};
+void check_elementwise(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& weight,
+                       const OptionalTensor& bias, std::string_view activation, double activation_param,
+                       const OptionalTensor& negative_slope) {
+  check(input);
+  check_activation(input, activation, activation_param, negative_slope);
+  if (present(residual)) check_like_input(input, "the residual", *residual);
+  check_channel_vector(input, {"weight", weight});
+  check_channel_vector(input, {"bias", bias});
 }
 
 void check(const ElementwiseArguments& a) {
-  check_input(a.input);
-  check_activation(a.input, a.activation, a.activation_param, a.negative_slope);
-  if (present(a.residual)) check_like_input(a.input, "the residual", *a.residual);
-  check_channel_vector(a.input, {"weight", a.weight});
-  check_channel_vector(a.input, {"bias", a.bias});
+  check_elementwise(a.input, a.residual, a.weight, a.bias, a.activation, a.activation_param,
+                    a.negative_slope);
   check_statistics(a.input, a.statistics);
 }
 
 void check(const BackwardArguments& a) {
-  check_input(a.input);
+  check(a.input);
   check_activation(a.input, a.activation, a.activation_param, a.negative_slope);
   check_like_input(a.input, "grad_output", a.grad_output);
   check_channel_vector(a.input, {"weight", a.weight});
@@ -276,34 +234,17 @@ void check(const BackwardArguments& a) {
   }
 }
 
-void check_moments(const Tensor& input) { check_input(input); }
-
-ForwardArguments MergeArguments::as_forward() const {
-  return {input, kAbsent,  kAbsent, kAbsent, running_mean, running_var, num_batches_tracked,
-          true,  momentum, eps,     "none",  0.0};
-}
-
 void check(const MergeArguments& a) {
-  check_input(a.input);
+  check(a.input);
   check_training_eps(a.eps);
   check_buffers(a.as_forward());
   check_message(a.input, "moments", a.moments, 2, 2 * a.input.sym_size(1) + 1);
 }
 
-void check_sums(const Tensor& input, const Tensor& sums, const Tensor& count) {
-  check_message(input, "sums", sums, 1, 2 * input.sym_size(1));
-  check_message(input, "count", count, 0, 1);
-}
-
 void check(const BackwardElementwiseArguments& a) {
   check(a.as_backward());
-  check_sums(a.input, a.sums, a.count);
-}
-
-View view_of(const Tensor& input) {
-  const auto N = input.size(0), C = input.size(1);
-  const auto S = input.numel() == 0 ? 0 : input.numel() / (N * C);
-  return {N, C, S, layout_of(input)};
+  check_message(a.input, "sums", a.sums, 1, 2 * a.input.sym_size(1));
+  check_message(a.input, "count", a.count, 0, 1);
 }
 
 }  // namespace fused_bn

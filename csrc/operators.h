@@ -13,7 +13,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "pieces.h"
+#include "checks.h"
+#include "layout.h"
 #include "tensors.h"
 
 namespace fused_bn {
@@ -35,7 +36,7 @@ struct Operators {
 
   static Tensor inference(const InferenceArguments& a) { return std::get<0>(forward(a.as_forward())); }
 
-  static std::tuple<Tensor, Tensor> elementwise(const ElementwiseArguments& a) {
+  static ElementwiseResult elementwise(const ElementwiseArguments& a) {
     check(a);
     check_allocated(a);
     const Guard guard(a.input.device());
@@ -43,7 +44,7 @@ struct Operators {
   }
 
   static Tensor moments(const Tensor& input) {
-    check_moments(input);
+    check(input);
     check_allocated("the input", input);
     const Guard guard(input.device());
     const int64_t C = input.size(1), count = C == 0 ? 0 : input.numel() / C;
@@ -52,7 +53,7 @@ struct Operators {
     return result;
   }
 
-  static std::tuple<Tensor, Tensor> merge(const MergeArguments& a) {
+  static MergeResult merge(const MergeArguments& a) {
     check(a);
     check_allocated(a.as_forward());
     check_allocated("moments", a.moments);
@@ -77,7 +78,7 @@ struct Operators {
     return {grad_input, grad_residual, gradients.weight, gradients.bias, gradients.negative_slope};
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> backward_sums(const BackwardSumsArguments& a) {
+  static BackwardSumsResult backward_sums(const BackwardSumsArguments& a) {
     check(a.as_backward());
     check_allocated(a);
     const Guard guard(a.input.device());
@@ -92,7 +93,7 @@ struct Operators {
     return {sums, gradients.weight, gradients.bias, gradients.negative_slope};
   }
 
-  static std::tuple<Tensor, Tensor> backward_elementwise(const BackwardElementwiseArguments& a) {
+  static BackwardElementwiseResult backward_elementwise(const BackwardElementwiseArguments& a) {
     check(a);
     check_allocated(a);
     check_allocated("sums", a.sums);

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
 
+#include "layout.h"
+
 namespace fused_bn {
 namespace {
 

@@ -1,9 +1,9 @@
 // From torch's tensors to what the device kernels take.
 #pragma once
 
-#include "batch_norm.h"
+#include "activation_names.h"
+#include "args.h"
 #include "common/dtype.h"
-#include "pieces.h"
 
 namespace fused_bn {
 

@@ -41,12 +41,9 @@ def _load() -> tuple[ModuleType | None, str]:
         built_for = torch_that_built(Path(found.origin))
         if built_for != running:
             return None, f"built for torch {built_for}, this is {running}"
-        compiled = importlib.import_module("fused_bn._C")
+        return importlib.import_module("fused_bn._C"), ""
     except (ImportError, OSError, ValueError) as error:  # ValueError: an empty file
         return None, str(error)
-    from fused_bn import _fake  # noqa: F401  (its import registers the fake kernels)
-
-    return compiled, ""
 
 
 extension, missing_reason = _load()

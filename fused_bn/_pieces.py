@@ -1,6 +1,6 @@
 """The pieces of forward and backward by the kernels' operators; `_fallback_pieces` has the same functions.
 
-`csrc/pieces.h` says what they take and return. What processes tell each other is float64, two numbers a
+`csrc/args.h` says what they take and return. What processes tell each other is float64, two numbers a
 channel, and forward a count.
 """
 
@@ -20,10 +20,7 @@ def keeps_residual(activation: str) -> bool:
 
 def check(input: Tensor, residual: Tensor | None, weight: Any, bias: Any, *options: Any) -> None:
     """Raises what the later pieces would, before anything is told or written."""
-    torch.ops.fused_bn.check_moments(input)
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    statistics = input.new_empty((3, input.shape[1]), dtype=dtype)
-    torch.ops.fused_bn.check_elementwise(input, residual, weight, bias, statistics, *options)
+    torch.ops.fused_bn.check_elementwise(input, residual, weight, bias, *options)
 
 
 def moments(input: Tensor) -> Tensor:

@@ -55,5 +55,9 @@ def test_a_mask_on_cuda_has_a_bit_an_element(
     """Its shape does not depend on the layout, so that compilers may change the layout."""
     with FakeTensorMode():
         x = torch.empty(shape, device="cuda", memory_format=layout)
-        assert torch.ops.fused_bn.mask_size(x, x, "relu", True) == size
-        assert torch.ops.fused_bn.mask_size(x, None, "relu", True) == 0
+        for residual, expected in ((x, size), (None, 0)):
+            _, _, mask, _ = torch.ops.fused_bn.batch_norm_forward(
+                x, residual, *[None] * 5, True, 0.1, 1e-5, "relu", 0.0, None, True
+            )
+            assert mask.shape == (expected,)
+            assert mask.device == x.device

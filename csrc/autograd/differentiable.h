@@ -6,7 +6,7 @@
 
 #include <tuple>
 
-#include "batch_norm.h"
+#include "args.h"
 
 namespace fused_bn {
 

@@ -1,4 +1,4 @@
-#include "plain_activations.h"
+#include "autograd/plain_activations.h"
 
 #include <ATen/ATen.h>
 

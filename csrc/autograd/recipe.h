@@ -10,7 +10,8 @@
 #include <optional>
 #include <string>
 
-#include "batch_norm.h"
+#include "args.h"
+#include "common/activation.h"
 
 namespace fused_bn {
 
@@ -53,7 +54,8 @@ class Recipe final : public torch::CustomClassHolder {
   double activation_param_;
 };
 
-// Whether hooks (torch.utils.checkpoint, save_on_cpu, ...) take what is saved for backward.
-bool saved_tensors_are_hooked();
+// The recipe of an output of batch_norm. None where the tensor is no such output, was written since, or its
+// node's saved tensors went to hooks.
+std::optional<c10::intrusive_ptr<Recipe>> recipe_of(const Tensor& output, const OptionalTensor& residual);
 
 }  // namespace fused_bn

@@ -4,7 +4,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
-#include "batch_norm.h"
+#include "args.h"
 
 namespace fused_bn {
 
@@ -26,9 +26,7 @@ Tensor with_any_counter(const ForwardArguments& a) {
   // Raises where the counter cannot be written, before the statistics are.
   if (counter.requires_grad() || within_function_transform()) counter.add_(0);
   const auto momentum = a.momentum.has_value() ? a.momentum : 1 / (counter.item().toDouble() + 1);
-  Tensor output =
-      next({a.input, a.residual, a.weight, a.bias, a.running_mean, a.running_var, kAbsent, a.training,
-            momentum, a.eps, a.activation, a.activation_param, a.negative_slope, a.save_for_backward});
+  Tensor output = next(a.without_counter(momentum));
   counter.add_(1);  // last: a call that is refused is not counted
   return output;
 }

@@ -1,9 +1,14 @@
-#include "recipe.h"
+#include "autograd/recipe.h"
 
 #include <ATen/ATen.h>
 #include <ATen/SavedTensorHooks.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/variable.h>
+
+#include "activation_names.h"
+#include "autograd/batch_norm.h"
+#include "autograd/saved.h"
+#include "ops.h"
 
 namespace fused_bn {
 namespace {
@@ -11,6 +16,9 @@ namespace {
 OptionalTensor copy_of(const Tensor& parameter) {
   return parameter.defined() ? OptionalTensor(parameter.detach().clone()) : std::nullopt;
 }
+
+// Whether hooks (torch.utils.checkpoint, save_on_cpu, ...) take what is saved for backward.
+bool saved_tensors_are_hooked() { return at::SavedTensorDefaultHooks::get_hooks().has_value(); }
 
 }  // namespace
 
@@ -61,14 +69,22 @@ std::optional<c10::intrusive_ptr<Recipe>> Recipe::keep() const {
 Tensor Recipe::compute() const {
   const Tensor input = kept_input_.unpack(), residual = kept_residual_.unpack();
   at::AutoDispatchBelowAutograd guard;
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("fused_bn::batch_norm_elementwise", "")
-                             .typed<ElementwiseOperator>();
-  const OptionalTensor added = residual.defined() ? OptionalTensor(residual) : std::nullopt;
-  return std::get<0>(op.call(input, added, weight_, bias_, statistics_, activation_, activation_param_,
-                             negative_slope_, /*save_mask=*/false));
+  return std::get<0>(call_elementwise({input, optional_from(residual), weight_, bias_, statistics_,
+                                       activation_, activation_param_, negative_slope_}));
 }
 
-bool saved_tensors_are_hooked() { return at::SavedTensorDefaultHooks::get_hooks().has_value(); }
+std::optional<c10::intrusive_ptr<Recipe>> recipe_of(const Tensor& output, const OptionalTensor& residual) {
+  const auto grad_fn = output.grad_fn();
+  auto* node = dynamic_cast<torch::autograd::CppNode<BatchNorm>*>(grad_fn.get());
+  if (node == nullptr || output._version() != 0 || saved_tensors_are_hooked()) return std::nullopt;
+  const auto saved = node->ctx_.get_saved_variables();
+  const SavedOptions options(node->ctx_);
+  TORCH_CHECK(options.packed.residual == present(residual), "fused_bn: the output was computed ",
+              options.packed.residual ? "with" : "without", " a residual");
+  return c10::make_intrusive<Recipe>(saved[BatchNorm::kInput], residual, saved[BatchNorm::kWeight],
+                                     saved[BatchNorm::kBias], saved[BatchNorm::kNegativeSlope],
+                                     saved[BatchNorm::kStatistics], options.packed.activation,
+                                     options.activation_param);
+}
 
 }  // namespace fused_bn

@@ -3,8 +3,9 @@
 #include <ATen/FunctionalTensorWrapper.h>
 #include <torch/library.h>
 
-#include "counter.h"
-#include "differentiable.h"
+#include "autograd/counter.h"
+#include "autograd/differentiable.h"
+#include "ops.h"
 
 namespace fused_bn {
 namespace {
@@ -15,7 +16,7 @@ Tensor differentiable_inference(const InferenceArguments& a) {
 }
 
 void register_plain(torch::Library& m) {
-  m.impl("batch_norm", OneByOne<ForwardSignature<Tensor>, any_counter>::call);
+  m.impl("batch_norm", OneByOne<UserOperator, any_counter>::call);
   m.impl("batch_norm_inference", OneByOne<InferenceOperator, differentiable_inference>::call);
 }
 
@@ -42,7 +43,7 @@ Tensor functional_inference(const InferenceArguments& a) {
 TORCH_LIBRARY_IMPL(fused_bn, FuncTorchBatchedDecomposition, m) { register_plain(m); }
 // torch.func.functionalize
 TORCH_LIBRARY_IMPL(fused_bn, Functionalize, m) {
-  m.impl("batch_norm", OneByOne<ForwardSignature<Tensor>, any_counter>::call);
+  m.impl("batch_norm", OneByOne<UserOperator, any_counter>::call);
   m.impl("batch_norm_inference", OneByOne<InferenceOperator, functional_inference>::call);
 }
 // torch.jit.trace, and torch.onnx.export(dynamo=False)

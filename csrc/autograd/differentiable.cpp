@@ -1,11 +1,15 @@
-#include "differentiable.h"
+#include "autograd/differentiable.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "plain_activations.h"
+#include "activation_names.h"
+#include "autograd/plain_activations.h"
+#include "checks.h"
+#include "layout.h"
+#include "ops.h"
 
 namespace fused_bn {
 namespace {
