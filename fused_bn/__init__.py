@@ -11,7 +11,6 @@ except ImportError as _error:
     ) from _error
 
 from fused_bn import _quantization, functional
-from fused_bn._plan import LaunchPlan, plan
 from fused_bn._tracing import fused_in_export
 from fused_bn._version import __version__
 from fused_bn.fusion.model import fuse, unfuse
@@ -34,7 +33,6 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "FusionReport",
-    "LaunchPlan",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
@@ -44,7 +42,6 @@ __all__ = [
     "functional",
     "fuse",
     "fused_in_export",
-    "plan",
     "revert_sync_batchnorm",
     "unfuse",
 ]

@@ -13,8 +13,6 @@ LONGEST = 20
 KEPT = 0.5
 """Of the last run's cells: a run that has fewer is left out, or few cells would be common to all."""
 
-Key = tuple[str, str, str]
-
 
 @dataclass(frozen=True)
 class Trend:
