@@ -1,6 +1,7 @@
 """What fuse() must keep: names, objects, keys, optimisers, modes, hooks; copies, pickles, torch.compile."""
 
 import copy
+import importlib
 import inspect
 import io
 import pickle
@@ -256,3 +257,23 @@ def test_other_threads_compute_while_one_fuses() -> None:
     thread.join()
     assert calls
     assert not failures
+
+
+PICKLED = {
+    "fused_bn.modules": ("BatchNorm2d", "LazyBatchNorm2d", "SyncBatchNorm", "_SyncBatchNorm2d"),
+    "fused_bn.fusion.classes": ("_new",),
+    "fused_bn.fusion.norms": ("_activated_class", "_norm_act_class"),
+    "fused_bn.fusion.recompute": ("keep_recipe",),
+    "fused_bn.fusion.report": ("FusionReport", "NormReport"),
+    "fused_bn.fusion.rewrite": ("Recipe", "Variant", "is_plain", "rewritten_class"),
+    "fused_bn.fusion.runtime": ("norm_act", "norm_add_act"),
+    "fused_bn.sync": ("convert_sync_batchnorm", "revert_sync_batchnorm"),
+    "fused_bn._converters": ("Replaced",),
+}
+
+
+@pytest.mark.parametrize("module", PICKLED)
+def test_names_in_the_pickles_of_earlier_versions_stay(module: str) -> None:
+    """A class or function that moves leaves its name behind, or whole models no longer load."""
+    imported = importlib.import_module(module)
+    assert all(callable(getattr(imported, name)) for name in PICKLED[module])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fused_bn
-from fused_bn import _recompute
+from fused_bn.fusion import recompute
 from fused_bn.fusion.runtime import difference
 from tests.cases import MEMORY_FORMATS
 from tests.fuse_models import Basic, conv
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.needs_extension
 
 @pytest.fixture(autouse=True)
 def _small_outputs_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_recompute, "WORTH_BYTES", 1)
+    monkeypatch.setattr(recompute, "WORTH_BYTES", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +150,7 @@ def test_every_other_output_of_a_chain_of_residual_blocks_is_computed_again(
 
 def test_small_outputs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their notes would take longer than they save."""
-    monkeypatch.setattr(_recompute, "WORTH_BYTES", 3 * 4 * 8 * 8 * 4 + 1)
+    monkeypatch.setattr(recompute, "WORTH_BYTES", 3 * 4 * 8 * 8 * 4 + 1)
     _, model = fused_both_ways(lambda: chain(1))
     given = watched(model)
     output = model(images())
@@ -331,7 +331,7 @@ def test_a_traced_model_is_traced() -> None:
 def test_without_the_extension_a_fused_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As one that was pickled where there was one."""
     kept, model = fused_both_ways(lambda: chain(1))
-    monkeypatch.setattr(_recompute, "extension", None)
+    monkeypatch.setattr(recompute, "extension", None)
     assert all(map(torch.equal, gradients(kept, images()), gradients(model, images())))
 
 

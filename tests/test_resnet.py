@@ -15,7 +15,7 @@ from benchmarks.contest import WrongResultError
 from benchmarks.resnet import contest, job
 from benchmarks.resnet.contest import Case, Contest
 from benchmarks.resnet.model import ResNet50
-from fused_bn import _recompute
+from fused_bn.fusion import recompute
 
 CPU = torch.device("cpu")
 SMALL = partial(ResNet50, depths=(2, 1), width=8)
@@ -44,7 +44,7 @@ def test_the_fused_model_takes_less_memory(case: Case, monkeypatch: pytest.Monke
 
     On smaller images what convolutions work in decides.
     """
-    monkeypatch.setattr(_recompute, "WORTH_BYTES", 1)
+    monkeypatch.setattr(recompute, "WORTH_BYTES", 1)
     competing = Contest(replace(case, batch=4, size=160), CPU, make=partial(ResNet50, depths=(4, 4), width=8))
     required = job.REQUIRED["cpu"]["memory"]
     assert competing.peak_activations("fused, recomputed") <= required * competing.peak_activations("eager")

@@ -1,9 +1,9 @@
 """What synchronised norms should cost on many GPUs: a model on paper, not a measurement.
 
 A layer makes two collective calls a step, and both stand in the step's way: nothing of the model can run
-meanwhile. Forward gathers 2C + 1 float64 from all processes, backward adds up 2C float64 (fused_bn/_sync.py).
-A call goes within every node and between the nodes, where GPUs of the same place in their nodes talk, each by
-its own port. Left out: who comes late, other traffic, and the merging of what was gathered.
+meanwhile. Forward gathers 2C + 1 float64 from all processes, backward adds up 2C float64. A call goes within
+every node and between the nodes, where GPUs of the same place in their nodes talk, each by its own port. Left
+out: who comes late, other traffic, and the merging of what was gathered.
 """
 
 import math

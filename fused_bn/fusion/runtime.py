@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from fused_bn._activations import Known, Param, apply_activation, of_module
+from fused_bn._norm import apply
 from fused_bn._tracing import wants_forward_as_written
 from fused_bn.fusion.classes import Made
-from fused_bn.modules import OURS, apply
+from fused_bn.modules import OURS
 
 one_pass = apply  # by this name it is only called here
 

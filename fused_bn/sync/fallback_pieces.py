@@ -1,4 +1,4 @@
-"""What `_pieces` computes, in plain PyTorch calls. Masks are never made: backward reads the residual."""
+"""What `pieces` computes, in plain PyTorch calls. Masks are never made: backward reads the residual."""
 
 from typing import Any
 

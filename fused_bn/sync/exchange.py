@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
-from fused_bn import _fallback_pieces, _pieces
 from fused_bn._activations import Param, check_activation, split_param
 from fused_bn._extension import devices_with_kernels
+from fused_bn.sync import fallback_pieces
+from fused_bn.sync import pieces as kernel_pieces
 
 
 def group_of(process_group: Any) -> Any:
@@ -126,7 +127,7 @@ class _Elementwise(torch.autograd.Function):
 
 
 def _pieces_of(input: Tensor) -> ModuleType:
-    return _pieces if input.device.type in devices_with_kernels else _fallback_pieces
+    return kernel_pieces if input.device.type in devices_with_kernels else fallback_pieces
 
 
 def _exchange(collective: Callable[[Tensor, Any], Tensor], message: Tensor, group: Any, layer: str) -> Tensor:
