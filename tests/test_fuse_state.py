@@ -7,6 +7,7 @@ import io
 import pickle
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fused_bn
+from fused_bn.fusion import watch
 from tests.fuse_models import BLOCKS, Basic, Pyramid, UNet, assert_same, images, made, step
 
 
@@ -251,12 +253,35 @@ def test_other_threads_compute_while_one_fuses() -> None:
 
     thread = threading.Thread(target=compute)
     thread.start()
-    for _ in range(20):
-        fused_bn.fuse(Basic())
+    reports = [fused_bn.fuse(Basic()).fusion_report for _ in range(20)]
     stop.set()
     thread.join()
     assert calls
     assert not failures
+    assert [report.share for report in reports] == [1.0] * 20
+
+
+class Other(nn.Module):
+    """A model of another thread, whose own code reads and writes attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 4), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layer(x) * self.calls
+
+
+def test_what_another_thread_reads_and_writes_is_not_the_traced_forwards() -> None:
+    """Where it was watched, the trace was refused: "reads a Other from elsewhere in the model"."""
+    other, guards = Other(), watch.Guards()
+    with ThreadPoolExecutor(1) as threads, watch.watching({}, guards, training=True):
+        threads.submit(other, torch.ones(1, 4)).result()
+        with pytest.raises(watch.RefusedError, match="reads a Other from elsewhere in the model"):
+            other(torch.ones(1, 4))
+    assert other.calls == 1
+    assert not guards.conditions
 
 
 PICKLED = {

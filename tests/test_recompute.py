@@ -113,6 +113,23 @@ def test_the_consumer_keeps_no_output_and_gradients_keep_their_bits(name: str, d
     assert all(map(torch.equal, found, expected))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_keeps_an_input_of_three_dimensions(bias: bool, device: str) -> None:
+    """Its node saves a view of the tensor, of which nothing is noted: the page promises two dimensions."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Flatten(2), Pair(nn.Linear(64, 3, bias=bias), nn.Conv1d(4, 4, 1)))
+
+    kept, model = (each.to(device) for each in fused_both_ways(make))
+    x = images().detach().to(device).requires_grad_()
+    expected = gradients(kept, x)
+    given = watched(model, (nn.Linear,))
+    output = model(x)
+    assert not given["1.consumer"].expired()
+    found = torch.autograd.grad((output * output.detach().cos()).sum(), [x, *model.parameters()])
+    assert all(map(torch.equal, found, expected))
+
+
 def make_contiguous(*models: nn.Module) -> None:
     """Convolutions whose outputs are contiguous, whatever their input: cuDNN's are so in float64."""
     for model in models:

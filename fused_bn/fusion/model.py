@@ -44,21 +44,21 @@ def fuse(model: Model, example_inputs: object = None, *, recompute: bool = False
     activation see the same values as before, because that pair is then no longer computed in one pass.
     `torch.jit.script` needs the model as `unfuse` returns it.
 
-    Other threads may run other models meanwhile, but a little slower, because torch.fx replaces
-    `nn.Module.__call__` while it traces. They should draw no random numbers then, because each trace resets
-    the generators.
+    Other threads may run and change other models meanwhile: only what this thread reads and writes counts.
+    They run a little slower, because torch.fx replaces `nn.Module.__call__` while it traces. They should draw
+    no random numbers then: each trace resets the generators, and refuses a forward if they were used.
 
     Args:
         model: any module, with parameters on any device.
         example_inputs: a tensor, a sequence of positional arguments or a mapping of keyword arguments. If it
             is given, the model runs once, in evaluation and without gradients, and the report says which
             residuals did not fit.
-        recompute: True saves memory and costs time. Convolutions, linear layers and pooling then do not keep
-            large outputs of norms for backward; backward computes them again from the norm's input. The bits
-            are the same, and the tensor is read and written once more. `fuse` adds a forward hook to these
-            layers. Hooks on saved tensors (`torch.utils.checkpoint`) take precedence. Between the norm and
-            such a layer, no code may write to the output in a way that autograd does not see (`.data`,
-            NumPy).
+        recompute: True saves memory and costs time. Convolutions, pooling, and linear layers on inputs of
+            two dimensions then do not keep large outputs of norms for backward; backward computes them again
+            from the norm's input. The bits are the same, and the tensor is read and written once more. `fuse`
+            adds a forward hook to these layers. Hooks on saved tensors (`torch.utils.checkpoint`) take
+            precedence. Between the norm and such a layer, no code may write to the output in a way that
+            autograd does not see (`.data`, NumPy).
 
     Returns:
         The model, with a new attribute `fusion_report`. This `FusionReport` says what was done with each
