@@ -61,14 +61,10 @@ if extension is None:
 
 
 def _devices_with_kernels() -> frozenset[str]:
-    """The device types whose forward kernel is registered; the others use the fallback."""
+    """The device types that have kernels; the others use the fallback."""
     if extension is None:
         return frozenset()
-    keys = {"cpu": "CPU", "cuda": "CUDA", "meta": "CPU"}
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return frozenset(
-        device for device, key in keys.items() if has_kernel("fused_bn::batch_norm_forward", key)
-    )
+    return frozenset({"cpu", "meta", *["cuda"] * bool(extension.build_info()["cuda_version"])})
 
 
 devices_with_kernels = _devices_with_kernels()

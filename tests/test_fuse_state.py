@@ -253,12 +253,32 @@ def test_other_threads_compute_while_one_fuses() -> None:
 
     thread = threading.Thread(target=compute)
     thread.start()
-    reports = [fused_bn.fuse(Basic()).fusion_report for _ in range(20)]
+    reports: list[Any] = [fused_bn.fuse(Basic()).fusion_report for _ in range(20)]
     stop.set()
     thread.join()
     assert calls
     assert not failures
     assert [report.share for report in reports] == [1.0] * 20
+
+
+def test_hooks_on_every_module_see_what_they_saw() -> None:
+    """Such as profilers register them: norm and activation are then computed apart."""
+    model, x = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.randn(2, 4, 6, 6)
+    found = []
+    for each in (copy.deepcopy(model), fused_bn.fuse(model)):
+        seen: list[tuple[str, Tensor]] = []
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda module, _, output, seen=seen: seen.append((type(module).__name__, output.clone()))
+        )
+        try:
+            each(x)
+        finally:
+            handle.remove()
+        found.append(seen)
+    names, fused_names = ([name for name, _ in seen] for seen in found)
+    assert fused_names == names == ["Conv2d", "BatchNorm2d", "ReLU", "Sequential"]
+    for (_, left), (_, right) in zip(*found, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-6)
 
 
 class Other(nn.Module):

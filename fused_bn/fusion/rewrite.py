@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.graph import _custom_builtins
 
 from fused_bn._tracing import wants_forward_as_written
 from fused_bn.fusion import activations
@@ -89,7 +88,8 @@ def variant_of(trace: Trace, pairs: list[Pair], module: nn.Module, inlined: froz
     )
 
 
-BUILTINS = {name: builtin.obj for name, builtin in _custom_builtins.items()}
+BUILTINS = fx.Graph().python_code("self").globals
+"""The names that torch.fx gives every graph."""
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:

@@ -148,21 +148,12 @@ _all_gather = getattr(distributed, "all_gather_single", None) or distributed.all
 
 def _gather(message: Tensor, group: Any) -> Tensor:
     """Those of all processes, a row each, by rank."""
-    if torch.compiler.is_compiling():
-        from torch.distributed import _functional_collectives as functional
-
-        messages = functional.wait_tensor(functional.all_gather_tensor(message, 0, group))
-    else:
-        messages = message.new_empty(distributed.get_world_size(group) * len(message))
-        _all_gather(messages, message, group=group)
+    messages = message.new_empty(distributed.get_world_size(group) * len(message))
+    _all_gather(messages, message, group=group)
     return messages.view(-1, message.shape[0])
 
 
 def _add_up(message: Tensor, group: Any) -> Tensor:
     """The sum over all processes."""
-    if torch.compiler.is_compiling():
-        from torch.distributed import _functional_collectives as functional
-
-        return functional.wait_tensor(functional.all_reduce(message, "sum", group))
     distributed.all_reduce(message, group=group)
     return message
