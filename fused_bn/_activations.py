@@ -119,21 +119,21 @@ def split_param(activation: str, param: Param | None, input: Tensor) -> tuple[fl
     return 0.0, param.expand(input.shape[1]) if param.numel() == 1 and input.dim() > 1 else param
 
 
-Known = tuple[str, Param | None]
+NamedActivation = tuple[str, Param | None]
 """The name of an activation in `ACTIVATIONS`, and its parameter."""
 
 
-def known_gelu(approximate: object) -> Known | None:
+def named_gelu(approximate: object) -> NamedActivation | None:
     """nn.GELU of that approximation."""
     return {"none": ("gelu", None), "tanh": ("gelu_tanh", None)}.get(str(approximate))
 
 
-def known_softplus(beta: object, threshold: object) -> Known | None:
+def named_softplus(beta: object, threshold: object) -> NamedActivation | None:
     """nn.Softplus with these numbers; None where the threshold is another than ours."""
     return ("softplus", float(beta)) if isinstance(beta, (int, float)) and beta and threshold == 20 else None
 
 
-MODULES: dict[type[nn.Module], Callable[[Any], Known | None]] = {
+MODULES: dict[type[nn.Module], Callable[[Any], NamedActivation | None]] = {
     nn.ReLU: lambda _: ("relu", None),
     nn.LeakyReLU: lambda module: ("leaky_relu", module.negative_slope),
     nn.ReLU6: lambda _: ("relu6", None),
@@ -142,11 +142,11 @@ MODULES: dict[type[nn.Module], Callable[[Any], Known | None]] = {
     nn.Hardsigmoid: lambda _: ("hardsigmoid", None),
     nn.ELU: lambda module: ("elu", module.alpha),
     nn.SiLU: lambda _: ("silu", None),
-    nn.GELU: lambda module: known_gelu(module.approximate),
+    nn.GELU: lambda module: named_gelu(module.approximate),
     nn.Tanh: lambda _: ("tanh", None),
     nn.Sigmoid: lambda _: ("sigmoid", None),
     nn.SELU: lambda _: ("selu", None),
-    nn.Softplus: lambda module: known_softplus(module.beta, module.threshold),
+    nn.Softplus: lambda module: named_softplus(module.beta, module.threshold),
     nn.Mish: lambda _: ("mish", None),
     nn.Identity: lambda _: ("none", None),
 }
@@ -169,7 +169,7 @@ FUNCTIONS: dict[Any, str] = {
 """Functions, and methods by their names."""
 
 
-def of_module(module: object) -> Known | None:
+def of_module(module: object) -> NamedActivation | None:
     """The activation that exactly this type of module computes; None where it is another module."""
     recognise = MODULES.get(type(module))  # type: ignore[arg-type]
     return None if recognise is None else recognise(module)
@@ -196,20 +196,20 @@ def spelled(activation: object, param: Param | None = None) -> tuple[str, Param 
         activation = "prelu"
     elif isinstance(activation, type) and activation in MODULES:
         activation = activation()
-    known: tuple[str, Param | None] | None = None
+    named: tuple[str, Param | None] | None = None
     if isinstance(activation, nn.Module):
-        known = of_module(activation)
+        named = of_module(activation)
     elif isinstance(activation, str):
         plain = activation.lower().replace("_", "")
         plain = SPELLINGS.get(plain, plain)
-        known = next(((name, None) for name in ACTIVATIONS if name.replace("_", "") == plain), None)
+        named = next(((name, None) for name in ACTIVATIONS if name.replace("_", "") == plain), None)
     elif isinstance(activation, Hashable) and activation in FUNCTIONS:
-        known = FUNCTIONS[activation], None
-    if known is None:
+        named = FUNCTIONS[activation], None
+    if named is None:
         close = get_close_matches(str(activation).lower(), ACTIVATIONS, n=1)
         hint = f": did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}{hint}")
-    name, own = known
+    name, own = named
     if own is not None and param is not None and (isinstance(own, Tensor) or own != param):
         raise ValueError(
             f"{activation!r} has a parameter of its own, so activation_param cannot be {param!r}"

@@ -43,8 +43,8 @@ def apply(
     num_batches_tracked = None
     if training:
         if norm.track_running_stats:
-            known = "num_batches_tracked" in buffers
-            num_batches_tracked = buffers["num_batches_tracked"] if known else norm.num_batches_tracked
+            own = "num_batches_tracked" in buffers
+            num_batches_tracked = buffers["num_batches_tracked"] if own else norm.num_batches_tracked
         else:
             running_mean = running_var = None
         group = exchange.group_of(norm.process_group) if norm.synchronised else None
@@ -165,9 +165,9 @@ class FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNor
         if name != "activation":
             return super().__setattr__(name, value)
         # Not by nn.Module, which would make a child of a module.
-        known = (value, None) if type(value) is str and value in ACTIVATIONS else spelled(value)
-        if known != (self.__dict__.get("activation"), None):
-            self._set_activation(*known)
+        named = (value, None) if type(value) is str and value in ACTIVATIONS else spelled(value)
+        if named != (self.__dict__.get("activation"), None):
+            self._set_activation(*named)
         return None
 
     def _set_activation(self, name: str, param: Param | None, device: Any = None, dtype: Any = None) -> None:

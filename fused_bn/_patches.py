@@ -22,12 +22,11 @@ def more_than_a_norm(model: nn.Module) -> str:
         if isinstance(module, NormAct):
             return f"'{name}', a {type(module).__name__} that applies its {type(module.act).__name__}"
         if isinstance(module, KeepsActivation):
-            activation, frozen = module.activation, getattr(module, "frozen", False)
-            if activation != "none" or frozen:
-                what = " and ".join(
-                    [*["is frozen"] * frozen, *[f"applies {activation}"] * (activation != "none")]
-                )
-                return f"'{name}', a {type(module).__name__} that {what}"
+            found = ["is frozen"] if getattr(module, "frozen", False) else []
+            if module.activation != "none":
+                found.append(f"applies {module.activation}")
+            if found:
+                return f"'{name}', a {type(module).__name__} that {' and '.join(found)}"
     return ""
 
 

@@ -49,7 +49,7 @@ def wants_plain_calls(input: Tensor, training: bool) -> bool:
     return distributed is not None and isinstance(input, distributed.DTensor)
 
 
-def wants_forward_as_written(*values: object) -> bool:
+def wants_own_forward(*values: object) -> bool:
     """Whether a tracer or exporter records this call, so that the model's own forward must run."""
     if torch.compiler.is_compiling():
         return _is_exporting() and not _keeps_fused

@@ -9,23 +9,12 @@ import torch
 from fused_bn._activations import ACTIVATIONS
 from fused_bn._extension import HOW_TO_BUILD, extension, missing_reason
 
-DTYPES = {
-    "f32": torch.float32,
-    "f64": torch.float64,
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
-}
+DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
 OTHER_NAMES = {
-    "fp32": "f32",
-    "float": "f32",
-    "float32": "f32",
-    "fp64": "f64",
-    "double": "f64",
-    "float64": "f64",
+    **dict.fromkeys(("fp32", "float", "float32"), "f32"),
+    **dict.fromkeys(("fp64", "double", "float64"), "f64"),
+    **dict.fromkeys(("fp16", "half", "float16"), "f16"),
     "bfloat16": "bf16",
-    "fp16": "f16",
-    "half": "f16",
-    "float16": "f16",
 }
 LAYOUTS = ("channels_first", "channels_last")
 OTHER_LAYOUTS = {
@@ -176,9 +165,9 @@ def device_names() -> list[str]:
     return [] if extension is None else list(extension.plan_devices())
 
 
-def _one_of(what: str, value: str, known: Sequence[str]) -> str:
-    if value not in known:
-        raise ValueError(f"{what} must be one of {', '.join(known)}, but got {value!r}")
+def _one_of(what: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ValueError(f"{what} must be one of {', '.join(choices)}, but got {value!r}")
     return value
 
 
@@ -191,8 +180,8 @@ def _alignment(value: int, least: int) -> int:
 
 
 def _dtype_name(dtype: torch.dtype | str) -> str:
-    for name, known in DTYPES.items():
-        if dtype in (name, known):
+    for name, value in DTYPES.items():
+        if dtype in (name, value):
             return name
     if isinstance(dtype, str) and dtype in OTHER_NAMES:
         return OTHER_NAMES[dtype]

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from fused_bn._activations import FUNCTIONS, Known, known_gelu, known_softplus
+from fused_bn._activations import FUNCTIONS, NamedActivation, named_gelu, named_softplus
 
 PARAMETERS: dict[str, tuple[str, float | str]] = {
     "leaky_relu": ("negative_slope", 0.01),
@@ -22,7 +22,7 @@ IN_PLACE_FUNCTIONS = {
 }
 
 
-def of_call(node: fx.Node) -> Known | None:
+def of_call(node: fx.Node) -> NamedActivation | None:
     """The activation that a call of a function or method computes of its first argument."""
     name = FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
     if name is None or not node.args:
@@ -37,9 +37,9 @@ def of_call(node: fx.Node) -> Known | None:
     if arguments:
         return None
     if name == "softplus":
-        return known_softplus(value, threshold)
+        return named_softplus(value, threshold)
     if name == "gelu":
-        return known_gelu(value)
+        return named_gelu(value)
     if not parameter:
         return name, None
     return (name, float(value)) if isinstance(value, (int, float)) else None

@@ -1,4 +1,4 @@
-"""Whether a norm may be computed later than written: at the addition, behind what makes the residual."""
+"""Whether a norm may be computed at the addition, later than its call, behind what makes the residual."""
 
 import operator
 
@@ -10,12 +10,8 @@ from fused_bn.fusion import activations
 from fused_bn.fusion.watch import is_of
 
 FRESH_MODULES = (
-    nn.modules.conv._ConvNd,
-    nn.Linear,
-    nn.Bilinear,
-    nn.modules.batchnorm._BatchNorm,
-    nn.GroupNorm,
-    nn.LayerNorm,
+    *(nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear),
+    *(nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm),
 )
 FRESH_FUNCTIONS = {
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, operator.neg),
@@ -70,8 +66,8 @@ def _written(node: fx.Node, module: nn.Module) -> list[fx.Node]:
     """The arguments that a call may change."""
     if node.op == "call_module":
         child = module.get_submodule(str(node.target))
-        known = all(is_of(type(each).__module__, "torch.nn", "fused_bn") for each in child.modules())
-        harmless = known and not any(getattr(each, "inplace", False) for each in child.modules())
+        of_torch = all(is_of(type(each).__module__, "torch.nn", "fused_bn") for each in child.modules())
+        harmless = of_torch and not any(getattr(each, "inplace", False) for each in child.modules())
         return [] if harmless else node.all_input_nodes
     if node.op == "call_method":
         return node.all_input_nodes if str(node.target).endswith("_") else []
@@ -88,16 +84,7 @@ def _written(node: fx.Node, module: nn.Module) -> list[fx.Node]:
     return []
 
 
-IN_PLACE_OPERATORS = (
-    "iadd",
-    "isub",
-    "imul",
-    "itruediv",
-    "ifloordiv",
-    "imod",
-    "ipow",
-    "imatmul",
-    "iand",
-    "ior",
+IN_PLACE_OPERATORS = tuple(
+    f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or")
 )
 IN_PLACE_NAMES = {*IN_PLACE_OPERATORS, "setitem"}

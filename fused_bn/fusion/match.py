@@ -216,13 +216,13 @@ def _activation(user: fx.Node, value: fx.Node, module: nn.Module) -> fx.Node | s
 
 
 def _label(activation: fx.Node, module: nn.Module) -> str:
-    known = (
+    named = (
         of_module(called(activation, module))
         if activation.op == "call_module"
         else activations.of_call(activation)
     )
-    assert known
-    return known[0]
+    assert named
+    return named[0]
 
 
 def _name_of(node: fx.Node) -> str:

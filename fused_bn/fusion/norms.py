@@ -70,20 +70,20 @@ def release(norm: nn.Module) -> None:
         for name in OWN_ATTRIBUTES:
             vars(norm).pop(name, None)
     elif type(norm) in OURS:
-        become(norm, _activated_class(type(norm)))  # type: ignore[arg-type]
+        become(norm, _unfused_class(type(norm)))  # type: ignore[arg-type]
 
 
 def regain(norm: nn.Module) -> None:
     """Undoes `release` of a norm that had been ours from the start, with an activation of its own."""
-    if isinstance(norm, Activated):
+    if isinstance(norm, Unfused):
         become(norm, norm._ours)
 
 
 def own_activation(norm: nn.Module) -> str:
     """What a norm of ours applies itself; empty where that is nothing."""
     if isinstance(norm, NormAct):
-        known = of_module(norm.act)
-        name = known[0] if known else "none"
+        named = of_module(norm.act)
+        name = named[0] if named else "none"
     else:
         name = str(norm.activation) if type(norm) in OURS else "none"
     return "" if name == "none" else name
@@ -101,8 +101,8 @@ def applies_its_activation(norm: nn.Module) -> bool:
     children = dict(norm.named_children())
     if kind is None or isinstance(norm, Made) or set(children) != {"act", "drop"}:
         return False
-    known = of_module(children["act"])
-    if known is None or not is_identity(children["drop"]) or not unhooked(children["act"]):
+    named = of_module(children["act"])
+    if named is None or not is_identity(children["drop"]) or not unhooked(children["act"]):
         return False
     try:
         return all(_probe_agrees(norm, kind, training) for training in (True, False))
@@ -127,7 +127,7 @@ def _norm_act_class(base: type[nn.Module]) -> type[nn.Module]:
     return make_class(base, NormAct, (_norm_act_class, (base,)))
 
 
-class Activated(KeepsActivation, Made):
+class Unfused(KeepsActivation, Made):
     """nn.BatchNorm* with what a norm of ours was constructed with, in PyTorch's own calls."""
 
     _ours: type[nn.Module]
@@ -146,5 +146,8 @@ class Activated(KeepsActivation, Made):
 
 
 @cache
-def _activated_class(ours: type[nn.Module]) -> type[nn.Module]:
-    return make_class(PLAIN[ours], Activated, (_activated_class, (ours,)), _ours=ours)
+def _unfused_class(ours: type[nn.Module]) -> type[nn.Module]:
+    return make_class(PLAIN[ours], Unfused, (_unfused_class, (ours,)), _ours=ours)
+
+
+_activated_class = _unfused_class  # the name in pickles of earlier versions

@@ -16,14 +16,7 @@ from fused_bn.fusion.watch import RefusedError, is_users
 
 PURE_MODULES = frozenset(
     {
-        "math",
-        "operator",
-        "_operator",
-        "functools",
-        "_functools",
-        "itertools",
-        "collections",
-        "typing",
+        *("math", "operator", "_operator", "functools", "_functools", "itertools", "collections", "typing"),
         "builtins",
     }
 )
@@ -33,18 +26,9 @@ UNTRACEABLE_BUILTINS = frozenset(
 )
 AMBIENT = frozenset(
     {
-        "is_grad_enabled",
-        "is_inference_mode_enabled",
-        "is_autocast_enabled",
-        "is_autocast_cpu_enabled",
-        "get_autocast_dtype",
-        "get_default_dtype",
-        "is_compiling",
-        "is_dynamo_compiling",
-        "is_exporting",
-        "is_tracing",
-        "is_tensor",
-        "checkpoint",
+        *("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled"),
+        *("get_autocast_dtype", "get_default_dtype", "is_compiling", "is_dynamo_compiling", "is_exporting"),
+        *("is_tracing", "is_tensor", "checkpoint"),
     }
 )
 """Functions whose answer a graph would keep from the time of tracing, or that do more than compute."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fused_bn._tracing import wants_forward_as_written
+from fused_bn._tracing import wants_own_forward
 from fused_bn.fusion import activations
 from fused_bn.fusion.classes import Made, base_of, become, make_class
 from fused_bn.fusion.match import Pair, called
@@ -40,11 +40,14 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Rewriting:
     """variants: tried in order. summary: for the module's repr."""
 
     variants: tuple[Variant, ...]
     summary: str
+
+
+Recipe = Rewriting  # the name in pickles of earlier versions
 
 
 class Rewritten(Made):
@@ -59,7 +62,7 @@ class Rewritten(Made):
 
 def rewrite(module: nn.Module, variants: tuple[Variant, ...], summary: str) -> None:
     """From now on the module runs the first of the variants that holds, or else its own forward."""
-    become(module, rewritten_class(type(module), Recipe(variants, summary)))  # type: ignore[arg-type]
+    become(module, rewritten_class(type(module), Rewriting(variants, summary)))  # type: ignore[arg-type]
 
 
 def variant_of(trace: Trace, pairs: list[Pair], module: nn.Module, inlined: frozenset[nn.Module]) -> Variant:
@@ -98,17 +101,17 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 @cache
-def rewritten_class(base: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
-    """The subclass of `base` that follows the recipe; modules with the same one share it."""
-    by = (rewritten_class, (base, recipe))
-    return make_class(base, Rewritten, by, _summary=recipe.summary, forward=_forward(base, recipe))
+def rewritten_class(base: type[nn.Module], rewriting: Rewriting) -> type[nn.Module]:
+    """The subclass of `base` with the new forward; modules with the same rewriting share it."""
+    by = (rewritten_class, (base, rewriting))
+    return make_class(base, Rewritten, by, _summary=rewriting.summary, forward=_forward(base, rewriting))
 
 
-def _forward(base: type[nn.Module], recipe: Recipe) -> Any:
+def _forward(base: type[nn.Module], rewriting: Rewriting) -> Any:
     """Compiles the forward that chooses among the variants; it has the signature of the base's."""
     parameters = parameters_of(base)
     defaults = {f"_default_{name}": each.default for name, each in parameters.items()}
-    scope: dict[str, Any] = {**defaults, "_base_forward": base.forward, "_recorded": wants_forward_as_written}
+    scope: dict[str, Any] = {**defaults, "_base_forward": base.forward, "_recorded": wants_own_forward}
     given = ", ".join(["self", *parameters])
     base_call = f"_base_forward({', '.join(['self', *_passed(parameters)])})"
     lines = [
@@ -116,7 +119,7 @@ def _forward(base: type[nn.Module], recipe: Recipe) -> Any:
         f"    if _recorded({', '.join(parameters)}):",
         f"        return {base_call}",
     ]
-    for index, variant in enumerate(recipe.variants):
+    for index, variant in enumerate(rewriting.variants):
         own: dict[str, Any] = {**BUILTINS, **defaults, **dict(variant.constants)}
         own.update({name: importlib.import_module(path) for name, path in variant.modules})
         _define(variant.source, own)
@@ -196,9 +199,9 @@ def _replace(graph: fx.Graph, pair: Pair) -> None:
         elif pair.activation.op == "call_module":
             arguments.append(graph.get_attr(str(pair.activation.target)))
         else:
-            known = activations.of_call(pair.activation)
-            assert known
-            arguments += [each for each in known if each is not None]
+            named = activations.of_call(pair.activation)
+            assert named
+            arguments += [each for each in named if each is not None]
         call = graph.call_function(norm_add_act if pair.addition else norm_act, tuple(arguments))
     pair.last.replace_all_uses_with(call)
     parts = {pair.norm, *pair.skipped, pair.addition and pair.addition.node, pair.activation}

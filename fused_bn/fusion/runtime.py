@@ -1,8 +1,8 @@
 """What a rewritten forward calls in the place of a pair: the same values, in one pass where that is right.
 
 Everything that may change after the rewriting is looked at here, on every call: the kind of norm and of
-activation, hooks, shapes and dtypes. Where one pass would not give what the pair gives, the pair is computed
-as it was written.
+activation, hooks, shapes and dtypes. Where one pass would not give what the pair gives, the pair's own calls
+run.
 """
 
 import operator
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from fused_bn._activations import Known, Param, apply_activation, of_module
+from fused_bn._activations import NamedActivation, Param, apply_activation, of_module
 from fused_bn._norm import apply
-from fused_bn._tracing import wants_forward_as_written
+from fused_bn._tracing import wants_own_forward
 from fused_bn.fusion.classes import Made
 from fused_bn.modules import OURS
 
@@ -43,17 +43,17 @@ class NormAct(Made):
     _notes_outputs = synchronised = False
 
     def forward(self, input: Tensor) -> Tensor:
-        known = _known(self.act, input)
-        if known is None or not is_identity(self.drop) or wants_forward_as_written(input):
+        named = _named(self.act, input)
+        if named is None or not is_identity(self.drop) or wants_own_forward(input):
             return super().forward(input)  # type: ignore[misc]
-        return one_pass(self, input, None, *known)
+        return one_pass(self, input, None, *named)
 
 
 def norm_act(norm: nn.Module, input: Tensor, activation: Act, param: Param | None = None) -> Tensor:
     """activation(norm(input))."""
-    known = _in_one_pass(norm, input, activation, param)
-    if known is not None:
-        return one_pass(norm, input, None, *known)
+    named = _in_one_pass(norm, input, activation, param)
+    if named is not None:
+        return one_pass(norm, input, None, *named)
     return _apply(activation, param, norm(input))
 
 
@@ -66,11 +66,11 @@ def norm_add_act(
     param: Param | None = None,
 ) -> Tensor:
     """activation(norm(input) + residual); `addition` is a key of ADDITIONS."""
-    known = _in_one_pass(norm, input, activation, param)
-    if known is not None:
+    named = _in_one_pass(norm, input, activation, param)
+    if named is not None:
         unlike = difference(input, residual)
         if unlike is None:
-            return one_pass(norm, input, residual, *known)
+            return one_pass(norm, input, residual, *named)
         for listener in listeners:
             listener(norm, unlike)
     return _apply(activation, param, ADDITIONS[addition](norm(input), residual))
@@ -114,23 +114,25 @@ def unhooked(module: nn.Module) -> bool:
     )
 
 
-def _in_one_pass(norm: nn.Module, input: Tensor, activation: Act, param: Param | None) -> Known | None:
+def _in_one_pass(
+    norm: nn.Module, input: Tensor, activation: Act, param: Param | None
+) -> NamedActivation | None:
     """The activation's name and parameter where one call of ours computes what the pair's two calls do."""
     if not normalises_only(norm) or not unhooked(norm) or isinstance(input, fx.Proxy):
         return None
     if isinstance(activation, str):
         return activation, param
-    return _known(activation, input)
+    return _named(activation, input)
 
 
-def _known(activation: nn.Module, input: Tensor) -> Known | None:
+def _named(activation: nn.Module, input: Tensor) -> NamedActivation | None:
     """What the module computes; None where it does more, or autocast casts what it is given, as prelu's z."""
-    known = of_module(activation) if unhooked(activation) else None
-    if known is not None and known[0] == "prelu":
+    named = of_module(activation) if unhooked(activation) else None
+    if named is not None and named[0] == "prelu":
         device = input.device.type
         if torch.is_autocast_enabled(device) and input.dtype != torch.get_autocast_dtype(device):
             return None
-    return known
+    return named
 
 
 def _apply(activation: Act, param: Param | None, z: Tensor) -> Tensor:

@@ -88,8 +88,8 @@ class Guards:
         return value
 
     def constant(self, value: Any) -> str:
-        for name, known in self.constants.items():
-            if known is value:
+        for name, constant in self.constants.items():
+            if constant is value:
                 return name
         name = f"_constant_{len(self.constants)}"
         self.constants[name] = value

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from fused_bn.fusion.classes import become
-from fused_bn.fusion.norms import Activated, regain, release
+from fused_bn.fusion.norms import Unfused, regain, release
 from fused_bn.fusion.runtime import NormAct
 from fused_bn.modules import DROP_INS, OURS, SYNCHRONISED, SyncBatchNorm
 
@@ -34,7 +34,7 @@ def convert_sync_batchnorm(model: Model, process_group: Any = None) -> Model:
     for name, norm in named.items():
         if isinstance(norm, LazyModuleMixin):
             raise ValueError(f"'{name}' is lazy: convert the model after its first input")
-        if not (type(norm) in OURS or type(norm) in DROP_INS or isinstance(norm, (NormAct, Activated))):
+        if not (type(norm) in OURS or type(norm) in DROP_INS or isinstance(norm, (NormAct, Unfused))):
             raise ValueError(
                 f"'{name}' is a {type(norm).__name__}, and what that computes is not known to "
                 "convert_sync_batchnorm: put a norm of fused_bn or torch.nn in its place, or convert the "
@@ -46,7 +46,7 @@ def convert_sync_batchnorm(model: Model, process_group: Any = None) -> Model:
         if isinstance(norm, NormAct):
             own["synchronised"] = True
         elif not isinstance(norm, SyncBatchNorm):
-            if isinstance(norm, Activated):
+            if isinstance(norm, Unfused):
                 regain(norm)  # type: ignore[arg-type]
                 own["was_unfused"] = True
             own["synchronised_from"] = type(norm)
