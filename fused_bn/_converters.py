@@ -27,7 +27,7 @@ EPS_TELLS_ITS_READERS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2,
 
 
 class KeepsActivation:
-    """A norm with an activation, which code from elsewhere may not know."""
+    """A norm with an activation that other code may not know of."""
 
     activation = "none"
 
@@ -58,7 +58,7 @@ class KeepsActivation:
         )
 
     def parameters(self, recurse: bool = True) -> Any:
-        _register_with_opacus(type(self))  # opacus calls parameters() before it looks the class up
+        _register_with_opacus(type(self))  # opacus calls this before it looks the class up
         return super().parameters(recurse)  # type: ignore[misc]
 
 
@@ -87,7 +87,7 @@ def _check_reader(norm: KeepsActivation, reader: Any) -> None:
 
 
 class Replaced(nn.Module):
-    """Another norm in the place of one of ours: act(norm(input) + residual)."""
+    """Computes act(norm(input) + residual) with a norm that replaces one of ours."""
 
     def __init__(self, norm: nn.Module, activation: nn.Module) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Replaced(nn.Module):
 
 
 def _register_with_opacus(kind: Any) -> None:
-    """Lets opacus refuse a norm of this class as it refuses nn.BatchNorm2d: batches mix samples."""
+    """Lets opacus refuse this class as it refuses nn.BatchNorm2d, which mixes the samples of a batch."""
     opacus = sys.modules.get("opacus.validators.module_validator")
     if opacus is None or kind in opacus.ModuleValidator.VALIDATORS:
         return

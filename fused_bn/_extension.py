@@ -19,10 +19,10 @@ HOW_TO_BUILD = (
 
 
 def torch_that_built(library: Path) -> str:
-    """The version that csrc/module.cpp wrote into the file, which is not loaded for that.
+    """Reads the version that csrc/module.cpp wrote into the file, without loading it.
 
-    torch promises no C++ interface from one version to the next, and 2.9.1 moved entries of a virtual table
-    of 2.9.0: what loads may still crash later.
+    torch's C++ interface may change with each version: 2.9.1 moved entries of a virtual table of 2.9.0. What
+    loads may still crash later.
     """
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = re.search(rb"fused_bn built for torch ([^\0]+)\0", content)
@@ -30,7 +30,7 @@ def torch_that_built(library: Path) -> str:
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The extension module, or None with the reason why there is none."""
+    """Returns the extension module, or None and the reason."""
     if os.environ.get(DISABLE_VARIABLE, "0") not in ("", "0"):
         return None, f"{DISABLE_VARIABLE} is set"
     found = importlib.util.find_spec("fused_bn._C")

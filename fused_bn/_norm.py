@@ -21,8 +21,8 @@ from fused_bn.sync import exchange
 Initialiser = float | Callable[[Tensor], Any]
 
 _AS_OF_TORCH = "torch.nn.modules.batchnorm"
-"""The `__module__` of an instance with hooks. torch.fx then records its call at once; else it would run the
-hooks while it traces, and again in the traced model."""
+"""The `__module__` of an instance with hooks. It makes torch.fx record the call at once. Otherwise the hooks
+would run during the trace, and again in the traced model."""
 
 _TORCH_TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm1d).parameters  # later than 2.11
 
@@ -30,10 +30,10 @@ _TORCH_TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm1d).parameters  # la
 def apply(
     norm: Any, input: Tensor, residual: Tensor | None, activation: str, activation_param: Param | None
 ) -> Tensor:
-    """act(norm(input) + residual), by the parameters, buffers and mode of an nn.BatchNorm* or one of ours."""
+    """Returns act(norm(input) + residual), for an nn.BatchNorm* or a norm of ours."""
     norm._check_input_dim(input)
-    # nn.Module's attribute look-up costs as much as the rest of this call; what is parametrised, or was put
-    # in the place of a buffer, is not in the dictionary.
+    # Attribute look-up by nn.Module costs as much as the rest of this call. A tensor that is parametrised, or
+    # that replaces a buffer, is not in the dictionaries.
     parameters, buffers = norm._parameters, norm._buffers
     weight = parameters["weight"] if "weight" in parameters else norm.weight
     bias = parameters["bias"] if "bias" in parameters else norm.bias
@@ -66,7 +66,7 @@ def apply(
             )
     takes_batch = training or (running_mean is None and running_var is None)
     if takes_batch and not training and is_compiling() and _tracing.wants_plain_calls(input, training):
-        # functional.batch_norm would take this for training
+        # functional.batch_norm would record this as training
         param = DEFAULT_PARAMS[activation] if activation_param is None else activation_param
         return _fallback.batch_norm(
             input, residual, None, None, weight, bias, True, 0.0, vars(norm)["eps"], activation, param, None
@@ -118,14 +118,14 @@ class FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNor
         TypeError: an initialiser is neither a number nor a function; or momentum is not a number.
     """
 
-    # Of modules that were pickled without them.
+    # For modules that were pickled without these attributes.
     activation_param: float | None = None
     weight_init: Any = None
     bias_init: Any = None
     frozen = False
-    prelu_weight: nn.Parameter  # of prelu alone
+    prelu_weight: nn.Parameter  # only with prelu
     synchronised = False  # whether statistics are those of several processes; see SyncBatchNorm
-    _notes_outputs = False  # for what keeps them for backward, and can compute them again; see fused_bn.fuse
+    _notes_outputs = False  # see fusion/recompute.py
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNor
                 )
         if not bias and bias_init is not None:
             raise ValueError("bias_init is given, but bias is False")
-        self.weight_init, self.bias_init = weight_init, bias_init  # asked for by nn.BatchNorm's constructor
+        self.weight_init, self.bias_init = weight_init, bias_init  # which nn.BatchNorm's constructor reads
         if _TORCH_TAKES_BIAS:
             kwargs["bias"] = bias
         super().__init__(*args, **kwargs)
@@ -231,9 +231,9 @@ class FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNor
         return f"{text}, frozen=True" if self.frozen else text
 
     def _record(self, input: Proxy, residual: Any) -> Any:
-        """A call of the module as a whole, as torch.fx records those of torch.nn.
+        """Records one call of the module, as torch.fx does for modules of torch.nn.
 
-        It would trace into any other, and bind the graph to the mode that the module was in.
+        torch.fx traces into other modules, which binds the graph to the module's mode.
         """
         tracer: Any = input.tracer
         if tracer.root is self:

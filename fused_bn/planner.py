@@ -23,7 +23,7 @@ OTHER_LAYOUTS = {
 }
 DIRECTIONS = ("forward", "backward", "evaluation")
 MOST = 2**50
-"""Elements: a petabyte of a half type. Beyond, the planner's products would overflow 64 bits."""
+"""The most elements. Beyond these, the planner's products would overflow 64 bits."""
 EXCHANGES = {
     "none": "blocks on their own",
     "cluster": "clusters of blocks",
@@ -189,7 +189,7 @@ def _dtype_name(dtype: torch.dtype | str) -> str:
 
 
 def report(plans: Sequence[LaunchPlan]) -> str:
-    """A table with a line for each fact and a column for each plan."""
+    """Returns a table with a line for each fact and a column for each plan."""
     rows = [(label, [text(each) for each in plans]) for label, text in LINES]
     widths = [max(len(texts[i]) for _, texts in rows) + 3 for i in range(len(plans))]
     first = max(len(label) for label, _ in rows) + 2
@@ -212,9 +212,8 @@ def _time(microseconds: float) -> str:
 
 
 def _grid(plan: LaunchPlan) -> str:
-    return (
-        f"{plan.grid}{f' and {plan.apply_grid}' if plan.apply_grid else ''} blocks of {plan.threads} threads"
-    )
+    after = f" and {plan.apply_grid}" if plan.apply_grid else ""
+    return f"{plan.grid}{after} blocks of {plan.threads} threads"
 
 
 LINES: tuple[tuple[str, Callable[[LaunchPlan], str]], ...] = (

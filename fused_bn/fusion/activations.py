@@ -1,4 +1,4 @@
-"""Which calls in a traced graph are activations that the kernels compute."""
+"""Recognises the activations in a traced graph."""
 
 import operator
 
@@ -14,7 +14,7 @@ PARAMETERS: dict[str, tuple[str, float | str]] = {
     "gelu": ("approximate", "none"),
     "softplus": ("beta", 1.0),
 }
-"""The one argument behind the tensor that changes what the function computes, and its default."""
+"""The argument after the tensor that changes what the function computes, and its default."""
 
 IN_PLACE_FUNCTIONS = {
     *(F.relu_, F.leaky_relu_, F.elu_, F.selu_),
@@ -23,7 +23,7 @@ IN_PLACE_FUNCTIONS = {
 
 
 def of_call(node: fx.Node) -> NamedActivation | None:
-    """The activation that a call of a function or method computes of its first argument."""
+    """Returns the activation that this call applies to its first argument, or None."""
     name = FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
     if name is None or not node.args:
         return None

@@ -1,7 +1,4 @@
-"""`fuse` and `unfuse`: batch norm, addition and activation in one pass throughout an existing model.
-
-The steps are those of the package.
-"""
+"""`fuse` and `unfuse`: batch norm, addition and activation in one pass throughout an existing model."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +21,7 @@ from fused_bn.modules import OURS
 Model = TypeVar("Model", bound=nn.Module)
 
 one_at_a_time = threading.RLock()
-"""Of traces, whose patches of nn.Module are undone in the reverse order."""
+"""Held during a trace. The patches of nn.Module must be undone in the reverse order."""
 
 
 def fuse(model: Model, example_inputs: object = None, *, recompute: bool = False) -> Model:
@@ -133,7 +130,7 @@ def _release_all(model: Model) -> Model:
 
 
 def _line(model: nn.Module, path: str, kind: str, norm: nn.Module, plan: Plan, obstacle: str) -> NormReport:
-    """What the report says of one norm."""
+    """Returns what the report says of one norm."""
     found = plan.findings.get(norm)
     own = own_activation(norm)
     replaced = type(norm) in OURS or isinstance(norm, runtime.NormAct)
@@ -165,7 +162,7 @@ RETURNED = "its output is what the forward returns"
 
 
 def _why_not(model: nn.Module, path: str, norm: nn.Module, plan: Plan) -> str:
-    """The most telling reason: of its own calls, else of the nearest module around it that was refused."""
+    """Returns the reasons for the norm's calls, or that of the nearest refused module around it."""
     found = plan.findings.get(norm)
     reasons = list(dict.fromkeys(found.reasons)) if found else []
     if reasons:
@@ -177,7 +174,7 @@ def _why_not(model: nn.Module, path: str, norm: nn.Module, plan: Plan) -> str:
 
 
 def _refused_around(model: nn.Module, path: str, plan: Plan) -> tuple[str, dict[str, str]]:
-    """The nearest module around a norm whose forward stays as it is: its class, and by mode why."""
+    """Returns the nearest refused module around a norm: its class, and the reasons by mode."""
     parts = path.split(".")
     for count in range(len(parts) - 1, -1, -1):
         around = model.get_submodule(".".join(parts[:count]))
@@ -187,7 +184,7 @@ def _refused_around(model: nn.Module, path: str, plan: Plan) -> tuple[str, dict[
 
 
 def _misfits(model: nn.Module, example_inputs: object) -> dict[nn.Module, str]:
-    """By norm, why its residual did not fit in a run of the model."""
+    """Runs the model, and returns for each norm why its residual did not fit."""
     found: dict[nn.Module, str] = {}
     if isinstance(example_inputs, Mapping):
         positional: Sequence[Any] = ()

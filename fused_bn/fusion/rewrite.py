@@ -1,7 +1,7 @@
-"""Gives a module a forward that computes its pairs in one pass, by a subclass of its class made for it.
+"""Gives a module a forward that computes its pairs in one pass, by a subclass that is made for it.
 
-That forward runs a traced graph where all that was read while tracing still is as it was, and the forward of
-the module's own class otherwise.
+That forward runs a traced graph if everything that the trace read is unchanged. Otherwise it runs the forward
+of the module's own class.
 """
 
 import importlib
@@ -29,7 +29,7 @@ class Variant:
     source: `def forward(self, ...)`, as torch.fx writes it.
     arguments: those it takes, in order.
     condition: a Python expression over `self` and the arguments; the variant holds where it is true.
-    modules, constants: what source and condition name: modules of Python, by theirs, and other objects.
+    modules, constants: the Python modules, by name, and other objects that source and condition use.
     """
 
     source: str
@@ -51,7 +51,7 @@ Recipe = Rewriting  # the name in pickles of earlier versions
 
 
 class Rewritten(Made):
-    """Has a forward that was made here."""
+    """The base of classes with a rewritten forward."""
 
     _summary: str
 
@@ -61,12 +61,12 @@ class Rewritten(Made):
 
 
 def rewrite(module: nn.Module, variants: tuple[Variant, ...], summary: str) -> None:
-    """From now on the module runs the first of the variants that holds, or else its own forward."""
+    """Makes the module run the first variant that holds, or else its own forward."""
     become(module, rewritten_class(type(module), Rewriting(variants, summary)))  # type: ignore[arg-type]
 
 
 def variant_of(trace: Trace, pairs: list[Pair], module: nn.Module, inlined: frozenset[nn.Module]) -> Variant:
-    """The trace with its pairs in one pass. Changes the trace's graph."""
+    """Returns the trace with its pairs in one pass. Changes the trace's graph."""
     guards = dict(trace.guards.conditions)
     for each, path in _looked_into(pairs, module, inlined):
         kind = trace.guards.constant(type(each))
@@ -96,7 +96,7 @@ BUILTINS = fx.Graph().python_code("self").globals
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a call of the module does what it did when it was looked into."""
+    """Whether a call of the module still does what the trace recorded."""
     return base_of(module) is kind and unhooked(module)
 
 
@@ -108,7 +108,7 @@ def rewritten_class(base: type[nn.Module], rewriting: Rewriting) -> type[nn.Modu
 
 
 def _forward(base: type[nn.Module], rewriting: Rewriting) -> Any:
-    """Compiles the forward that chooses among the variants; it has the signature of the base's."""
+    """Compiles the forward that chooses a variant. It has the signature of the base's forward."""
     parameters = parameters_of(base)
     defaults = {f"_default_{name}": each.default for name, each in parameters.items()}
     scope: dict[str, Any] = {**defaults, "_base_forward": base.forward, "_recorded": wants_own_forward}
@@ -152,7 +152,7 @@ STARS: dict[object, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD
 
 
 def _declared(parameters: dict[str, Parameter]) -> list[str]:
-    """As in the `def` of the base's forward."""
+    """Returns the parameters as the `def` of the base's forward lists them."""
     texts: list[str] = []
     for name, each in parameters.items():
         if each.kind is Parameter.KEYWORD_ONLY and not any(text.startswith("*") for text in texts):
@@ -163,7 +163,7 @@ def _declared(parameters: dict[str, Parameter]) -> list[str]:
 
 
 def _passed(parameters: dict[str, Parameter]) -> list[str]:
-    """As in a call of the base's forward."""
+    """Returns the arguments of a call of the base's forward."""
     keyword_only = {name for name, each in parameters.items() if each.kind is Parameter.KEYWORD_ONLY}
     return [
         f"{name}={name}" if name in keyword_only else f"{STARS.get(each.kind, '')}{name}"
@@ -172,7 +172,7 @@ def _passed(parameters: dict[str, Parameter]) -> list[str]:
 
 
 def _left_out(trace: Trace, parameters: dict[str, Parameter]) -> list[str]:
-    """That arguments which the trace does not take were not given."""
+    """Returns conditions: arguments that the trace does not take were not given."""
     return [
         f"not {name}" if each.kind in STARS else f"{name} is _default_{name}"
         for name, each in parameters.items()
@@ -183,13 +183,13 @@ def _left_out(trace: Trace, parameters: dict[str, Parameter]) -> list[str]:
 def _looked_into(
     pairs: list[Pair], module: nn.Module, inlined: frozenset[nn.Module]
 ) -> list[tuple[nn.Module, str]]:
-    """The modules whose calls do not appear in the rewritten graph, with their names."""
+    """Returns the modules whose calls the rewritten graph does not show, with their names."""
     skipped = {called(node, module) for pair in pairs for node in pair.skipped}
     return [(each, path) for path, each in module.named_modules() if each in skipped | inlined]
 
 
 def _replace(graph: fx.Graph, pair: Pair) -> None:
-    """Puts one call in the place of the pair: at the addition, or at the norm where there is none."""
+    """Replaces the pair by one call, at the addition, or at the norm if there is none."""
     with graph.inserting_before(pair.addition.node if pair.addition else pair.norm):
         arguments: list[Any] = [graph.get_attr(str(pair.norm.target)), pair.input]
         if pair.addition:

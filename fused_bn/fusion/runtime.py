@@ -1,8 +1,7 @@
-"""What a rewritten forward calls in the place of a pair: the same values, in one pass where that is right.
+"""What a rewritten forward calls instead of a pair: the same values, in one pass where that is right.
 
-Everything that may change after the rewriting is looked at here, on every call: the kind of norm and of
-activation, hooks, shapes and dtypes. Where one pass would not give what the pair gives, the pair's own calls
-run.
+Every call checks what may change after the rewriting: the classes of norm and activation, hooks, shapes and
+dtypes. If one pass would give something else than the pair, the pair's own calls run.
 """
 
 import operator
@@ -19,7 +18,7 @@ from fused_bn._tracing import wants_own_forward
 from fused_bn.fusion.classes import Made
 from fused_bn.modules import OURS
 
-one_pass = apply  # by this name it is only called here
+one_pass = apply  # tests count the calls by this name
 
 Act = nn.Module | str
 """A module of the model, or the name in `ACTIVATIONS` of a function."""
@@ -32,11 +31,11 @@ ADDITIONS: dict[str, Callable[[Any, Any], Any]] = {
 
 Listener = Callable[[nn.Module, str], None]
 listeners: list[Listener] = []
-"""Told of every sum that was not computed in one pass, with the norm and the reason."""
+"""Called for every sum that was not computed in one pass, with the norm and the reason."""
 
 
 class NormAct(Made):
-    """A norm that applies its own child `act` behind itself, and computes both in one pass."""
+    """A norm that applies its own child `act`, and computes both in one pass."""
 
     act: nn.Module
     drop: nn.Module
@@ -77,7 +76,7 @@ def norm_add_act(
 
 
 def difference(input: Tensor, residual: Tensor) -> str | None:
-    """Why the kernels cannot add `residual`; None where they can, and give what PyTorch's addition gives."""
+    """Returns why the kernels cannot add `residual` as PyTorch's addition does, or None if they can."""
     if not isinstance(residual, Tensor):
         return f"the residual is of type {type(residual).__name__}"
     if residual.shape != input.shape:
@@ -92,7 +91,7 @@ def difference(input: Tensor, residual: Tensor) -> str | None:
 
 
 def normalises_only(module: nn.Module) -> bool:
-    """Whether the module is a batch norm that computes nothing else, so that its result can be fused."""
+    """Whether the module is a batch norm without an activation, so that its result can be fused."""
     if type(module) in OURS:
         return module.activation == "none"
     return isinstance(module, NormAct) and is_identity(module.act) and is_identity(module.drop)
@@ -103,7 +102,7 @@ def is_identity(module: nn.Module) -> bool:
 
 
 def unhooked(module: nn.Module) -> bool:
-    """Whether a call of the module runs its class's forward and nothing besides."""
+    """Whether a call of the module runs its class's forward and nothing else."""
     return not (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -117,7 +116,7 @@ def unhooked(module: nn.Module) -> bool:
 def _in_one_pass(
     norm: nn.Module, input: Tensor, activation: Act, param: Param | None
 ) -> NamedActivation | None:
-    """The activation's name and parameter where one call of ours computes what the pair's two calls do."""
+    """Returns the activation if one call of ours computes what the pair's two calls do, or None."""
     if not normalises_only(norm) or not unhooked(norm) or isinstance(input, fx.Proxy):
         return None
     if isinstance(activation, str):
@@ -126,7 +125,7 @@ def _in_one_pass(
 
 
 def _named(activation: nn.Module, input: Tensor) -> NamedActivation | None:
-    """What the module computes; None where it does more, or autocast casts what it is given, as prelu's z."""
+    """Returns what the module computes, or None if it does more, or if autocast casts prelu's input."""
     named = of_module(activation) if unhooked(activation) else None
     if named is not None and named[0] == "prelu":
         device = input.device.type

@@ -1,4 +1,4 @@
-"""Lets the batch norms of an existing model take their statistics over several processes, and back."""
+"""Makes the batch norms of an existing model take their statistics over several processes, and back."""
 
 from typing import Any, TypeVar
 
@@ -65,7 +65,7 @@ def revert_sync_batchnorm(model: Model) -> Model:
     for module in model.modules():
         own = vars(module)
         former = own.pop("synchronised_from", None)
-        if former is not None:  # in a fused model one that can still be fused
+        if former is not None:  # a fused model keeps our class, which can still be fused
             become(module, DROP_INS.get(former, former) if fused else former)
         elif not isinstance(module, NormAct):
             continue
