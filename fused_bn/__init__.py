@@ -10,8 +10,7 @@ except ImportError as _error:
         name="fused_bn",
     ) from _error
 
-from fused_bn import _quantization, functional
-from fused_bn._plan import LaunchPlan, plan
+from fused_bn import _patches, _quantization, functional
 from fused_bn._tracing import fused_in_export
 from fused_bn._version import __version__
 from fused_bn.fusion.model import fuse, unfuse
@@ -25,8 +24,9 @@ from fused_bn.modules import (
     LazyBatchNorm3d,
     SyncBatchNorm,
 )
-from fused_bn.sync import convert_sync_batchnorm, revert_sync_batchnorm
+from fused_bn.sync.convert import convert_sync_batchnorm, revert_sync_batchnorm
 
+_patches.install()
 _quantization.install()
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "FusionReport",
-    "LaunchPlan",
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
@@ -44,7 +43,6 @@ __all__ = [
     "functional",
     "fuse",
     "fused_in_export",
-    "plan",
     "revert_sync_batchnorm",
     "unfuse",
 ]

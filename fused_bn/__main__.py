@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from fused_bn import _doctor, _plan
+from fused_bn import _doctor, planner
 from fused_bn._activations import ACTIVATIONS
 from fused_bn._version import __version__
 
@@ -20,10 +20,12 @@ def main() -> int:
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", required=True, metavar="N,C,...", help="such as 256,64,112,112")
-    parser.add_argument("--dtype", default="f32", help=", ".join(_plan.DTYPES))
-    parser.add_argument("--layout", default="channels_first", help=", ".join(_plan.LAYOUTS))
-    parser.add_argument("--device", default="h200", help=", ".join(_plan.device_names()))
-    parser.add_argument("--direction", help=f"{', '.join(_plan.DIRECTIONS)} (default: forward and backward)")
+    parser.add_argument("--dtype", default="f32", help=", ".join(planner.DTYPES))
+    parser.add_argument("--layout", default="channels_first", help=", ".join(planner.LAYOUTS))
+    parser.add_argument("--device", default="h200", help=", ".join(planner.device_names()))
+    parser.add_argument(
+        "--direction", help=f"{', '.join(planner.DIRECTIONS)} (default: forward and backward)"
+    )
     parser.add_argument("--residual", action="store_true", help="a tensor is added before the activation")
     parser.add_argument("--activation", default="relu", help=", ".join(ACTIVATIONS))
     parser.add_argument("--alignment", type=int, default=16, help="of the tensors' addresses, in bytes")
@@ -36,7 +38,7 @@ def print_plans(arguments: argparse.Namespace) -> int:
     directions = (arguments.direction,) if arguments.direction else ("forward", "backward")
     try:
         plans = [
-            _plan.plan(
+            planner.plan(
                 parse_shape(arguments.shape),
                 arguments.dtype,
                 arguments.layout,
@@ -53,7 +55,7 @@ def print_plans(arguments: argparse.Namespace) -> int:
         print(f"python -m fused_bn plan: {error}", file=sys.stderr)
         return 2
     print(f"{arguments.shape} {arguments.dtype} {arguments.layout} on {arguments.device}\n")
-    print(_plan.report(plans))
+    print(planner.report(plans))
     print("\nTimes are predictions of a model, not measurements.")
     return 0
 

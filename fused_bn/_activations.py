@@ -26,7 +26,7 @@ class Activation:
 
 
 Param = float | Tensor
-"""What `activation_param` may be: a number, or for prelu also a tensor of one slope or of one a channel."""
+"""`activation_param`: a number. For prelu it may be a tensor of one slope, or of one slope per channel."""
 
 
 def _hardsigmoid(z: Tensor) -> Tensor:
@@ -86,28 +86,28 @@ ActivationName = Literal[
 """The names above, for type checkers."""
 
 ActivationLike: TypeAlias = ActivationName | nn.Module | type[nn.Module] | Callable[..., Tensor] | None
-"""What users give as an activation; `spelled` takes other spellings of the names too."""
+"""What users may give as an activation. `spelled` also takes other spellings of the names."""
 
 DEFAULT_PARAMS = {name: activation.param or 0.0 for name, activation in ACTIVATIONS.items()}
 
 
 def apply_activation(activation: str, param: Param | None, z: Tensor) -> Tensor:
-    """The activation in PyTorch's own call; the default of its number where `param` is None."""
+    """Applies the activation with PyTorch's own function. If `param` is None, its default is used."""
     return ACTIVATIONS[activation].function(z, DEFAULT_PARAMS[activation] if param is None else param)
 
 
 def module_of(activation: str, param: Param | None) -> nn.Module:
-    """The activation as a module of PyTorch."""
+    """Returns the activation as a module of PyTorch."""
     return ACTIVATIONS[activation].module(DEFAULT_PARAMS[activation] if param is None else param)
 
 
 def param_of(norm: Any) -> Param | None:
-    """The `activation_param` of a norm of ours: the parameter that prelu's slopes are, or a number."""
+    """Returns the `activation_param` of a norm of ours: the parameter with prelu's slopes, or a number."""
     return norm.prelu_weight if norm.activation == "prelu" else norm.activation_param
 
 
 def split_param(activation: str, param: Param | None, input: Tensor) -> tuple[float, Tensor | None]:
-    """The operators' `activation_param` and `negative_slope`, of shape (C,)."""
+    """Returns the `activation_param` and `negative_slope`, of shape (C,), that the operators take."""
     if param is None:
         param = DEFAULT_PARAMS[activation]
     if activation != "prelu":
@@ -119,21 +119,21 @@ def split_param(activation: str, param: Param | None, input: Tensor) -> tuple[fl
     return 0.0, param.expand(input.shape[1]) if param.numel() == 1 and input.dim() > 1 else param
 
 
-Known = tuple[str, Param | None]
-"""The name of an activation in `ACTIVATIONS`, and its parameter."""
+NamedActivation = tuple[str, Param | None]
+"""The name of an activation, a key of `ACTIVATIONS`, and its parameter."""
 
 
-def known_gelu(approximate: object) -> Known | None:
-    """nn.GELU of that approximation."""
+def named_gelu(approximate: object) -> NamedActivation | None:
+    """Returns nn.GELU with this approximation."""
     return {"none": ("gelu", None), "tanh": ("gelu_tanh", None)}.get(str(approximate))
 
 
-def known_softplus(beta: object, threshold: object) -> Known | None:
-    """nn.Softplus with these numbers; None where the threshold is another than ours."""
+def named_softplus(beta: object, threshold: object) -> NamedActivation | None:
+    """Returns nn.Softplus with these numbers, or None if the threshold is not 20."""
     return ("softplus", float(beta)) if isinstance(beta, (int, float)) and beta and threshold == 20 else None
 
 
-MODULES: dict[type[nn.Module], Callable[[Any], Known | None]] = {
+MODULES: dict[type[nn.Module], Callable[[Any], NamedActivation | None]] = {
     nn.ReLU: lambda _: ("relu", None),
     nn.LeakyReLU: lambda module: ("leaky_relu", module.negative_slope),
     nn.ReLU6: lambda _: ("relu6", None),
@@ -142,11 +142,11 @@ MODULES: dict[type[nn.Module], Callable[[Any], Known | None]] = {
     nn.Hardsigmoid: lambda _: ("hardsigmoid", None),
     nn.ELU: lambda module: ("elu", module.alpha),
     nn.SiLU: lambda _: ("silu", None),
-    nn.GELU: lambda module: known_gelu(module.approximate),
+    nn.GELU: lambda module: named_gelu(module.approximate),
     nn.Tanh: lambda _: ("tanh", None),
     nn.Sigmoid: lambda _: ("sigmoid", None),
     nn.SELU: lambda _: ("selu", None),
-    nn.Softplus: lambda module: known_softplus(module.beta, module.threshold),
+    nn.Softplus: lambda module: named_softplus(module.beta, module.threshold),
     nn.Mish: lambda _: ("mish", None),
     nn.Identity: lambda _: ("none", None),
 }
@@ -169,18 +169,18 @@ FUNCTIONS: dict[Any, str] = {
 """Functions, and methods by their names."""
 
 
-def of_module(module: object) -> Known | None:
-    """The activation that exactly this type of module computes; None where it is another module."""
+def of_module(module: object) -> NamedActivation | None:
+    """Returns the activation of a module of exactly one of these classes, or None."""
     recognise = MODULES.get(type(module))  # type: ignore[arg-type]
     return None if recognise is None else recognise(module)
 
 
 SPELLINGS = {"swish": "silu", "identity": "none", "linear": "none"}
-"""Other names, as some frameworks have them, in lower case and without underscores."""
+"""The names in other frameworks, in lower case and without underscores."""
 
 
 def spelled(activation: object, param: Param | None = None) -> tuple[str, Param | None]:
-    """The name and number of an activation that is given in any of the ways people write it.
+    """Returns the name and the parameter of an activation in any of its spellings.
 
     Args:
         activation: a name in any case ("ReLU", "swish"), a module or class of `torch.nn`, a function of
@@ -188,7 +188,7 @@ def spelled(activation: object, param: Param | None = None) -> tuple[str, Param 
         param: `activation_param`.
 
     Raises:
-        ValueError: it is none of ours, or `param` is given and does not fit.
+        ValueError: the activation is unknown, or `param` does not fit it.
     """
     if activation is None:
         activation = "none"
@@ -196,20 +196,20 @@ def spelled(activation: object, param: Param | None = None) -> tuple[str, Param 
         activation = "prelu"
     elif isinstance(activation, type) and activation in MODULES:
         activation = activation()
-    known: tuple[str, Param | None] | None = None
+    named: tuple[str, Param | None] | None = None
     if isinstance(activation, nn.Module):
-        known = of_module(activation)
+        named = of_module(activation)
     elif isinstance(activation, str):
         plain = activation.lower().replace("_", "")
         plain = SPELLINGS.get(plain, plain)
-        known = next(((name, None) for name in ACTIVATIONS if name.replace("_", "") == plain), None)
+        named = next(((name, None) for name in ACTIVATIONS if name.replace("_", "") == plain), None)
     elif isinstance(activation, Hashable) and activation in FUNCTIONS:
-        known = FUNCTIONS[activation], None
-    if known is None:
+        named = FUNCTIONS[activation], None
+    if named is None:
         close = get_close_matches(str(activation).lower(), ACTIVATIONS, n=1)
         hint = f": did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}{hint}")
-    name, own = known
+    name, own = named
     if own is not None and param is not None and (isinstance(own, Tensor) or own != param):
         raise ValueError(
             f"{activation!r} has a parameter of its own, so activation_param cannot be {param!r}"
@@ -219,7 +219,7 @@ def spelled(activation: object, param: Param | None = None) -> tuple[str, Param 
 
 
 def check_activation(activation: object, param: object = None) -> None:
-    """ValueError for what is not the name of an activation, or a number that it does not take."""
+    """Raises ValueError for an unknown name, or a parameter that the activation does not take."""
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, but got {activation!r}")
     if param is None:

@@ -19,10 +19,10 @@ HOW_TO_BUILD = (
 
 
 def torch_that_built(library: Path) -> str:
-    """The version that csrc/module.cpp wrote into the file, which is not loaded for that.
+    """Reads the version that csrc/module.cpp wrote into the file, without loading it.
 
-    torch promises no C++ interface from one version to the next, and 2.9.1 moved entries of a virtual table
-    of 2.9.0: what loads may still crash later.
+    torch's C++ interface may change with each version: 2.9.1 moved entries of a virtual table of 2.9.0. What
+    loads may still crash later.
     """
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = re.search(rb"fused_bn built for torch ([^\0]+)\0", content)
@@ -30,7 +30,7 @@ def torch_that_built(library: Path) -> str:
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The extension module, or None with the reason why there is none."""
+    """Returns the extension module, or None and the reason."""
     if os.environ.get(DISABLE_VARIABLE, "0") not in ("", "0"):
         return None, f"{DISABLE_VARIABLE} is set"
     found = importlib.util.find_spec("fused_bn._C")
@@ -58,14 +58,10 @@ if extension is None:
 
 
 def _devices_with_kernels() -> frozenset[str]:
-    """The device types whose forward kernel is registered; the others use the fallback."""
+    """The device types that have kernels; the others use the fallback."""
     if extension is None:
         return frozenset()
-    keys = {"cpu": "CPU", "cuda": "CUDA", "meta": "CPU"}
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return frozenset(
-        device for device, key in keys.items() if has_kernel("fused_bn::batch_norm_forward", key)
-    )
+    return frozenset({"cpu", "meta", *["cuda"] * bool(extension.build_info()["cuda_version"])})
 
 
 devices_with_kernels = _devices_with_kernels()

@@ -12,7 +12,7 @@ _warned_of: set[str] = set()
 
 
 def warn_of_device(device_type: str) -> None:
-    """One warning for each kind of device that the compiled extension has no kernels for."""
+    """Warns once for each type of device that has no kernels in the compiled extension."""
     if device_type not in _warned_of and not torch.compiler.is_compiling():
         _warned_of.add(device_type)
         warnings.warn(
@@ -66,10 +66,10 @@ def _cumulative(
     eps: float,
     counter: Tensor,
 ) -> Tensor:
-    """Training with momentum=None, for a program in which the counter has no value yet."""
+    """Trains with momentum=None in a recorded program, where the counter has no value."""
     if running_mean is None or running_var is None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, True, 0.0, eps)
-    # The operator gets the buffers themselves, which a program that is moved to evaluation reads.
+    # A program that is moved to evaluation reads the buffers that the operator gets here.
     mean, variance = running_mean.clone(), running_var.clone()
     z = F.batch_norm(input, running_mean, running_var, weight, bias, True, 1.0, eps)
     kept = 1 - 1 / (counter.to(running_mean.dtype) + 1)
@@ -79,7 +79,7 @@ def _cumulative(
 
 
 def check_residual(input: Tensor, residual: Tensor) -> None:
-    """The operator's checks, in its words but for the names of dtypes."""
+    """Raises the operator's errors. Only the names of dtypes differ."""
     for what, verb, theirs, ours in (
         ("has shape", "has", list(residual.shape), list(input.shape)),
         ("is of", "is of", residual.dtype, input.dtype),

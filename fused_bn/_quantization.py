@@ -17,7 +17,7 @@ Fuser = Callable[..., nn.Module]
 
 
 def _fuser_of(table: dict[tuple[Any, ...], Any], kinds: tuple[Any, ...]) -> Fuser:
-    """What fuses modules of these classes, an nn.BatchNorm* among them, where the norm is ours."""
+    """Returns the function that fuses modules of these classes where the nn.BatchNorm* is one of ours."""
 
     def fuse(is_qat: bool, *modules: Any) -> nn.Module:
         norm = next(module for module in modules if type(module) in OURS)

@@ -1,9 +1,9 @@
-"""Whether a compiler, exporter or tracer looks on, and what such a program gets: PyTorch's own operators.
+"""Whether a compiler, exporter or tracer records a call, and which operators it gets: mostly PyTorch's own.
 
-A program that torch.export, torch.jit.trace or torch.onnx.export makes holds what it would hold with
-nn.BatchNorm*. So it runs without this package, and passes that fold, quantise or convert batch norm find it.
-torch.compile gets the same in evaluation, where its own kernels fuse more than ours, and the fused operator
-in training. Distributed tensors take PyTorch's operators too, whose sharding it knows.
+Programs of torch.export, torch.jit.trace and torch.onnx.export hold what they hold with nn.BatchNorm*. They
+run without this package, and passes that fold, quantise or convert batch norm find it. torch.compile gets the
+same in evaluation, where its own kernels fuse more than ours. In training it gets the fused operator.
+Distributed tensors take PyTorch's operators, because it knows how to shard those.
 """
 
 import sys
@@ -40,7 +40,7 @@ def _is_exporting() -> bool:
 
 
 def wants_plain_calls(input: Tensor, training: bool) -> bool:
-    """Whether a norm is computed by PyTorch's own operators, though there is a kernel of ours."""
+    """Whether PyTorch's own operators compute a norm for which there is a kernel of ours."""
     if torch.compiler.is_compiling() and not _keeps_fused and (_is_exporting() or not training):
         return True
     if type(input) is Tensor:
@@ -49,8 +49,8 @@ def wants_plain_calls(input: Tensor, training: bool) -> bool:
     return distributed is not None and isinstance(input, distributed.DTensor)
 
 
-def wants_forward_as_written(*values: object) -> bool:
-    """Whether a tracer or exporter records this call, so that the model's own forward must run."""
+def wants_own_forward(*values: object) -> bool:
+    """Whether a tracer or exporter records this call. Then the model's own forward must run."""
     if torch.compiler.is_compiling():
         return _is_exporting() and not _keeps_fused
     for value in values:

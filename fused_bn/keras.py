@@ -37,7 +37,7 @@ _FUSED: dict[Callable[..., Any], tuple[str, float | None]] = {
     keras.activations.softplus: ("softplus", 1.0),
     keras.activations.mish: ("mish", None),
 }
-"""What Keras' activations are to the operator, their default arguments included."""
+"""The operator's activation for each function of Keras with its default arguments."""
 
 _STATISTICS = {
     torch.float16: torch.float32,
@@ -45,7 +45,7 @@ _STATISTICS = {
     torch.float32: torch.float32,
     torch.float64: torch.float64,
 }
-"""Dtypes of inputs that the operator takes, and that of parameters and moving variables beside them."""
+"""For each dtype of inputs, the dtype of parameters and moving variables."""
 
 
 @keras.saving.register_keras_serializable(package="fused_bn")
@@ -96,7 +96,7 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
         """
         if mask is not None or not _ON_TORCH or not self._fits_operator(inputs, training):
             return self.activation(super().call(inputs, training=training, mask=mask))
-        # Calls of anything else may be unhashable.
+        # Other callables may not be hashable.
         fused = _FUSED.get(self.activation) if isinstance(self.activation, FunctionType) else None
         view, restored = _channels_second(inputs, self.axis % inputs.dim())
         training = bool(training and self.trainable)
@@ -104,7 +104,7 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
         return output if fused else self.activation(output)
 
     def get_config(self) -> dict[str, Any]:
-        """Of the original class, which takes it again where there is no activation."""
+        """Returns the config of the original class, with the activation if there is one."""
         config = super().get_config()
         if self.activation is not keras.activations.linear:
             config["activation"] = keras.activations.serialize(self.activation)
@@ -123,21 +123,21 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
             return False
         if not (training and self.trainable):
             return True
-        # From momentum 1 the variance's way through the operator and back would drift.
+        # With momentum 1 or more, the conversion of the variance to the operator's and back would drift.
         several = inputs.numel() > inputs.shape[self.axis]
         return several and 0 <= self.momentum < 1 and not getattr(self, "renorm", False)
 
     def _normalised(
         self, input: Tensor, training: bool, activation: str, activation_param: float | None
     ) -> Tensor:
-        """The operator on (N, C, *) `input`; in training the moving variables are assigned to."""
+        """Applies the operator to (N, C, *) `input`. Training assigns to the moving variables."""
         dtype = _STATISTICS[input.dtype]
         mean, variance = self.moving_mean.value.detach(), self.moving_variance.value.detach()
         unbiased = 1.0
         if training:
             count = input.numel() // input.shape[1]
-            # The operator blends the unbiased variance in, as torch does, and Keras the biased one: scaled
-            # before and back afterwards, only the old variance is as it was.
+            # The operator averages the unbiased variance, as torch does, and Keras the biased one. So the old
+            # variance is made unbiased before, and the new one biased afterwards.
             unbiased = count / (count - 1)
             mean, variance = mean.to(dtype, copy=True), variance.to(dtype) * unbiased
         output = batch_norm(
@@ -159,7 +159,7 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
 
 
 def _channels_second(inputs: Tensor, axis: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """A view of `inputs` as (N, C, *), and what gives a tensor of the view's shape the inputs' again."""
+    """Returns a view of `inputs` as (N, C, *), and a function that undoes it for the output."""
     if axis == 1:
         return inputs, lambda output: output
     if not inputs.is_contiguous():

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any, cast
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import fused_bn
+from fused_bn import _patches
 from tests.test_tools import MODELS, TOLERANCE, Written, assert_same, images, model, tells_readers, tool
 
 pytestmark = [pytest.mark.needs_extension, pytest.mark.filterwarnings("ignore")]
@@ -124,6 +126,48 @@ def test_torchs_sync_conversion_keeps_activation_and_frozen(kind: str, frozen: b
         reverted: Any = fused_bn.revert_sync_batchnorm(each)
         assert type(reverted[1].bn1) is type(ACTIVATED[kind]().get_submodule("1.bn1"))
         torch.testing.assert_close(reverted(images()), expected, rtol=0, atol=TOLERANCE)
+
+
+class Unknown(nn.BatchNorm2d):
+    """Nobody knows what it computes."""
+
+
+@pytest.mark.parametrize("last", [Unknown, lambda _: fused_bn.LazyBatchNorm2d(activation="relu")])
+def test_a_refused_sync_conversion_changes_no_norm(last: Callable[[int], nn.Module]) -> None:
+    """torch's own converts one norm after the other, so an error halfway leaves half a model."""
+    m: Any = nn.Sequential(nn.BatchNorm2d(3), fused_bn.BatchNorm2d(3, activation="relu"), last(3))
+    before = [(each, type(each), vars(each).copy()) for each in m.modules()]
+    for convert in (nn.SyncBatchNorm.convert_sync_batchnorm, fused_bn.convert_sync_batchnorm):
+        with pytest.raises(ValueError, match=r"'2' is (a Unknown|lazy)"):
+            convert(m)
+        assert [(each, type(each), vars(each)) for each in m.modules()] == before
+
+
+def test_torchs_conversion_that_was_imported_before_ours_drops_no_activation() -> None:
+    """It converts the norms within a model as ours does, and refuses one that is the model itself."""
+    tells_readers()
+    early: Any = types.MethodType(_patches._torchs_conversion, nn.SyncBatchNorm)
+    norm = fused_bn.BatchNorm2d(3, activation="relu")
+    with pytest.raises(RuntimeError, match="applies relu"):
+        early(norm)
+    assert early(nn.Sequential(nn.BatchNorm2d(3), norm))[1].activation == "relu"
+
+
+def convert_sync_batchnorm(norm: Any) -> float:
+    """Has a telling name, and builds nothing."""
+    return float(norm.eps)
+
+
+def scaffold(norm: Any) -> nn.BatchNorm2d:
+    """Builds a norm, and folds nothing."""
+    return nn.BatchNorm2d(norm.num_features, norm.eps)
+
+
+@pytest.mark.parametrize("function", [convert_sync_batchnorm, scaffold])
+def test_a_name_alone_refuses_no_function(function: Callable[[Any], object]) -> None:
+    tells_readers()
+    with pytest.warns(UserWarning, match=f"{function.__name__} reads the eps"):
+        function(fused_bn.BatchNorm2d(3, activation="relu"))
 
 
 def test_opacus_replaces_the_norm_and_keeps_its_activation() -> None:

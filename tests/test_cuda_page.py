@@ -2,7 +2,7 @@
 
 import pytest
 
-import fused_bn
+from fused_bn import planner
 from tests.cases import HAS_EXTENSION
 from tests.pages import text, unwrapped
 from tests.test_plan_prices import DEMANDED
@@ -21,7 +21,7 @@ def row(shape: tuple[int, ...], layout: str, dtype: str) -> str:
     """A case's plans on an H200: microseconds and megabytes, forward and backward."""
     cells = ["x".join(map(str, shape)), layout, dtype]
     for direction in ("forward", "backward"):
-        plan = fused_bn.plan(shape, dtype, layout, "h200", direction)
+        plan = planner.plan(shape, dtype, layout, "h200", direction)
         traffic = (plan.read - plan.l2_hits + plan.written) / 1e6
         cells += [f"{plan.predicted_time:.1f}", f"{plan.floor_time:.1f}", f"{traffic:.1f}"]
     return f"| {' | '.join(cells)} |"

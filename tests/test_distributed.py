@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fused_bn
-from fused_bn import _recompute
+from fused_bn.fusion import recompute
 from tests.cases import DEVICES
 from tests.processes import NEEDS_GLOO, Processes, device, whole
 from tests.test_module import OUTPUT_TOLERANCE, PARAMETER_TOLERANCE
@@ -84,7 +84,7 @@ def block_of(make: Callable[[str], nn.Module]) -> Callable[[], nn.Module]:
 
 def fused() -> nn.Module:
     """A model whose norm outputs are recomputed in backward."""
-    _recompute.WORTH_BYTES = 1
+    recompute.WORTH_BYTES = 1
     return fused_bn.fuse(Written(), recompute=True)
 
 
@@ -98,7 +98,7 @@ def of_units() -> nn.Module:
 
 
 def fused_units() -> nn.Module:
-    _recompute.WORTH_BYTES = 1
+    recompute.WORTH_BYTES = 1
     return fused_bn.fuse(of_units(), recompute=True)
 
 

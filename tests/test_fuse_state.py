@@ -1,11 +1,13 @@
 """What fuse() keeps: names, objects, keys, optimisers, modes, hooks; copies, pickles, torch.compile."""
 
 import copy
+import importlib
 import inspect
 import io
 import pickle
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fused_bn
+from fused_bn.fusion import watch
 from tests.fuse_models import BLOCKS, Basic, Pyramid, UNet, assert_same, images, made, step
 
 
@@ -250,9 +253,72 @@ def test_other_threads_compute_while_one_fuses() -> None:
 
     thread = threading.Thread(target=compute)
     thread.start()
-    for _ in range(20):
-        fused_bn.fuse(Basic())
+    reports: list[Any] = [fused_bn.fuse(Basic()).fusion_report for _ in range(20)]
     stop.set()
     thread.join()
     assert calls
     assert not failures
+    assert [report.share for report in reports] == [1.0] * 20
+
+
+def test_hooks_on_every_module_see_what_they_saw() -> None:
+    """Such as profilers register them: norm and activation are then computed apart."""
+    model, x = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), torch.randn(2, 4, 6, 6)
+    found = []
+    for each in (copy.deepcopy(model), fused_bn.fuse(model)):
+        seen: list[tuple[str, Tensor]] = []
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda module, _, output, seen=seen: seen.append((type(module).__name__, output.clone()))
+        )
+        try:
+            each(x)
+        finally:
+            handle.remove()
+        found.append(seen)
+    names, fused_names = ([name for name, _ in seen] for seen in found)
+    assert fused_names == names == ["Conv2d", "BatchNorm2d", "ReLU", "Sequential"]
+    for (_, left), (_, right) in zip(*found, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=1e-6)
+
+
+class Other(nn.Module):
+    """A model of another thread, whose own code reads and writes attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 4), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layer(x) * self.calls
+
+
+def test_what_another_thread_reads_and_writes_is_not_the_traced_forwards() -> None:
+    """Where it was watched, the trace was refused: "reads a Other from elsewhere in the model"."""
+    other, guards = Other(), watch.Guards()
+    with ThreadPoolExecutor(1) as threads, watch.watching({}, guards, training=True):
+        threads.submit(other, torch.ones(1, 4)).result()
+        with pytest.raises(watch.RefusedError, match="reads a Other from elsewhere in the model"):
+            other(torch.ones(1, 4))
+    assert other.calls == 1
+    assert not guards.conditions
+
+
+PICKLED = {
+    "fused_bn.modules": ("BatchNorm2d", "LazyBatchNorm2d", "SyncBatchNorm", "_SyncBatchNorm2d"),
+    "fused_bn.fusion.classes": ("_new",),
+    "fused_bn.fusion.norms": ("_activated_class", "_norm_act_class"),
+    "fused_bn.fusion.recompute": ("keep_recipe",),
+    "fused_bn.fusion.report": ("FusionReport", "NormReport"),
+    "fused_bn.fusion.rewrite": ("Recipe", "Variant", "is_plain", "rewritten_class"),
+    "fused_bn.fusion.runtime": ("norm_act", "norm_add_act"),
+    "fused_bn.sync": ("convert_sync_batchnorm", "revert_sync_batchnorm"),
+    "fused_bn._converters": ("Replaced",),
+}
+
+
+@pytest.mark.parametrize("module", PICKLED)
+def test_names_in_the_pickles_of_earlier_versions_stay(module: str) -> None:
+    """A class or function that moves leaves its name behind, or whole models no longer load."""
+    imported = importlib.import_module(module)
+    assert all(callable(getattr(imported, name)) for name in PICKLED[module])

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import fused_bn
 from benchmarks.gpu import bits, build, correct, counters, forced, job, models, planned, rows, table, tests
 from benchmarks.gpu.captured import Captured, own_stream
 from benchmarks.gpu.job import Job, SkippedError
 from benchmarks.gpu.parts import EXIT_AGAIN, EXIT_SKIPPED, append
 from benchmarks.gpu.table import Bench, TimedRows
+from fused_bn import planner
 from tests.cases import Case, Result, Tensors, run_fused
 from tests.lenet_data import one_thread  # noqa: F401
 
@@ -208,7 +208,7 @@ def test_correct_notices_a_wrong_result(run: Runner, monkeypatch: pytest.MonkeyP
 def test_plans_forced_under_sanitizers_fit(case: Case, plan: str) -> None:
     layout = planned.PLAN_LAYOUTS[case.layout]
     for way in ("forward", "backward"):
-        made = fused_bn.plan(case.shape, case.dtype, layout, "h200", way, case.residual, forced=plan)
+        made = planner.plan(case.shape, case.dtype, layout, "h200", way, case.residual, forced=plan)
         assert made.forced.startswith(plan.partition(" group")[0])
 
 

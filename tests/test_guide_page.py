@@ -11,7 +11,7 @@ from torch import nn
 import fused_bn
 from benchmarks.resnet.model import ResNet50
 from fused_bn._activations import ACTIVATIONS
-from fused_bn._recompute import WORTH_BYTES
+from fused_bn.fusion.recompute import WORTH_BYTES
 from tests.pages import text, unwrapped
 
 PAGE = "docs/guide.md"

@@ -151,3 +151,25 @@ def test_contributing_lists_all_places_of_an_activation() -> None:
     having.remove("tests/test_pages.py")
     assert len(having) > 10
     assert [name for name in having if f"`{name}`" not in section] == []
+
+
+PRIVATE = re.compile(
+    r"\btorch(?:\.\w+)*?\.(_[a-z]\w*)|\bfrom torch[\w.]* import .*?\b(_[a-z]\w*)", re.IGNORECASE
+)
+
+
+def test_contributing_lists_the_private_parts_of_torch() -> None:
+    """Every name with an underscore that the package or a benchmark takes from torch by its path."""
+    content = text("docs/contributing.md")
+    section = content[content.index("## Private parts of PyTorch") :]
+    used = {
+        (str(path.relative_to(ROOT)), name)
+        for folder in ("fused_bn", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if not path.name.startswith("test_")
+        for match in PRIVATE.findall(path.read_text())
+        for name in match
+        if name
+    }
+    assert len(used) > 8
+    assert [each for each in sorted(used) if not re.search(rf"\b{each[1]}\b", section)] == []

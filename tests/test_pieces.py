@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_bn import _fallback_pieces, _pieces
+from fused_bn.sync import fallback_pieces, pieces
 from tests.cases import Case, layouts, present, same_bits
 from tests.test_operator import SMOOTH, WITH_MASK, backward, backward_arguments, forward, forward_arguments
 
@@ -201,7 +201,7 @@ def test_a_tensor_without_memory_is_refused(operator: Any, make: Any, name: str,
     assert all(torch.equal(arguments[each], value) for each, value in before.items())
 
 
-@pytest.mark.parametrize("pieces", [_pieces, _fallback_pieces], ids=["kernels", "fallback"])
+@pytest.mark.parametrize("pieces", [pieces, fallback_pieces], ids=["kernels", "fallback"])
 def test_merge_of_nothing_and_of_infinities(pieces: ModuleType) -> None:
     """If all batches are empty, running statistics stay. One infinite value makes an infinite mean."""
     x = torch.randn(4, 3)

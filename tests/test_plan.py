@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fused_bn._activations import ACTIVATIONS
-from fused_bn._plan import LAYOUTS, device_names
+from fused_bn.planner import LAYOUTS, device_names
 from tests import planner, tilings
 from tests.planner import Launch, LaunchPlan
 

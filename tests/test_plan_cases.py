@@ -9,7 +9,7 @@ import torch
 
 import fused_bn
 from fused_bn import __main__ as cli
-from fused_bn._plan import LAYOUTS
+from fused_bn import planner as kernel_plans
 from tests import planner
 from tests.test_plan import Problem
 
@@ -19,7 +19,7 @@ OLDER: dict[str, Any] = {"architecture": 80, "multiprocessors": 5, "cooperative"
 """A device on which blocks cannot wait for each other."""
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", kernel_plans.LAYOUTS)
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("part", ["both", "reduce", "apply"])
 def test_a_single_value(layout: str, direction: str, part: str) -> None:
@@ -258,26 +258,33 @@ def test_bad_input_is_one_clear_error(changes: dict[str, Any], text: str) -> Non
 # ---- what a user calls
 
 
+def test_the_planners_words_are_its_submodules_alone() -> None:
+    """The fields of a plan change with the kernels, and are no promise of the package."""
+    assert not {"plan", "LaunchPlan"} & {*fused_bn.__all__, *vars(fused_bn)}
+
+
 def test_public_plan() -> None:
     arguments = ((256, 64, 112, 112), torch.bfloat16, "channels_last")
-    plan = fused_bn.plan(*arguments, direction="backward", residual=True)
+    plan = kernel_plans.plan(*arguments, direction="backward", residual=True)
     same = Problem(256, 64, 112 * 112, direction="backward", residual=True).plan()
     assert same.first is not None
     assert same.apply is not None
     assert (plan.kernel, plan.grid, plan.apply_grid) == ("streamed", same.first.grid, same.apply.grid)
     assert (plan.read, plan.predicted_time, plan.forced) == (same.read, same.predicted_time, repr(same))
     assert plan.mask_bytes == prod((256, 64, 112, 112)) // 8
-    assert plan == fused_bn.plan((256, 64, 112, 112), "bfloat16", "channels_last", "h200", "backward", True)
-    assert plan == fused_bn.plan(*arguments, direction="backward", residual=True, forced=plan.forced)
+    assert plan == kernel_plans.plan(
+        (256, 64, 112, 112), "bfloat16", "channels_last", "h200", "backward", True
+    )
+    assert plan == kernel_plans.plan(*arguments, direction="backward", residual=True, forced=plan.forced)
     with pytest.raises(FrozenInstanceError):
         plan.grid = 1  # type: ignore[misc]
 
 
 def test_public_plan_of_the_other_kernels() -> None:
-    resident = fused_bn.plan((256, 1024, 14, 14), "bf16", "channels_last")
+    resident = kernel_plans.plan((256, 1024, 14, 14), "bf16", "channels_last")
     assert (resident.kernel, resident.exchange, resident.launches) == ("resident", "words", 1)
     assert resident.iterations * resident.groups >= resident.tiles
-    evaluation = fused_bn.plan(
+    evaluation = kernel_plans.plan(
         (256, 1024, 14, 14), "bf16", "channels_last", direction="evaluation", residual=True
     )
     assert (evaluation.kernel, evaluation.launches, evaluation.mask_bytes) == ("apply", 1, 0)
@@ -290,7 +297,7 @@ def test_public_plan_of_an_activation_whose_derivative_takes_z() -> None:
     tensor = 2 * prod(shape)
 
     def read(activation: str) -> int:
-        plan = fused_bn.plan(
+        plan = kernel_plans.plan(
             shape, "bf16", direction="backward", residual=True, activation=activation, forced="streamed"
         )
         assert (plan.mask_bytes > 0) == (activation in ("relu", "relu6"))
@@ -301,16 +308,16 @@ def test_public_plan_of_an_activation_whose_derivative_takes_z() -> None:
 
 
 def test_public_plan_sees_one_layout_where_both_describe_the_same_memory() -> None:
-    first, last = (fused_bn.plan((32, 100), layout=layout) for layout in LAYOUTS)
+    first, last = (kernel_plans.plan((32, 100), layout=layout) for layout in kernel_plans.LAYOUTS)
     assert first == last
     assert first.walk == "down_columns"
 
 
 def test_public_plan_takes_names_as_people_write_them() -> None:
     shape = (32, 64, 7, 7)
-    expected = fused_bn.plan(shape, "f32", "channels_first", "h100")
-    assert fused_bn.plan(shape, "float32", "contiguous", "H100") == expected
-    assert fused_bn.plan(shape, torch.float32, "NCHW", "H100") == expected
+    expected = kernel_plans.plan(shape, "f32", "channels_first", "h100")
+    assert kernel_plans.plan(shape, "float32", "contiguous", "H100") == expected
+    assert kernel_plans.plan(shape, torch.float32, "NCHW", "H100") == expected
 
 
 @pytest.mark.parametrize(
@@ -334,7 +341,7 @@ def test_public_plan_takes_names_as_people_write_them() -> None:
 )
 def test_public_plan_names_the_bad_argument(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        fused_bn.plan(**{"shape": (2, 3, 4), **arguments})
+        kernel_plans.plan(**{"shape": (2, 3, 4), **arguments})
 
 
 def run_cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -346,7 +353,7 @@ def test_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     words = ("--shape", "256,64,112,112", "--dtype", "bf16", "--layout", "channels_last", "--device", "h200")
     assert run_cli(monkeypatch, *words) == 0
     table = capsys.readouterr().out
-    plan = fused_bn.plan((256, 64, 112, 112), "bf16", "channels_last")
+    plan = kernel_plans.plan((256, 64, 112, 112), "bf16", "channels_last")
     for expected in (
         "forward ",
         "backward",

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fused_bn
-from fused_bn import _recompute
+from fused_bn.fusion import recompute
 from fused_bn.fusion.runtime import difference
 from tests.cases import MEMORY_FORMATS
 from tests.fuse_models import Basic, conv
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.needs_extension
 
 @pytest.fixture(autouse=True)
 def _small_outputs_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_recompute, "WORTH_BYTES", 1)
+    monkeypatch.setattr(recompute, "WORTH_BYTES", 1)
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +113,23 @@ def test_the_consumer_keeps_no_output_and_gradients_keep_their_bits(name: str, d
     assert all(map(torch.equal, found, expected))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_keeps_an_input_of_three_dimensions(bias: bool, device: str) -> None:
+    """Its node saves a view of the tensor, of which nothing is noted: the page promises two dimensions."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Flatten(2), Pair(nn.Linear(64, 3, bias=bias), nn.Conv1d(4, 4, 1)))
+
+    kept, model = (each.to(device) for each in fused_both_ways(make))
+    x = images().detach().to(device).requires_grad_()
+    expected = gradients(kept, x)
+    given = watched(model, (nn.Linear,))
+    output = model(x)
+    assert not given["1.consumer"].expired()
+    found = torch.autograd.grad((output * output.detach().cos()).sum(), [x, *model.parameters()])
+    assert all(map(torch.equal, found, expected))
+
+
 def make_contiguous(*models: nn.Module) -> None:
     """Convolutions with contiguous outputs for any input, as cuDNN's are in float64."""
     for model in models:
@@ -151,7 +168,7 @@ def test_every_other_output_of_a_chain_of_residual_blocks_is_computed_again(
 
 def test_small_outputs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recording them would take longer than it saves."""
-    monkeypatch.setattr(_recompute, "WORTH_BYTES", 3 * 4 * 8 * 8 * 4 + 1)
+    monkeypatch.setattr(recompute, "WORTH_BYTES", 3 * 4 * 8 * 8 * 4 + 1)
     _, model = fused_both_ways(lambda: chain(1))
     given = watched(model)
     output = model(images())
@@ -332,7 +349,7 @@ def test_a_fused_model_can_be_traced() -> None:
 def test_without_the_extension_a_fused_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a model that was pickled on a machine with the extension."""
     kept, model = fused_both_ways(lambda: chain(1))
-    monkeypatch.setattr(_recompute, "extension", None)
+    monkeypatch.setattr(recompute, "extension", None)
     assert all(map(torch.equal, gradients(kept, images()), gradients(model, images())))
 
 

@@ -15,7 +15,7 @@ from benchmarks.comparison import WrongResultError
 from benchmarks.resnet import job
 from benchmarks.resnet.comparison import Case, Comparison
 from benchmarks.resnet.model import ResNet50
-from fused_bn import _recompute
+from fused_bn.fusion import recompute
 
 CPU = torch.device("cpu")
 SMALL = partial(ResNet50, depths=(2, 1), width=8)
@@ -44,7 +44,7 @@ def test_the_fused_model_takes_less_memory(case: Case, monkeypatch: pytest.Monke
 
     On smaller images the convolutions' own memory dominates.
     """
-    monkeypatch.setattr(_recompute, "WORTH_BYTES", 1)
+    monkeypatch.setattr(recompute, "WORTH_BYTES", 1)
     comparison = Comparison(
         replace(case, batch=4, size=160), CPU, make=partial(ResNet50, depths=(4, 4), width=8)
     )

@@ -239,10 +239,10 @@ def exchanged(_: int) -> dict[str, list[int]]:
 
     norm = fused_bn.SyncBatchNorm(7, activation="relu", device=device())
     x = torch.randn(4, 7, 3, 3, device=device(), requires_grad=True)
-    from fused_bn import _sync
+    from fused_bn.sync import exchange
 
     with (
-        mock.patch.object(_sync, "_all_gather", counting("gather", _sync._all_gather, 1)),
+        mock.patch.object(exchange, "_all_gather", counting("gather", exchange._all_gather, 1)),
         mock.patch.object(distributed, "all_reduce", counting("reduce", distributed.all_reduce, 0)),
     ):
         y = norm(x, x)
@@ -335,9 +335,9 @@ def test_misuse_is_refused_before_anything_is_written(two: Processes) -> None:
 
 
 def by_plain_calls(rank: int, split: Split) -> dict[str, Tensor | None]:
-    from fused_bn import _sync
+    from fused_bn.sync import exchange
 
-    with mock.patch.object(_sync, "devices_with_kernels", frozenset()):
+    with mock.patch.object(exchange, "devices_with_kernels", frozenset()):
         return share_of(rank, split)
 
 

@@ -52,7 +52,7 @@ def test_largest_group_is_the_last_within_the_share() -> None:
 
 def test_messages_are_those_that_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model counts what the layers send: 2C + 1 float64 forward, 2C backward."""
-    from fused_bn import _sync
+    from fused_bn.sync import exchange
 
     sent: list[int] = []
 
@@ -63,9 +63,9 @@ def test_messages_are_those_that_are_sent(monkeypatch: pytest.MonkeyPatch) -> No
     def gathered(message: torch.Tensor, _: object) -> torch.Tensor:
         return one(message, None).view(1, -1)
 
-    monkeypatch.setattr(_sync, "group_of", lambda group: group)
-    monkeypatch.setattr(_sync, "_gather", gathered)
-    monkeypatch.setattr(_sync, "_add_up", one)
+    monkeypatch.setattr(exchange, "group_of", lambda group: group)
+    monkeypatch.setattr(exchange, "_gather", gathered)
+    monkeypatch.setattr(exchange, "_add_up", one)
     norm = fused_bn.SyncBatchNorm(10, process_group="a stand-in")
     norm(torch.randn(2, 10, 3, 3, requires_grad=True)).sum().backward()
     assert sent == [168, 160]

@@ -5,9 +5,8 @@ from contextlib import contextmanager
 
 import torch
 
-import fused_bn
+from fused_bn import planner
 from fused_bn._extension import extension
-from fused_bn._plan import device_names
 from tests.cases import Case
 
 PLAN_LAYOUTS = {"contiguous": "channels_first", "channels_last": "channels_last"}
@@ -36,7 +35,7 @@ def predicted(case: Case, device: torch.device, direction: str, text: str = "") 
     way = direction if case.training else "evaluation"
     layout, residual = PLAN_LAYOUTS[case.layout], case.residual
     try:
-        plan = fused_bn.plan(case.shape, case.dtype, layout, model_of(device), way, residual, forced=text)
+        plan = planner.plan(case.shape, case.dtype, layout, model_of(device), way, residual, forced=text)
     except Exception as error:
         print(f"no prediction: {error}", flush=True)
         return None
@@ -50,4 +49,4 @@ def model_of(device: torch.device) -> str | dict[str, float | str]:
     name = torch.cuda.get_device_name(device).lower()
     major, minor = torch.cuda.get_device_capability(device)
     nearest: dict[str, float | str] = {"architecture": 10 * major + minor}
-    return next((known for known in device_names() if known in name), nearest)
+    return next((known for known in planner.device_names() if known in name), nearest)

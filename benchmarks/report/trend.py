@@ -13,8 +13,6 @@ LONGEST = 20
 KEPT = 0.5
 """A run with a smaller share of the last run's cells is left out: few cells would be common to all runs."""
 
-Key = tuple[str, str, str]
-
 
 @dataclass(frozen=True)
 class Trend:

@@ -1,4 +1,4 @@
-"""Which calls in a traced graph are activations that the kernels compute."""
+"""Recognises the activations in a traced graph."""
 
 import operator
 
@@ -6,7 +6,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from fused_bn._activations import FUNCTIONS, Known, known_gelu, known_softplus
+from fused_bn._activations import FUNCTIONS, NamedActivation, named_gelu, named_softplus
 
 PARAMETERS: dict[str, tuple[str, float | str]] = {
     "leaky_relu": ("negative_slope", 0.01),
@@ -14,7 +14,7 @@ PARAMETERS: dict[str, tuple[str, float | str]] = {
     "gelu": ("approximate", "none"),
     "softplus": ("beta", 1.0),
 }
-"""The one argument behind the tensor that changes what the function computes, and its default."""
+"""The argument after the tensor that changes what the function computes, and its default."""
 
 IN_PLACE_FUNCTIONS = {
     *(F.relu_, F.leaky_relu_, F.elu_, F.selu_),
@@ -22,8 +22,8 @@ IN_PLACE_FUNCTIONS = {
 }
 
 
-def of_call(node: fx.Node) -> Known | None:
-    """The activation that a call of a function or method computes of its first argument."""
+def of_call(node: fx.Node) -> NamedActivation | None:
+    """Returns the activation that this call applies to its first argument, or None."""
     name = FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
     if name is None or not node.args:
         return None
@@ -37,9 +37,9 @@ def of_call(node: fx.Node) -> Known | None:
     if arguments:
         return None
     if name == "softplus":
-        return known_softplus(value, threshold)
+        return named_softplus(value, threshold)
     if name == "gelu":
-        return known_gelu(value)
+        return named_gelu(value)
     if not parameter:
         return name, None
     return (name, float(value)) if isinstance(value, (int, float)) else None

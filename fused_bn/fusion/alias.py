@@ -1,4 +1,4 @@
-"""Whether a norm may be computed later than written: at the addition, behind what makes the residual."""
+"""Whether a norm may be computed at the addition, later than its call, behind what makes the residual."""
 
 import operator
 
@@ -10,28 +10,24 @@ from fused_bn.fusion import activations
 from fused_bn.fusion.watch import is_of
 
 FRESH_MODULES = (
-    nn.modules.conv._ConvNd,
-    nn.Linear,
-    nn.Bilinear,
-    nn.modules.batchnorm._BatchNorm,
-    nn.GroupNorm,
-    nn.LayerNorm,
+    *(nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear),
+    *(nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm),
 )
 FRESH_FUNCTIONS = {
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.matmul, operator.neg),
     *(torch.add, torch.sub, torch.mul, torch.matmul, torch.cat, torch.stack),
     *(F.conv1d, F.conv2d, F.conv3d, F.linear),
 }
-"""What returns memory of its own, never its input's."""
+"""These return new memory, never their input's."""
 
 OUTSIDE = "outside"
-"""The memory of arguments and of the model, which may all be one."""
+"""The memory of arguments and of the model, which may overlap."""
 
 
 def moving_changes(norm: fx.Node, destination: fx.Node, module: nn.Module) -> str | None:
-    """Why a norm computed at `destination` could give other values; None where it cannot.
+    """Returns why a norm computed at `destination` could give other values, or None.
 
-    What runs in between must neither write to the norm's input nor read or update the norm itself.
+    Nothing in between may write to the norm's input, or read or update the norm.
     """
     memory: dict[fx.Node, frozenset[object]] = {}
     for node in norm.graph.nodes:
@@ -54,7 +50,7 @@ def moving_changes(norm: fx.Node, destination: fx.Node, module: nn.Module) -> st
 def _memory_of(
     node: fx.Node, memory: dict[fx.Node, frozenset[object]], module: nn.Module
 ) -> frozenset[object]:
-    """The allocations that a value may lie in."""
+    """Returns the allocations that a value may lie in."""
     if node.op in ("placeholder", "get_attr"):
         return frozenset({OUTSIDE})
     if node.op == "call_module":
@@ -67,11 +63,11 @@ def _memory_of(
 
 
 def _written(node: fx.Node, module: nn.Module) -> list[fx.Node]:
-    """The arguments that a call may change."""
+    """Returns the arguments that a call may write to."""
     if node.op == "call_module":
         child = module.get_submodule(str(node.target))
-        known = all(is_of(type(each).__module__, "torch.nn", "fused_bn") for each in child.modules())
-        harmless = known and not any(getattr(each, "inplace", False) for each in child.modules())
+        of_torch = all(is_of(type(each).__module__, "torch.nn", "fused_bn") for each in child.modules())
+        harmless = of_torch and not any(getattr(each, "inplace", False) for each in child.modules())
         return [] if harmless else node.all_input_nodes
     if node.op == "call_method":
         return node.all_input_nodes if str(node.target).endswith("_") else []
@@ -82,22 +78,13 @@ def _written(node: fx.Node, module: nn.Module) -> list[fx.Node]:
         in_place = node.target in activations.IN_PLACE_FUNCTIONS or (
             name.endswith("_") or name in IN_PLACE_NAMES or node.kwargs.get("inplace") or "out" in node.kwargs
         )
-        # inplace may be given by position too
+        # inplace may be given by position
         by_position = any(argument is True for argument in node.args)
         return node.all_input_nodes if not torchs or in_place or by_position else []
     return []
 
 
-IN_PLACE_OPERATORS = (
-    "iadd",
-    "isub",
-    "imul",
-    "itruediv",
-    "ifloordiv",
-    "imod",
-    "ipow",
-    "imatmul",
-    "iand",
-    "ior",
+IN_PLACE_OPERATORS = tuple(
+    f"i{name}" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or")
 )
 IN_PLACE_NAMES = {*IN_PLACE_OPERATORS, "setitem"}

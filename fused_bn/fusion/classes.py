@@ -1,4 +1,4 @@
-"""Subclasses made at run time for single modules, which copies and pickles of the modules keep."""
+"""Makes subclasses at run time for single modules. Copies and pickles of the modules keep them."""
 
 import copyreg
 from collections.abc import Callable
@@ -8,13 +8,13 @@ from torch import nn
 
 
 class Made:
-    """Marks such a class; it has its base's name and passes for it everywhere."""
+    """The base of such a class, which has the name of the class that it extends."""
 
     _made_from: type[nn.Module]
     _made_by: tuple[Callable[..., type[nn.Module]], tuple[Any, ...]]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        if not is_made(type(self)):  # but a subclass of one, made by something else
+        if not is_made(type(self)):  # a subclass of one, made by other code
             return super().__reduce_ex__(protocol)
         reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
         make, arguments, *rest = reduced
@@ -40,7 +40,7 @@ def make_class(
 
 
 def become(module: nn.Module, kind: type[nn.Module]) -> None:
-    """Changes the module's class; nothing else of it changes."""
+    """Changes only the module's class."""
     module.__class__ = kind
 
 
@@ -50,7 +50,7 @@ def is_made(kind: type[Any]) -> bool:
 
 
 def base_of(module: nn.Module) -> type[nn.Module]:
-    """The module's class, or what it was before it got one that was made for it."""
+    """Returns the module's class, or the class that it had before `become`."""
     base: type[nn.Module] = vars(type(module)).get("_made_from", type(module))
     return base
 

@@ -1,4 +1,4 @@
-"""Finds in a traced graph what may be computed in one pass: norm -> [addition] -> [activation]."""
+"""Finds norm -> [addition] -> [activation] in a traced graph."""
 
 import operator
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Addition:
 
     @property
     def residual(self) -> fx.Node:
-        """As it is called now: another pair may have replaced it since the search."""
+        """Read from the call, because another pair may have replaced it since the search."""
         value = self.node.args[self.place] if isinstance(self.place, int) else self.node.kwargs[self.place]
         assert isinstance(value, fx.Node)
         return value
@@ -63,7 +63,7 @@ class Pair:
 
 
 def norm_calls(graph: fx.Graph, module: nn.Module) -> list[fx.Node]:
-    """The calls of norms that compute nothing but the norm."""
+    """Returns the calls of norms without an activation of their own."""
     calls = (node for node in graph.nodes if node.op == "call_module")
     return [node for node in calls if normalises_only(called(node, module))]
 
@@ -73,7 +73,7 @@ def called(node: fx.Node, module: nn.Module) -> nn.Module:
 
 
 def pairs_of(graph: fx.Graph, module: nn.Module) -> tuple[list[Pair], dict[fx.Node, str]]:
-    """Every pair that one pass may compute, and for the other norms why not.
+    """Returns every pair that one pass may compute, and the reasons for the other norms.
 
     Of two norms whose results are added, the later is fused, and the earlier is its residual.
     """
@@ -94,9 +94,10 @@ def pairs_of(graph: fx.Graph, module: nn.Module) -> tuple[list[Pair], dict[fx.No
 
 
 def rename_in_place(graph: fx.Graph, module: nn.Module) -> None:
-    """Lets later readers of a norm's result or of a sum with it read what an in-place call made of it.
+    """Makes the in-place changes of a norm's result, or of a sum with it, visible in the graph.
 
-    They are one tensor: `out = norm(x); out.relu_(); return out` becomes `out = norm(x).relu_(); return out`.
+    Later readers of the tensor then read what the call returns: `out = norm(x); out.relu_(); return out`
+    becomes `out = norm(x).relu_(); return out`.
     """
     tensors = set(norm_calls(graph, module))
     for node in graph.nodes:
@@ -115,7 +116,7 @@ def is_addition(node: fx.Node) -> bool:
 
 
 def is_in_place(node: fx.Node) -> bool:
-    """Whether a call of PyTorch's changes and returns its first argument."""
+    """Whether a call of PyTorch writes to its first argument and returns it."""
     if node.op == "call_method":
         name = str(node.target)
         return name.endswith("_") and not name.endswith("__")
@@ -124,7 +125,7 @@ def is_in_place(node: fx.Node) -> bool:
 
 
 def _pair_from(norm: fx.Node, module: nn.Module, taken: set[fx.Node]) -> Pair | str:
-    """The pair that begins with this call, or why there is none."""
+    """Returns the pair that begins with this call, or the reason that there is none."""
     if not unhooked(called(norm, module)):
         return "it has hooks"
     if len(norm.args) != 1 or norm.kwargs or not isinstance(norm.args[0], fx.Node):
@@ -198,7 +199,7 @@ def _addition(value: fx.Node, user: fx.Node) -> Addition | str | None:
 
 
 def _activation(user: fx.Node, value: fx.Node, module: nn.Module) -> fx.Node | str:
-    """The user where it is an activation of the value and of nothing else, or why it is none."""
+    """Returns the user if it is an activation of the value alone, or the reason that it is not."""
     if user.op == "output":
         return "its output is what the forward returns"
     if user.op == "call_module":
@@ -216,13 +217,13 @@ def _activation(user: fx.Node, value: fx.Node, module: nn.Module) -> fx.Node | s
 
 
 def _label(activation: fx.Node, module: nn.Module) -> str:
-    known = (
+    named = (
         of_module(called(activation, module))
         if activation.op == "call_module"
         else activations.of_call(activation)
     )
-    assert known
-    return known[0]
+    assert named
+    return named[0]
 
 
 def _name_of(node: fx.Node) -> str:
@@ -230,7 +231,7 @@ def _name_of(node: fx.Node) -> str:
 
 
 def end_of(graph: fx.Graph, module: nn.Module) -> fx.Node | None:
-    """The call of a module whose result alone the forward returns, behind any nn.Identity."""
+    """Returns the call of a module whose result is all that the forward returns, ignoring nn.Identity."""
     output = next(iter(reversed(graph.nodes)))
     node = output.args[0]
     while isinstance(node, fx.Node) and node.op == "call_module" and len(node.users) == 1:

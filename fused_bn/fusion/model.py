@@ -1,7 +1,4 @@
-"""`fuse` and `unfuse`: batch norm, addition and activation in one pass throughout an existing model.
-
-The steps are those of the package.
-"""
+"""`fuse` and `unfuse`: batch norm, addition and activation in one pass throughout an existing model."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +21,7 @@ from fused_bn.modules import OURS
 Model = TypeVar("Model", bound=nn.Module)
 
 one_at_a_time = threading.RLock()
-"""Of traces, whose patches of nn.Module are undone in the reverse order."""
+"""Held during a trace. The patches of nn.Module must be undone in the reverse order."""
 
 
 def fuse(model: Model, example_inputs: object = None, *, recompute: bool = False) -> Model:
@@ -44,21 +41,21 @@ def fuse(model: Model, example_inputs: object = None, *, recompute: bool = False
     activation see the same values as before, because that pair is then no longer computed in one pass.
     `torch.jit.script` needs the model as `unfuse` returns it.
 
-    Other threads may run other models meanwhile, but a little slower, because torch.fx replaces
-    `nn.Module.__call__` while it traces. They should draw no random numbers then, because each trace resets
-    the generators.
+    Other threads may run and change other models meanwhile: only what this thread reads and writes counts.
+    They run a little slower, because torch.fx replaces `nn.Module.__call__` while it traces. They should draw
+    no random numbers then: each trace resets the generators, and refuses a forward if they were used.
 
     Args:
         model: any module, with parameters on any device.
         example_inputs: a tensor, a sequence of positional arguments or a mapping of keyword arguments. If it
             is given, the model runs once, in evaluation and without gradients, and the report says which
             residuals did not fit.
-        recompute: True saves memory and costs time. Convolutions, linear layers and pooling then do not keep
-            large outputs of norms for backward; backward computes them again from the norm's input. The bits
-            are the same, and the tensor is read and written once more. `fuse` adds a forward hook to these
-            layers. Hooks on saved tensors (`torch.utils.checkpoint`) take precedence. Between the norm and
-            such a layer, no code may write to the output in a way that autograd does not see (`.data`,
-            NumPy).
+        recompute: True saves memory and costs time. Convolutions, pooling, and linear layers on inputs of
+            two dimensions then do not keep large outputs of norms for backward; backward computes them again
+            from the norm's input. The bits are the same, and the tensor is read and written once more. `fuse`
+            adds a forward hook to these layers. Hooks on saved tensors (`torch.utils.checkpoint`) take
+            precedence. Between the norm and such a layer, no code may write to the output in a way that
+            autograd does not see (`.data`, NumPy).
 
     Returns:
         The model, with a new attribute `fusion_report`. This `FusionReport` says what was done with each
@@ -133,7 +130,7 @@ def _release_all(model: Model) -> Model:
 
 
 def _line(model: nn.Module, path: str, kind: str, norm: nn.Module, plan: Plan, obstacle: str) -> NormReport:
-    """What the report says of one norm."""
+    """Returns what the report says of one norm."""
     found = plan.findings.get(norm)
     own = own_activation(norm)
     replaced = type(norm) in OURS or isinstance(norm, runtime.NormAct)
@@ -165,7 +162,7 @@ RETURNED = "its output is what the forward returns"
 
 
 def _why_not(model: nn.Module, path: str, norm: nn.Module, plan: Plan) -> str:
-    """The most telling reason: of its own calls, else of the nearest module around it that was refused."""
+    """Returns the reasons for the norm's calls, or that of the nearest refused module around it."""
     found = plan.findings.get(norm)
     reasons = list(dict.fromkeys(found.reasons)) if found else []
     if reasons:
@@ -177,7 +174,7 @@ def _why_not(model: nn.Module, path: str, norm: nn.Module, plan: Plan) -> str:
 
 
 def _refused_around(model: nn.Module, path: str, plan: Plan) -> tuple[str, dict[str, str]]:
-    """The nearest module around a norm whose forward stays as it is: its class, and by mode why."""
+    """Returns the nearest refused module around a norm: its class, and the reasons by mode."""
     parts = path.split(".")
     for count in range(len(parts) - 1, -1, -1):
         around = model.get_submodule(".".join(parts[:count]))
@@ -187,7 +184,7 @@ def _refused_around(model: nn.Module, path: str, plan: Plan) -> tuple[str, dict[
 
 
 def _misfits(model: nn.Module, example_inputs: object) -> dict[nn.Module, str]:
-    """By norm, why its residual did not fit in a run of the model."""
+    """Runs the model, and returns for each norm why its residual did not fit."""
     found: dict[nn.Module, str] = {}
     if isinstance(example_inputs, Mapping):
         positional: Sequence[Any] = ()

@@ -1,6 +1,6 @@
-"""Which norms of a model become ours, and back. A norm stays the same object: only its class changes.
+"""Makes the norms of a model ours, and back. Only their class changes.
 
-So its parameters, buffers, hooks, name and every other reference to it stay what they were.
+Each norm stays the same object, with its parameters, buffers, hooks and name.
 """
 
 import copy
@@ -38,7 +38,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def why_left_alone(norm: nn.Module) -> str | None:
-    """Why a norm is not replaced; None where it can be, or is one of ours."""
+    """Returns why a norm is not replaced, or None if it can be or is one of ours."""
     if parametrize.is_parametrized(norm):
         return "it has parametrizations"
     if isinstance(norm, LazyModuleMixin):
@@ -54,7 +54,7 @@ def why_left_alone(norm: nn.Module) -> str | None:
 
 
 def adopt(norm: nn.Module) -> None:
-    """Lets a norm that is not to be left alone compute by our kernels."""
+    """Makes a norm ours. `why_left_alone` must have returned None for it."""
     if type(norm) in DROP_INS:
         become(norm, DROP_INS[type(norm)])
     elif type(norm) not in OURS:
@@ -70,30 +70,30 @@ def release(norm: nn.Module) -> None:
         for name in OWN_ATTRIBUTES:
             vars(norm).pop(name, None)
     elif type(norm) in OURS:
-        become(norm, _activated_class(type(norm)))  # type: ignore[arg-type]
+        become(norm, _unfused_class(type(norm)))  # type: ignore[arg-type]
 
 
 def regain(norm: nn.Module) -> None:
-    """Undoes `release` of a norm that had been ours from the start, with an activation of its own."""
-    if isinstance(norm, Activated):
+    """Undoes `release` of a norm that was constructed as ours, with an activation."""
+    if isinstance(norm, Unfused):
         become(norm, norm._ours)
 
 
 def own_activation(norm: nn.Module) -> str:
-    """What a norm of ours applies itself; empty where that is nothing."""
+    """Returns the activation that a norm of ours applies itself, or an empty string."""
     if isinstance(norm, NormAct):
-        known = of_module(norm.act)
-        name = known[0] if known else "none"
+        named = of_module(norm.act)
+        name = named[0] if named else "none"
     else:
         name = str(norm.activation) if type(norm) in OURS else "none"
     return "" if name == "none" else name
 
 
 def applies_its_activation(norm: nn.Module) -> bool:
-    """Whether this is a norm with an activation as timm's BatchNormAct2d is one.
+    """Whether this is a norm with an activation, like timm's BatchNormAct2d.
 
-    That is a subclass of nn.BatchNorm* with the children `act`, one of ours, and `drop`, an nn.Identity,
-    which gave act(batch_norm(x)) for a probe, in training and in evaluation, and the same running statistics.
+    It is a subclass of nn.BatchNorm* with the children `act`, a known activation, and `drop`, an nn.Identity.
+    A probe in training and in evaluation gives act(batch_norm(x)) and the same running statistics.
     """
     if isinstance(norm, NormAct):
         return True
@@ -101,12 +101,12 @@ def applies_its_activation(norm: nn.Module) -> bool:
     children = dict(norm.named_children())
     if kind is None or isinstance(norm, Made) or set(children) != {"act", "drop"}:
         return False
-    known = of_module(children["act"])
-    if known is None or not is_identity(children["drop"]) or not unhooked(children["act"]):
+    named = of_module(children["act"])
+    if named is None or not is_identity(children["drop"]) or not unhooked(children["act"]):
         return False
     try:
         return all(_probe_agrees(norm, kind, training) for training in (True, False))
-    except Exception:  # a forward of any kind, with values that it may not be made for
+    except Exception:  # the forward may do anything with the probe
         return False
 
 
@@ -127,8 +127,8 @@ def _norm_act_class(base: type[nn.Module]) -> type[nn.Module]:
     return make_class(base, NormAct, (_norm_act_class, (base,)))
 
 
-class Activated(KeepsActivation, Made):
-    """nn.BatchNorm* with what a norm of ours was constructed with, in PyTorch's own calls."""
+class Unfused(KeepsActivation, Made):
+    """nn.BatchNorm* with the options of a norm of ours, computed by PyTorch's own functions."""
 
     _ours: type[nn.Module]
 
@@ -146,5 +146,8 @@ class Activated(KeepsActivation, Made):
 
 
 @cache
-def _activated_class(ours: type[nn.Module]) -> type[nn.Module]:
-    return make_class(PLAIN[ours], Activated, (_activated_class, (ours,)), _ours=ours)
+def _unfused_class(ours: type[nn.Module]) -> type[nn.Module]:
+    return make_class(PLAIN[ours], Unfused, (_unfused_class, (ours,)), _ours=ours)
+
+
+_activated_class = _unfused_class  # the name in pickles of earlier versions

@@ -1,4 +1,4 @@
-"""Decides for each module of a model which pairs its forward gets in one pass, without changing anything."""
+"""Decides which pairs of each module's forward one pass computes. Changes nothing."""
 
 from dataclasses import dataclass, field
 
@@ -43,7 +43,7 @@ class Plan:
 
 
 def plan_of(model: nn.Module) -> Plan:
-    """Looks at each module that has norms below it, those within others first."""
+    """Looks at each module that has norms below it, inner modules first."""
     plan = Plan()
     tails: dict[nn.Module, Inlined] = {}
     for block in reversed(list(model.modules())):
@@ -55,7 +55,7 @@ def plan_of(model: nn.Module) -> Plan:
 def _look_at(block: nn.Module, plan: Plan, tails: dict[nn.Module, Inlined]) -> None:
     """Adds what is found in the forward of one module.
 
-    tails: of modules whose result is a norm's, those to look into to find that norm; this one is added.
+    tails: for each module whose result is a norm's, the modules to inline to find that norm. Gets an entry.
     """
     traces, refusals = traces_of(block)
     if refusals:
@@ -84,7 +84,7 @@ def _look_at(block: nn.Module, plan: Plan, tails: dict[nn.Module, Inlined]) -> N
 
 
 def _tail_of(block: nn.Module, traces: list[Trace], tails: dict[nn.Module, Inlined]) -> Inlined:
-    """The modules to look into for the norm whose result the forward returns; none where modes differ."""
+    """Returns the modules to inline for the norm whose result the forward returns; none if modes differ."""
     found: set[Inlined] = set()
     for trace in traces:
         end = end_of(trace.graph, block)
@@ -99,7 +99,7 @@ def _tail_of(block: nn.Module, traces: list[Trace], tails: dict[nn.Module, Inlin
 
 
 def _worth_a_look(graph: fx.Graph, block: nn.Module, tails: dict[nn.Module, Inlined]) -> Inlined:
-    """Modules whose calls hide one half of a pair: a norm that comes last, or an activation in a module."""
+    """Returns the modules whose calls hide half of a pair: a norm at the end, or an activation."""
     inlined: set[nn.Module] = set()
     results = {
         node for node in graph.nodes if node.op == "call_module" and normalises_only(called(node, block))
@@ -125,6 +125,6 @@ def _behind_identities(node: fx.Node, block: nn.Module) -> fx.Node:
 
 
 def _is_function_in_a_module(child: nn.Module) -> bool:
-    """Whether a module outside PyTorch holds no state of its own, as transformers' GELUActivation."""
+    """Whether a module outside PyTorch has no state, like transformers' GELUActivation."""
     own = not is_of(type(child).__module__, "torch", "fused_bn")
     return own and next(child.children(), None) is None and not child.state_dict()

@@ -1,4 +1,4 @@
-"""Refuses forwards whose Python does what a traced graph would lose: state outside the model, contexts."""
+"""Refuses forwards that do what a graph cannot hold: state outside the model, contexts."""
 
 import builtins
 import dis
@@ -14,45 +14,25 @@ import torch
 
 from fused_bn.fusion.watch import RefusedError, is_users
 
-PURE_MODULES = frozenset(
-    {
-        "math",
-        "operator",
-        "_operator",
-        "functools",
-        "_functools",
-        "itertools",
-        "collections",
-        "typing",
-        "builtins",
-    }
-)
-"""Of the standard library, those whose functions depend on their arguments alone."""
+PURE_MODULES = {
+    *("math", "operator", "_operator", "functools", "_functools"),
+    *("itertools", "collections", "typing", "builtins"),
+}
+"""Modules of the standard library whose functions depend only on their arguments."""
 UNTRACEABLE_BUILTINS = frozenset(
     {"print", "type", "id", "hash", "vars", "globals", "locals", "eval", "exec", "open", "input", "setattr"}
 )
-AMBIENT = frozenset(
-    {
-        "is_grad_enabled",
-        "is_inference_mode_enabled",
-        "is_autocast_enabled",
-        "is_autocast_cpu_enabled",
-        "get_autocast_dtype",
-        "get_default_dtype",
-        "is_compiling",
-        "is_dynamo_compiling",
-        "is_exporting",
-        "is_tracing",
-        "is_tensor",
-        "checkpoint",
-    }
-)
-"""Functions whose answer a graph would keep from the time of tracing, or that do more than compute."""
+AMBIENT = {
+    *("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled"),
+    *("get_autocast_dtype", "get_default_dtype", "is_compiling", "is_dynamo_compiling", "is_exporting"),
+    *("is_tracing", "is_tensor", "checkpoint"),
+}
+"""Functions whose answer may differ between trace and call, or that do more than compute."""
 
 
 @contextmanager
 def only_pure_code() -> Iterator[None]:
-    """Refuses, at the end, where the model's own code that ran does more than compute on tensors."""
+    """Refuses, at the end, a forward whose own code did more than compute on tensors."""
     seen: dict[CodeType, dict[str, Any]] = {}
 
     def called(frame: FrameType, event: str, _: Any) -> None:
@@ -66,7 +46,7 @@ def only_pure_code() -> Iterator[None]:
     torch_before = torch.get_rng_state()
     states = random_states()
     collects = gc.isenabled()
-    gc.disable()  # what it would call is not the forward's
+    gc.disable()  # finalisers are not part of the forward
     sys.setprofile(called)
     try:
         yield
@@ -84,7 +64,7 @@ def only_pure_code() -> Iterator[None]:
 
 
 def check_code(code: CodeType, global_names: dict[str, Any]) -> None:
-    """RefusedError where the code of one function is not plain arithmetic on arguments and the model."""
+    """Raises RefusedError unless a function only computes on its arguments and the model."""
     instructions = list(dis.get_instructions(code))
     stored = {name for each in instructions if each.opname.startswith("STORE_FAST") for name in _names(each)}
     for index, instruction in enumerate(instructions):
@@ -104,14 +84,14 @@ def check_code(code: CodeType, global_names: dict[str, Any]) -> None:
 
 
 def check_closure(function: FunctionType) -> None:
-    """RefusedError where a function's own variables from outside may hold anything but code."""
+    """Raises RefusedError if a function's closure holds anything but code."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         if not isinstance(cell.cell_contents, ModuleType) and not callable(cell.cell_contents):
             raise RefusedError(f"its forward reads {name} from around its class")
 
 
 def _check_none_test(before: list[dis.Instruction], code: CodeType, stored: set[str]) -> None:
-    """`x is None` is known before the run for what hangs off `self` and for arguments as they came."""
+    """`x is None` may be asked only of attributes of `self` and of unchanged arguments."""
     attributes = 0
     while before[-1 - attributes].opname == "LOAD_ATTR":
         attributes += 1
@@ -123,7 +103,7 @@ def _check_none_test(before: list[dis.Instruction], code: CodeType, stored: set[
 
 
 def _names(instruction: dis.Instruction) -> tuple[str, ...]:
-    """Of local variables: Python 3.13 and later handle two in one instruction."""
+    """Returns the local variables. In Python 3.13 and later, one instruction may handle two."""
     return instruction.argval if isinstance(instruction.argval, tuple) else (instruction.argval,)
 
 

@@ -1,7 +1,7 @@
-"""Gives a module a forward that computes its pairs in one pass, by a subclass of its class made for it.
+"""Gives a module a forward that computes its pairs in one pass, by a subclass that is made for it.
 
-That forward runs a traced graph where all that was read while tracing still is as it was, and the forward of
-the module's own class otherwise.
+That forward runs a traced graph if everything that the trace read is unchanged. Otherwise it runs the forward
+of the module's own class.
 """
 
 import importlib
@@ -12,9 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from torch import fx, nn
-from torch.fx.graph import _custom_builtins
 
-from fused_bn._tracing import wants_forward_as_written
+from fused_bn._tracing import wants_own_forward
 from fused_bn.fusion import activations
 from fused_bn.fusion.classes import Made, base_of, become, make_class
 from fused_bn.fusion.match import Pair, called
@@ -30,7 +29,7 @@ class Variant:
     source: `def forward(self, ...)`, as torch.fx writes it.
     arguments: those it takes, in order.
     condition: a Python expression over `self` and the arguments; the variant holds where it is true.
-    modules, constants: what source and condition name: modules of Python, by theirs, and other objects.
+    modules, constants: the Python modules, by name, and other objects that source and condition use.
     """
 
     source: str
@@ -41,15 +40,18 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Rewriting:
     """variants: tried in order. summary: for the module's repr."""
 
     variants: tuple[Variant, ...]
     summary: str
 
 
+Recipe = Rewriting  # the name in pickles of earlier versions
+
+
 class Rewritten(Made):
-    """Has a forward that was made here."""
+    """The base of classes with a rewritten forward."""
 
     _summary: str
 
@@ -59,12 +61,12 @@ class Rewritten(Made):
 
 
 def rewrite(module: nn.Module, variants: tuple[Variant, ...], summary: str) -> None:
-    """From now on the module runs the first of the variants that holds, or else its own forward."""
-    become(module, rewritten_class(type(module), Recipe(variants, summary)))  # type: ignore[arg-type]
+    """Makes the module run the first variant that holds, or else its own forward."""
+    become(module, rewritten_class(type(module), Rewriting(variants, summary)))  # type: ignore[arg-type]
 
 
 def variant_of(trace: Trace, pairs: list[Pair], module: nn.Module, inlined: frozenset[nn.Module]) -> Variant:
-    """The trace with its pairs in one pass. Changes the trace's graph."""
+    """Returns the trace with its pairs in one pass. Changes the trace's graph."""
     guards = dict(trace.guards.conditions)
     for each, path in _looked_into(pairs, module, inlined):
         kind = trace.guards.constant(type(each))
@@ -89,26 +91,27 @@ def variant_of(trace: Trace, pairs: list[Pair], module: nn.Module, inlined: froz
     )
 
 
-BUILTINS = {name: builtin.obj for name, builtin in _custom_builtins.items()}
+BUILTINS = fx.Graph().python_code("self").globals
+"""The names that torch.fx gives every graph."""
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a call of the module does what it did when it was looked into."""
+    """Whether a call of the module still does what the trace recorded."""
     return base_of(module) is kind and unhooked(module)
 
 
 @cache
-def rewritten_class(base: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
-    """The subclass of `base` that follows the recipe; modules with the same one share it."""
-    by = (rewritten_class, (base, recipe))
-    return make_class(base, Rewritten, by, _summary=recipe.summary, forward=_forward(base, recipe))
+def rewritten_class(base: type[nn.Module], rewriting: Rewriting) -> type[nn.Module]:
+    """The subclass of `base` with the new forward; modules with the same rewriting share it."""
+    by = (rewritten_class, (base, rewriting))
+    return make_class(base, Rewritten, by, _summary=rewriting.summary, forward=_forward(base, rewriting))
 
 
-def _forward(base: type[nn.Module], recipe: Recipe) -> Any:
-    """Compiles the forward that chooses among the variants; it has the signature of the base's."""
+def _forward(base: type[nn.Module], rewriting: Rewriting) -> Any:
+    """Compiles the forward that chooses a variant. It has the signature of the base's forward."""
     parameters = parameters_of(base)
     defaults = {f"_default_{name}": each.default for name, each in parameters.items()}
-    scope: dict[str, Any] = {**defaults, "_base_forward": base.forward, "_recorded": wants_forward_as_written}
+    scope: dict[str, Any] = {**defaults, "_base_forward": base.forward, "_recorded": wants_own_forward}
     given = ", ".join(["self", *parameters])
     base_call = f"_base_forward({', '.join(['self', *_passed(parameters)])})"
     lines = [
@@ -116,7 +119,7 @@ def _forward(base: type[nn.Module], recipe: Recipe) -> Any:
         f"    if _recorded({', '.join(parameters)}):",
         f"        return {base_call}",
     ]
-    for index, variant in enumerate(recipe.variants):
+    for index, variant in enumerate(rewriting.variants):
         own: dict[str, Any] = {**BUILTINS, **defaults, **dict(variant.constants)}
         own.update({name: importlib.import_module(path) for name, path in variant.modules})
         _define(variant.source, own)
@@ -149,7 +152,7 @@ STARS: dict[object, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD
 
 
 def _declared(parameters: dict[str, Parameter]) -> list[str]:
-    """As in the `def` of the base's forward."""
+    """Returns the parameters as the `def` of the base's forward lists them."""
     texts: list[str] = []
     for name, each in parameters.items():
         if each.kind is Parameter.KEYWORD_ONLY and not any(text.startswith("*") for text in texts):
@@ -160,7 +163,7 @@ def _declared(parameters: dict[str, Parameter]) -> list[str]:
 
 
 def _passed(parameters: dict[str, Parameter]) -> list[str]:
-    """As in a call of the base's forward."""
+    """Returns the arguments of a call of the base's forward."""
     keyword_only = {name for name, each in parameters.items() if each.kind is Parameter.KEYWORD_ONLY}
     return [
         f"{name}={name}" if name in keyword_only else f"{STARS.get(each.kind, '')}{name}"
@@ -169,7 +172,7 @@ def _passed(parameters: dict[str, Parameter]) -> list[str]:
 
 
 def _left_out(trace: Trace, parameters: dict[str, Parameter]) -> list[str]:
-    """That arguments which the trace does not take were not given."""
+    """Returns conditions: arguments that the trace does not take were not given."""
     return [
         f"not {name}" if each.kind in STARS else f"{name} is _default_{name}"
         for name, each in parameters.items()
@@ -180,13 +183,13 @@ def _left_out(trace: Trace, parameters: dict[str, Parameter]) -> list[str]:
 def _looked_into(
     pairs: list[Pair], module: nn.Module, inlined: frozenset[nn.Module]
 ) -> list[tuple[nn.Module, str]]:
-    """The modules whose calls do not appear in the rewritten graph, with their names."""
+    """Returns the modules whose calls the rewritten graph does not show, with their names."""
     skipped = {called(node, module) for pair in pairs for node in pair.skipped}
     return [(each, path) for path, each in module.named_modules() if each in skipped | inlined]
 
 
 def _replace(graph: fx.Graph, pair: Pair) -> None:
-    """Puts one call in the place of the pair: at the addition, or at the norm where there is none."""
+    """Replaces the pair by one call, at the addition, or at the norm if there is none."""
     with graph.inserting_before(pair.addition.node if pair.addition else pair.norm):
         arguments: list[Any] = [graph.get_attr(str(pair.norm.target)), pair.input]
         if pair.addition:
@@ -196,9 +199,9 @@ def _replace(graph: fx.Graph, pair: Pair) -> None:
         elif pair.activation.op == "call_module":
             arguments.append(graph.get_attr(str(pair.activation.target)))
         else:
-            known = activations.of_call(pair.activation)
-            assert known
-            arguments += [each for each in known if each is not None]
+            named = activations.of_call(pair.activation)
+            assert named
+            arguments += [each for each in named if each is not None]
         call = graph.call_function(norm_add_act if pair.addition else norm_act, tuple(arguments))
     pair.last.replace_all_uses_with(call)
     parts = {pair.norm, *pair.skipped, pair.addition and pair.addition.node, pair.activation}

@@ -1,8 +1,7 @@
-"""What a rewritten forward calls in the place of a pair: the same values, in one pass where that is right.
+"""What a rewritten forward calls instead of a pair: the same values, in one pass where that is right.
 
-Everything that may change after the rewriting is looked at here, on every call: the kind of norm and of
-activation, hooks, shapes and dtypes. Where one pass would not give what the pair gives, the pair is computed
-as it was written.
+Every call checks what may change after the rewriting: the classes of norm and activation, hooks, shapes and
+dtypes. If one pass would give something else than the pair, the pair's own calls run.
 """
 
 import operator
@@ -13,12 +12,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from fused_bn._activations import Known, Param, apply_activation, of_module
-from fused_bn._tracing import wants_forward_as_written
+from fused_bn._activations import NamedActivation, Param, apply_activation, of_module
+from fused_bn._norm import apply
+from fused_bn._tracing import wants_own_forward
 from fused_bn.fusion.classes import Made
-from fused_bn.modules import OURS, apply
+from fused_bn.modules import OURS
 
-one_pass = apply  # by this name it is only called here
+one_pass = apply  # tests count the calls by this name
 
 Act = nn.Module | str
 """A module of the model, or the name in `ACTIVATIONS` of a function."""
@@ -31,28 +31,28 @@ ADDITIONS: dict[str, Callable[[Any, Any], Any]] = {
 
 Listener = Callable[[nn.Module, str], None]
 listeners: list[Listener] = []
-"""Told of every sum that was not computed in one pass, with the norm and the reason."""
+"""Called for every sum that was not computed in one pass, with the norm and the reason."""
 
 
 class NormAct(Made):
-    """A norm that applies its own child `act` behind itself, and computes both in one pass."""
+    """A norm that applies its own child `act`, and computes both in one pass."""
 
     act: nn.Module
     drop: nn.Module
     _notes_outputs = synchronised = False
 
     def forward(self, input: Tensor) -> Tensor:
-        known = _known(self.act, input)
-        if known is None or not is_identity(self.drop) or wants_forward_as_written(input):
+        named = _named(self.act, input)
+        if named is None or not is_identity(self.drop) or wants_own_forward(input):
             return super().forward(input)  # type: ignore[misc]
-        return one_pass(self, input, None, *known)
+        return one_pass(self, input, None, *named)
 
 
 def norm_act(norm: nn.Module, input: Tensor, activation: Act, param: Param | None = None) -> Tensor:
     """activation(norm(input))."""
-    known = _in_one_pass(norm, input, activation, param)
-    if known is not None:
-        return one_pass(norm, input, None, *known)
+    named = _in_one_pass(norm, input, activation, param)
+    if named is not None:
+        return one_pass(norm, input, None, *named)
     return _apply(activation, param, norm(input))
 
 
@@ -65,18 +65,18 @@ def norm_add_act(
     param: Param | None = None,
 ) -> Tensor:
     """activation(norm(input) + residual); `addition` is a key of ADDITIONS."""
-    known = _in_one_pass(norm, input, activation, param)
-    if known is not None:
+    named = _in_one_pass(norm, input, activation, param)
+    if named is not None:
         unlike = difference(input, residual)
         if unlike is None:
-            return one_pass(norm, input, residual, *known)
+            return one_pass(norm, input, residual, *named)
         for listener in listeners:
             listener(norm, unlike)
     return _apply(activation, param, ADDITIONS[addition](norm(input), residual))
 
 
 def difference(input: Tensor, residual: Tensor) -> str | None:
-    """Why the kernels cannot add `residual`; None where they can, and give what PyTorch's addition gives."""
+    """Returns why the kernels cannot add `residual` as PyTorch's addition does, or None if they can."""
     if not isinstance(residual, Tensor):
         return f"the residual is of type {type(residual).__name__}"
     if residual.shape != input.shape:
@@ -91,7 +91,7 @@ def difference(input: Tensor, residual: Tensor) -> str | None:
 
 
 def normalises_only(module: nn.Module) -> bool:
-    """Whether the module is a batch norm that computes nothing else, so that its result can be fused."""
+    """Whether the module is a batch norm without an activation, so that its result can be fused."""
     if type(module) in OURS:
         return module.activation == "none"
     return isinstance(module, NormAct) and is_identity(module.act) and is_identity(module.drop)
@@ -102,7 +102,7 @@ def is_identity(module: nn.Module) -> bool:
 
 
 def unhooked(module: nn.Module) -> bool:
-    """Whether a call of the module runs its class's forward and nothing besides."""
+    """Whether a call of the module runs its class's forward and nothing else."""
     return not (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -113,23 +113,25 @@ def unhooked(module: nn.Module) -> bool:
     )
 
 
-def _in_one_pass(norm: nn.Module, input: Tensor, activation: Act, param: Param | None) -> Known | None:
-    """The activation's name and parameter where one call of ours computes what the pair's two calls do."""
+def _in_one_pass(
+    norm: nn.Module, input: Tensor, activation: Act, param: Param | None
+) -> NamedActivation | None:
+    """Returns the activation if one call of ours computes what the pair's two calls do, or None."""
     if not normalises_only(norm) or not unhooked(norm) or isinstance(input, fx.Proxy):
         return None
     if isinstance(activation, str):
         return activation, param
-    return _known(activation, input)
+    return _named(activation, input)
 
 
-def _known(activation: nn.Module, input: Tensor) -> Known | None:
-    """What the module computes; None where it does more, or autocast casts what it is given, as prelu's z."""
-    known = of_module(activation) if unhooked(activation) else None
-    if known is not None and known[0] == "prelu":
+def _named(activation: nn.Module, input: Tensor) -> NamedActivation | None:
+    """Returns what the module computes, or None if it does more, or if autocast casts prelu's input."""
+    named = of_module(activation) if unhooked(activation) else None
+    if named is not None and named[0] == "prelu":
         device = input.device.type
         if torch.is_autocast_enabled(device) and input.dtype != torch.get_autocast_dtype(device):
             return None
-    return known
+    return named
 
 
 def _apply(activation: Act, param: Param | None, z: Tensor) -> Tensor:

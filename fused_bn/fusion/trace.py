@@ -1,4 +1,4 @@
-"""Traces the forward of one module of a model with torch.fx, its children as single calls, or refuses."""
+"""Traces the forward of one module with torch.fx, its children as single calls, or refuses it."""
 
 import inspect
 import operator
@@ -27,10 +27,10 @@ class Trace:
     """What a forward does in one mode, for one kind of arguments.
 
     graph: as torch.fx has it; one placeholder for each of `arguments`.
-    arguments: their names, each with the Python condition on it, or None where the name is not given.
+    arguments: their names, each with the Python condition that it must meet.
     guards: what must hold of the model for the graph to hold.
     training: the mode that was assumed.
-    asked: whether the forward asked for an argument's type, and so may do something else for another.
+    asked: whether the forward asked for an argument's type, on which its graph may depend.
     """
 
     graph: fx.Graph
@@ -43,14 +43,14 @@ class Trace:
 def traces_of(
     module: nn.Module, inlined: frozenset[nn.Module] = frozenset()
 ) -> tuple[list[Trace], dict[str, str]]:
-    """The module's forward, traced in each mode and for each way of calling it that changes what it does.
+    """Traces the module's forward in each mode, and for each way to call it that may change the graph.
 
     Args:
-        module: whose class's forward is traced. Nothing of it is changed.
-        inlined: modules below it whose calls are traced too; all others are single calls.
+        module: the module, which is not changed.
+        inlined: modules below it whose calls are traced too. All others are single calls.
 
     Returns:
-        The traces, and why there is none for a mode: {"training": reason, ...}.
+        The traces, and for each mode without one the reason: {"training": reason, ...}.
     """
     traces: list[Trace] = []
     refusals: dict[str, str] = {}
@@ -63,7 +63,7 @@ def traces_of(
 
 
 def parameters_of(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """Of the class's forward, without `self`."""
+    """Returns the parameters of the class's forward, without `self`."""
     parameters = dict(inspect.signature(kind.forward).parameters)
     parameters.pop(next(iter(parameters)))
     return parameters
@@ -88,7 +88,7 @@ def _in_one_mode(module: nn.Module, inlined: frozenset[nn.Module], training: boo
 
 
 def _helpers(modules: Iterable[nn.Module]) -> tuple[Callable[..., Any], ...]:
-    """The functions beside the modules' classes: where one cannot be traced, its calls stay as they are."""
+    """Returns the functions that the forwards call by a global name. Their calls may stay single calls."""
     forwards = {type(module).forward for module in modules}
     named = [each.__globals__.get(name) for each in forwards for name in each.__code__.co_names]
     functions = (each for each in named if inspect.isfunction(each))
@@ -114,7 +114,7 @@ def _check_forward(module: nn.Module) -> None:
 
 
 class _Tracer(fx.Tracer):
-    proxy_buffer_attributes = True  # else operations on buffers would run now, and only once
+    proxy_buffer_attributes = True  # otherwise operations on buffers would run now, once
 
     def __init__(
         self,
@@ -131,8 +131,8 @@ class _Tracer(fx.Tracer):
         self.drawn: dict[fx.Node, list[fx.Node]] = {}
         self.thread = threading.get_ident()
 
-    # torch.fx replaces calls and attributes of all modules while it traces, in other threads too, where these
-    # two keep what they are.
+    # torch.fx replaces calls and attributes of all modules, in all threads, while it traces. In other threads
+    # these two do what they did before.
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -153,11 +153,11 @@ class _Tracer(fx.Tracer):
             graph = self.trace(self.module)
         except RefusedError:
             raise
-        except Exception as error:  # whatever code does when it meets a tensor without values
+        except Exception as error:  # code may do anything with a tensor without values
             first = str(error).strip().partition("\n")[0]
             raise RefusedError(f"it cannot be traced: {first}") from error
         for node in graph.nodes:
-            node.meta.pop("is_wrapped", None)  # else the code would register the function with torch.fx
+            node.meta.pop("is_wrapped", None)  # otherwise the code would register the function
         for argument, items in self.drawn.items():
             if not items[-1].users:  # `zip` draws one more before it finds the end of the other
                 self.graph.erase_node(items.pop())
@@ -169,7 +169,7 @@ class _Tracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], *_: Any
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Placeholders for the chosen arguments; the others keep their defaults."""
+        """Makes placeholders for the chosen arguments. The others keep their defaults."""
         paths = {each: path for path, each in self.module.named_modules()}
         proxies = [self.create_proxy("placeholder", name, (), {}) for name in self.names]
 
@@ -195,7 +195,7 @@ class _Tracer(fx.Tracer):
         return _Value(node, self)
 
     def iter(self, obj: Proxy) -> Iterator[Proxy]:
-        """The items of an argument, for `zip` with something that ends: how many there are is not known."""
+        """Yields the items of an argument of unknown length, for `zip` with something that ends."""
         if obj.node.op != "placeholder":
             raise RefusedError("its forward iterates over a computed value")
         for index in range(MOST_ITEMS):
@@ -215,7 +215,7 @@ def _autograd_state() -> tuple[bool, ...]:
 
 
 class _Value(Proxy):
-    """A value of the graph, which knows of in-place operators, and which type an argument has."""
+    """A value of the graph that records in-place operators, and has the type of an argument."""
 
     @property  # type: ignore[misc]
     def __class__(self) -> type[Any]:

@@ -1,7 +1,7 @@
-"""What a forward reads of the model while it is traced: each value becomes a condition on the traced graph.
+"""Notes what a forward reads of the model while it is traced, as conditions on the traced graph.
 
-A graph holds for what Python code saw when it was traced: `self.training`, `self.downsample is None`,
-`self.config.padding`. That is noted here, and the rewritten forward compares it on every call.
+A graph depends on the values that Python code saw: `self.training`, `self.downsample is None`,
+`self.config.padding`. The rewritten forward compares them on every call.
 """
 
 import enum
@@ -22,10 +22,10 @@ from torch import nn
 
 
 class RefusedError(Exception):
-    """A forward that must stay as it is; the text says why."""
+    """A forward must stay as it is. The text says why."""
 
 
-# With a separator behind them: torchvision lies beside torch.
+# With a separator at the end, because torchvision lies beside torch.
 PYTHON = os.path.join(sysconfig.get_path("stdlib"), "")
 TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 HERE = os.path.join(os.path.dirname(__file__), "")
@@ -41,19 +41,19 @@ def is_users(frame: FrameType) -> bool:
 
 @cache
 def is_users_file(name: str) -> bool:
-    """Whether it is not Python's, PyTorch's or this package's."""
+    """Whether the file belongs neither to Python nor to PyTorch nor to this package."""
     if "site-packages" in name or "dist-packages" in name:
         return not name.startswith((TORCH, HERE))
     return not name.startswith((TORCH, HERE, PYTHON, "<frozen"))
 
 
 def is_of(name: str, *packages: str) -> bool:
-    """Whether the module of this dotted name is one of the packages, or lies in one."""
+    """Whether the module with this dotted name is one of the packages, or lies in one."""
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def expression_of(path: str) -> str:
-    """Python for the module at a dotted path below `self`."""
+    """Returns a Python expression for the module at a dotted path below `self`."""
     text = "self"
     for part in filter(None, path.split(".")):
         attribute = part.isidentifier() and not keyword.iskeyword(part)
@@ -64,8 +64,8 @@ def expression_of(path: str) -> str:
 class Guards:
     """The conditions under which a traced graph is what the forward does.
 
-    conditions: Python expressions over `self` and the constants, in the order of their reading.
-    constants: what they name, beyond literals.
+    conditions: Python expressions over `self` and the constants, in the order of the reads.
+    constants: the objects in them that are no literals, by name.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Guards:
         self.constants: dict[str, Any] = {}
 
     def note(self, expression: str, value: Any) -> Any:
-        """Adds that `expression` still is `value`, and returns what the code may see of it."""
+        """Adds the condition that `expression` is `value`, and returns what the code may see of it."""
         kind = type(value)  # not isinstance, which asks the object
         if value is None or kind is bool:
             self.conditions[f"{expression} is {value}"] = None
@@ -88,8 +88,8 @@ class Guards:
         return value
 
     def constant(self, value: Any) -> str:
-        for name, known in self.constants.items():
-            if known is value:
+        for name, constant in self.constants.items():
+            if constant is value:
                 return name
         name = f"_constant_{len(self.constants)}"
         self.constants[name] = value
@@ -103,29 +103,29 @@ def _is_literal(value: Any) -> bool:
 
 
 def _presence(expression: str, kind: str, name: str, members: Mapping[str, Any]) -> str:
-    """That a child or tensor still is None, or still is not."""
+    """Returns the condition that a child or tensor is None, or is not None, as now."""
     if members[name] is None:
         return f"{expression}.{name} is None"
     if kind == "_modules" and None not in members.values():
-        return f"None not in {expression}._modules.values()"  # once for all children, and quick
+        return f"None not in {expression}._modules.values()"  # one quick condition for all children
     return f"{expression}.{name} is not None"
 
 
 def _is_literal_of_class(kind: type[Any], name: str) -> bool:
-    """Whether an attribute is a plain value of the class, which an instance may replace."""
+    """Whether an attribute is a literal of the class, which an instance may replace."""
     value = inspect.getattr_static(kind, name, ...)
     return value is None or isinstance(value, bool) or _is_literal(value)
 
 
 class View:
-    """Stands for an object that belongs to a module, such as a configuration; notes what is read of it."""
+    """Replaces an object of a module, such as a configuration, and notes what is read of it."""
 
     def __init__(self, guards: Guards, expression: str, value: Any) -> None:
         vars(self).update(_guards=guards, _expression=expression, _value=value)
 
     def __getattr__(self, name: str) -> Any:
         profiler = sys.getprofile()
-        sys.setprofile(None)  # how the object finds the value is not the forward's business
+        sys.setprofile(None)  # how the object finds the value is not part of the forward
         try:
             value = getattr(self._value, name)
         finally:
@@ -152,12 +152,12 @@ def _in_this_thread(function: Callable[..., Any], elsewhere: Callable[..., Any])
 
 @contextmanager
 def watching(paths: Mapping[nn.Module, str], guards: Guards, training: bool) -> Iterator[None]:
-    """Notes what the model's own code reads of any module, and refuses what it writes; in this thread alone.
+    """Notes what the model's own code reads of modules, and refuses what it writes, in this thread only.
 
     Args:
         paths: the modules that may be read, with their names.
-        guards: where it is noted.
-        training: what the code is told of `training`, whatever the modules' mode is.
+        guards: takes the notes.
+        training: the value of `training` that the code sees, whatever the modules' mode is.
     """
 
     def expression(module: nn.Module) -> str:

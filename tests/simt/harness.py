@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_bn._pieces import WITH_A_MASK, keeps_residual
+from fused_bn.sync.pieces import WITH_A_MASK, keeps_residual
 from tests import planner
 from tests.cases import Case, Result, Tensors, present
 from tests.reference import (

@@ -1,4 +1,4 @@
-"""Lets the batch norms of an existing model take their statistics over several processes, and back."""
+"""Makes the batch norms of an existing model take their statistics over several processes, and back."""
 
 from typing import Any, TypeVar
 
@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from fused_bn.fusion.classes import become
-from fused_bn.fusion.norms import Activated, regain, release
+from fused_bn.fusion.norms import Unfused, regain, release
 from fused_bn.fusion.runtime import NormAct
 from fused_bn.modules import DROP_INS, OURS, SYNCHRONISED, SyncBatchNorm
 
@@ -34,7 +34,7 @@ def convert_sync_batchnorm(model: Model, process_group: Any = None) -> Model:
     for name, norm in named.items():
         if isinstance(norm, LazyModuleMixin):
             raise ValueError(f"'{name}' is lazy: convert the model after its first input")
-        if not (type(norm) in OURS or type(norm) in DROP_INS or isinstance(norm, (NormAct, Activated))):
+        if not (type(norm) in OURS or type(norm) in DROP_INS or isinstance(norm, (NormAct, Unfused))):
             raise ValueError(
                 f"'{name}' is a {type(norm).__name__}, and what that computes is not known to "
                 "convert_sync_batchnorm: put a norm of fused_bn or torch.nn in its place, or convert the "
@@ -46,7 +46,7 @@ def convert_sync_batchnorm(model: Model, process_group: Any = None) -> Model:
         if isinstance(norm, NormAct):
             own["synchronised"] = True
         elif not isinstance(norm, SyncBatchNorm):
-            if isinstance(norm, Activated):
+            if isinstance(norm, Unfused):
                 regain(norm)  # type: ignore[arg-type]
                 own["was_unfused"] = True
             own["synchronised_from"] = type(norm)
@@ -65,7 +65,7 @@ def revert_sync_batchnorm(model: Model) -> Model:
     for module in model.modules():
         own = vars(module)
         former = own.pop("synchronised_from", None)
-        if former is not None:  # in a fused model one that can still be fused
+        if former is not None:  # a fused model keeps our class, which can still be fused
             become(module, DROP_INS.get(former, former) if fused else former)
         elif not isinstance(module, NormAct):
             continue

@@ -1,4 +1,4 @@
-"""The pieces of forward and backward by the kernels' operators; `_fallback_pieces` has the same functions.
+"""The pieces of forward and backward by the kernels' operators; `fallback_pieces` has the same functions.
 
 `csrc/args.h` says what they take and return. What processes tell each other is float64, two numbers a
 channel, and forward a count.

@@ -1,4 +1,4 @@
-"""What `_pieces` computes, in plain PyTorch calls. Masks are never made: backward reads the residual."""
+"""What `pieces` computes, in plain PyTorch calls. Masks are never made: backward reads the residual."""
 
 from typing import Any
 
@@ -14,11 +14,7 @@ def keeps_residual(activation: str) -> bool:
 
 
 def check(
-    input: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    *options: Any,
+    input: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, *options: Any
 ) -> None:
     if residual is not None:
         check_residual(input, residual)

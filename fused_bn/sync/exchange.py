@@ -1,8 +1,8 @@
 """Batch norm over the batches of several processes: one collective forward, one backward, and autograd.
 
-Each process tells the others its count, mean and sum of squared deviations of every channel; all merge them
-in the same order (Chan, Golub, LeVeque 1979), so that all hold the same bits. Backward adds the two sums of
-every channel over the processes. Nothing waits for a device.
+Each process sends the count, the mean and the sum of squared deviations of every channel. All processes merge
+them in the same order (Chan, Golub, LeVeque 1979), so that all get the same bits. Backward adds two sums per
+channel over the processes. Nothing waits for a device.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
-from fused_bn import _fallback_pieces, _pieces
 from fused_bn._activations import Param, check_activation, split_param
 from fused_bn._extension import devices_with_kernels
+from fused_bn.sync import fallback_pieces
+from fused_bn.sync import pieces as kernel_pieces
 
 
 def group_of(process_group: Any) -> Any:
-    """The group that statistics are taken over, by default the whole; None where this process is alone."""
+    """Returns the group, by default that of all processes, or None if this process is alone."""
     if not distributed.is_available() or not distributed.is_initialized():
         return None
     group = distributed.group.WORLD if process_group is None else process_group
@@ -56,7 +57,7 @@ def batch_norm(
     counter = num_batches_tracked
     if counter is not None and (counter.dtype is not torch.int64 or counter.device != input.device):
         momentum = 1 / (float(counter) + 1) if momentum is None else momentum
-        num_batches_tracked = None  # the pieces write no other counter
+        num_batches_tracked = None  # the pieces write only int64 counters on the device
     with torch.no_grad():
         pieces.check(input, residual, weight, bias, activation, param, negative_slope)
         moments = _exchange(_gather, pieces.moments(input), group, layer)
@@ -72,7 +73,7 @@ def batch_norm(
 
 
 class _Elementwise(torch.autograd.Function):
-    """Forward behind the exchange of moments, and all of backward."""
+    """Forward after the exchange of moments, and all of backward."""
 
     @staticmethod
     def forward(
@@ -105,7 +106,7 @@ class _Elementwise(torch.autograd.Function):
         wants_input, wants_residual, *wants_parameters = ctx.needs_input_grad[:5]
         input, *saved, count = ctx.saved_tensors
         pieces = _pieces_of(input)
-        # The bits of a mask lie in the order of the input's memory, which hooks may have changed.
+        # The bits of a mask are in the order of the input's memory, which hooks may have changed.
         if ctx.format is not None:
             input = input.contiguous(memory_format=ctx.format)
         saved = [input, *saved]
@@ -126,7 +127,7 @@ class _Elementwise(torch.autograd.Function):
 
 
 def _pieces_of(input: Tensor) -> ModuleType:
-    return _pieces if input.device.type in devices_with_kernels else _fallback_pieces
+    return kernel_pieces if input.device.type in devices_with_kernels else fallback_pieces
 
 
 def _exchange(collective: Callable[[Tensor, Any], Tensor], message: Tensor, group: Any, layer: str) -> Tensor:
@@ -142,26 +143,17 @@ def _exchange(collective: Callable[[Tensor, Any], Tensor], message: Tensor, grou
 
 
 _all_gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor
-"""By its newer name, later than torch 2.11, where there is one."""
+"""torch later than 2.11 has the first name."""
 
 
 def _gather(message: Tensor, group: Any) -> Tensor:
-    """Those of all processes, a row each, by rank."""
-    if torch.compiler.is_compiling():
-        from torch.distributed import _functional_collectives as functional
-
-        messages = functional.wait_tensor(functional.all_gather_tensor(message, 0, group))
-    else:
-        messages = message.new_empty(distributed.get_world_size(group) * len(message))
-        _all_gather(messages, message, group=group)
+    """Returns the messages of all processes, one row each, by rank."""
+    messages = message.new_empty(distributed.get_world_size(group) * len(message))
+    _all_gather(messages, message, group=group)
     return messages.view(-1, message.shape[0])
 
 
 def _add_up(message: Tensor, group: Any) -> Tensor:
-    """The sum over all processes."""
-    if torch.compiler.is_compiling():
-        from torch.distributed import _functional_collectives as functional
-
-        return functional.wait_tensor(functional.all_reduce(message, "sum", group))
+    """Returns the sum over all processes."""
     distributed.all_reduce(message, group=group)
     return message

@@ -9,23 +9,12 @@ import torch
 from fused_bn._activations import ACTIVATIONS
 from fused_bn._extension import HOW_TO_BUILD, extension, missing_reason
 
-DTYPES = {
-    "f32": torch.float32,
-    "f64": torch.float64,
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
-}
+DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
 OTHER_NAMES = {
-    "fp32": "f32",
-    "float": "f32",
-    "float32": "f32",
-    "fp64": "f64",
-    "double": "f64",
-    "float64": "f64",
+    **dict.fromkeys(("fp32", "float", "float32"), "f32"),
+    **dict.fromkeys(("fp64", "double", "float64"), "f64"),
+    **dict.fromkeys(("fp16", "half", "float16"), "f16"),
     "bfloat16": "bf16",
-    "fp16": "f16",
-    "half": "f16",
-    "float16": "f16",
 }
 LAYOUTS = ("channels_first", "channels_last")
 OTHER_LAYOUTS = {
@@ -34,7 +23,7 @@ OTHER_LAYOUTS = {
 }
 DIRECTIONS = ("forward", "backward", "evaluation")
 MOST = 2**50
-"""Elements: a petabyte of a half type. Beyond, the planner's products would overflow 64 bits."""
+"""The most elements. Beyond these, the planner's products would overflow 64 bits."""
 EXCHANGES = {
     "none": "blocks on their own",
     "cluster": "clusters of blocks",
@@ -176,9 +165,9 @@ def device_names() -> list[str]:
     return [] if extension is None else list(extension.plan_devices())
 
 
-def _one_of(what: str, value: str, known: Sequence[str]) -> str:
-    if value not in known:
-        raise ValueError(f"{what} must be one of {', '.join(known)}, but got {value!r}")
+def _one_of(what: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ValueError(f"{what} must be one of {', '.join(choices)}, but got {value!r}")
     return value
 
 
@@ -191,8 +180,8 @@ def _alignment(value: int, least: int) -> int:
 
 
 def _dtype_name(dtype: torch.dtype | str) -> str:
-    for name, known in DTYPES.items():
-        if dtype in (name, known):
+    for name, value in DTYPES.items():
+        if dtype in (name, value):
             return name
     if isinstance(dtype, str) and dtype in OTHER_NAMES:
         return OTHER_NAMES[dtype]
@@ -200,7 +189,7 @@ def _dtype_name(dtype: torch.dtype | str) -> str:
 
 
 def report(plans: Sequence[LaunchPlan]) -> str:
-    """A table with a line for each fact and a column for each plan."""
+    """Returns a table with a line for each fact and a column for each plan."""
     rows = [(label, [text(each) for each in plans]) for label, text in LINES]
     widths = [max(len(texts[i]) for _, texts in rows) + 3 for i in range(len(plans))]
     first = max(len(label) for label, _ in rows) + 2
@@ -223,9 +212,8 @@ def _time(microseconds: float) -> str:
 
 
 def _grid(plan: LaunchPlan) -> str:
-    return (
-        f"{plan.grid}{f' and {plan.apply_grid}' if plan.apply_grid else ''} blocks of {plan.threads} threads"
-    )
+    after = f" and {plan.apply_grid}" if plan.apply_grid else ""
+    return f"{plan.grid}{after} blocks of {plan.threads} threads"
 
 
 LINES: tuple[tuple[str, Callable[[LaunchPlan], str]], ...] = (
