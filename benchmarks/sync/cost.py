@@ -1,9 +1,9 @@
 """What synchronised norms should cost on many GPUs: a model, not a measurement.
 
 A layer makes two collective calls per step, and nothing else of the model can run meanwhile. Forward gathers
-2C + 1 float64 from all processes, backward adds up 2C float64 (fused_bn/sync/exchange.py). A call works within every
-node and between nodes. GPUs with the same place in their nodes exchange data, each through its own port. The
-model leaves out late processes, other traffic, and the merging of gathered data.
+2C + 1 float64 from all processes, backward adds up 2C float64 (fused_bn/sync/exchange.py). A call works
+within every node and between nodes. GPUs with the same place in their nodes exchange data, each through its
+own port. The model leaves out late processes, other traffic, and the merging of gathered data.
 """
 
 import math
