@@ -70,8 +70,8 @@ test-kernels: build/extension $(test-ready) ## the CUDA kernels' source on the C
 .PHONY: gates
 gates: $(test-ready) $(cuda-ready) ## the CUDA kernels compiled for every architecture: no spills, wide loads and stores
 	@$(require) pytest hypothesis numpy
-	$(run) -m tests.cuda.toolchain
-	$(run) -m pytest tests/cuda -m "kernels_full or not kernels_full" $(ARGS)
+	$(run) -m tests.gates.toolchain
+	$(run) -m pytest tests/gates -m "kernels_full or not kernels_full" $(ARGS)
 
 .PHONY: bench
 bench: build/extension ## speed compared with eager PyTorch and torch.compile

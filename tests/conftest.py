@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import fused_bn
-from tests import browser as browsers
 from tests.cases import DEVICES, EMULATED, HAS_EXTENSION, why_no_cuda
+from tests.docs import browser as browsers
 
 # The same examples in every run. `--hypothesis-profile explore` draws new ones.
 hypothesis.settings.register_profile("repeatable", deadline=None, max_examples=60, derandomize=True)

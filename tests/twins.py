@@ -10,8 +10,8 @@ from torch.nn import functional as F
 import fused_bn
 from fused_bn._activations import ACTIVATIONS
 from tests.cases import NEWER_TORCH, PARAMS, hardsigmoid, in_layout
+from tests.modules.test_module import GRADIENT_TOLERANCE, RANKS
 from tests.reference import precision
-from tests.test_module import GRADIENT_TOLERANCE, RANKS
 
 FP64_TOLERANCE = GRADIENT_TOLERANCE * precision(torch.float64)
 """The largest tolerance of outputs and gradients. No activation's slope or curvature exceeds 1.8 (selu)."""

@@ -13,7 +13,7 @@ from benchmarks.gpu.job import Job, main, require_kernels
 
 MOST_WORKERS = 14
 """Processes of pytest-xdist, if it is installed. Each uses half a gigabyte of the GPU."""
-IGNORED = ("tests/simt", "tests/cuda", "tests/test_keras*")
+IGNORED = ("tests/simt", "tests/gates", "tests/modules/test_keras*")
 """Left out: tests of the kernels' source on the CPU, of what nvcc makes of it, and of an optional library."""
 MOST_FAILURES = 300
 """How many failures are reported one by one. A lost device makes thousands of tests fail."""
@@ -50,7 +50,7 @@ def options(device: str, smoke: bool = False) -> list[str]:
     """The tests whose ids contain the device, as the fixture `device` puts it there."""
     how = ["-q", "--tb=short", "-p", "no:cacheprovider", "-k", device]
     if smoke:
-        return [str(ROOT / "tests/test_determinism.py"), *how]
+        return [str(ROOT / "tests/ops/test_determinism.py"), *how]
     workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)) - 2)
     if importlib.util.find_spec("xdist") and workers > 1:
         how += ["-n", str(workers)]

@@ -1,1 +1,0 @@
-"""Checks the code that nvcc generates for the CUDA kernels, without a GPU."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from tests.cuda import toolchain
+from tests.gates import toolchain
 from tests.simt import build as simt
 
 HERE = Path(__file__).resolve().parent

@@ -27,7 +27,7 @@ FAULTS = (
         OPERATORS,
         "const auto stream = c10::cuda::getCurrentCUDAStream();",
         "const auto stream = c10::cuda::getDefaultCUDAStream();",
-        "tests/test_cuda.py::test_a_stream_of_its_own",
+        "tests/cuda/test_cuda.py::test_a_stream_of_its_own",
         "CUDA DEVICE: race: ",
     ),
     Fault(
@@ -35,7 +35,7 @@ FAULTS = (
         OPERATORS,
         "using Guard = c10::cuda::CUDAGuard;",
         "struct Guard { explicit Guard(at::Device) {} };",
-        "tests/test_cuda.py::test_a_device_that_is_not_the_current_one",
+        "tests/cuda/test_cuda.py::test_a_device_that_is_not_the_current_one",
         "is memory of another device",
     ),
     Fault(
@@ -44,7 +44,7 @@ FAULTS = (
         "    partials = at::empty(",
         "    const c10::cuda::CUDAStreamGuard other(c10::cuda::getStreamFromPool());\n"
         "    partials = at::empty(",
-        "tests/test_cuda.py::test_scratch_of_queued_launches_is_nobody_elses",
+        "tests/cuda/test_cuda.py::test_scratch_of_queued_launches_is_nobody_elses",
         "CUDA DEVICE: race: ",
     ),
     Fault(
@@ -52,7 +52,7 @@ FAULTS = (
         SCRATCH,
         "graph == nullptr ? 0 : capture, stream.id()};",
         "graph == nullptr ? 0 : capture, 0};",
-        "tests/test_cuda_graphs.py::test_graphs_and_calls_on_streams_of_their_own_at_once",
+        "tests/cuda/test_cuda_graphs.py::test_graphs_and_calls_on_streams_of_their_own_at_once",
         "CUDA DEVICE: race: ",
     ),
     Fault(
@@ -60,7 +60,7 @@ FAULTS = (
         SCRATCH,
         "if (graph == nullptr && foreign) {",
         "if (graph == nullptr && foreign && false) {",
-        "tests/test_cuda_graphs.py::test_streams_that_torch_does_not_own_end_with_work_queued",
+        "tests/cuda/test_cuda_graphs.py::test_streams_that_torch_does_not_own_end_with_work_queued",
         "memory_beside_torch() - before < 20e6",
     ),
     Fault(
@@ -70,7 +70,7 @@ FAULTS = (
         "if (memory == nullptr && graph == nullptr) memory = allocate();\n"
         "  const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);\n"
         "  if (memory == nullptr) C10_CUDA_CHECK(cudaMalloc(&memory, sizeof(Memory)));",
-        "tests/test_cuda_graphs.py::test_replays_calls_and_other_plans_take_turns_on_a_stream",
+        "tests/cuda/test_cuda_graphs.py::test_replays_calls_and_other_plans_take_turns_on_a_stream",
         "assert all(map(same_bits",
     ),
     Fault(
@@ -78,7 +78,7 @@ FAULTS = (
         SCRATCH,
         "anyone_may_be_capturing(cudaStreamCaptureModeRelaxed)",
         "anyone_may_be_capturing(cudaStreamCaptureModeGlobal)",
-        "tests/test_cuda_graphs.py::test_the_first_call_on_a_stream_while_another_thread_captures",
+        "tests/cuda/test_cuda_graphs.py::test_the_first_call_on_a_stream_while_another_thread_captures",
         "operation not permitted when stream is capturing",
     ),
     Fault(
@@ -86,7 +86,7 @@ FAULTS = (
         PLANS,
         "p.residual, p.alignment, streamed, c10::cuda::current_device());",
         "p.residual, p.alignment, streamed, 0);",
-        "tests/test_cuda.py::test_devices_have_plans_of_their_own",
+        "tests/cuda/test_cuda.py::test_devices_have_plans_of_their_own",
         "the launch failed",
         settings={"CUDA_DEVICES": "H200:16,T4"},
     ),
@@ -95,7 +95,7 @@ FAULTS = (
         TENSORS,
         "const int64_t size = wanted ? mask_size(a.input).expect_int() : 0;",
         "const int64_t size = wanted ? mask_size(a.input).expect_int() - 1 : 0;",
-        "tests/test_cuda_plans.py::test_a_mask_is_a_bit_an_element_in_the_order_of_memory",
+        "tests/cuda/test_cuda_plans.py::test_a_mask_is_a_bit_an_element_in_the_order_of_memory",
         "mask has",
         settings=EXACT_MEMORY,
     ),
@@ -105,7 +105,7 @@ FAULTS = (
         "p.num_batches_tracked = counts ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;",
         "p.num_batches_tracked = counts ? a.num_batches_tracked->data_ptr<int64_t>() : nullptr;\n"
         "    if (counts && *p.num_batches_tracked < 0) return {};",
-        "tests/test_cuda.py::test_one_plan_a_direction_and_no_synchronisation",
+        "tests/cuda/test_cuda.py::test_one_plan_a_direction_and_no_synchronisation",
         "Segmentation fault",
         exit_code=-signal.SIGSEGV,
     ),
@@ -114,7 +114,7 @@ FAULTS = (
         LAUNCH,
         "kKernelOf[static_cast<int>(problem.dtype)](",
         "kKernelOf[static_cast<int>(problem.dtype) & 2](",
-        "tests/test_cuda_plans.py::test_a_forced_plan_runs_is_read_back_and_meets_the_demands",
+        "tests/cuda/test_cuda_plans.py::test_a_forced_plan_runs_is_read_back_and_meets_the_demands",
         "the launch was of",
     ),
     Fault(
@@ -122,7 +122,7 @@ FAULTS = (
         "operators.h",
         "return std::get<0>(forward(a.as_forward()));",
         "auto f = a.as_forward(); f.training = true; f.momentum = 0.1; return std::get<0>(forward(f));",
-        "tests/test_module.py::test_evaluation_never_touches_the_statistics",
+        "tests/modules/test_module.py::test_evaluation_never_touches_the_statistics",
         "torch.equal(value, before",
         compiled=OPERATORS,
     ),

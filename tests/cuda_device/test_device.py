@@ -9,8 +9,8 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 
+from tests.cuda.launches import runtime, succeed
 from tests.cuda_device.environment import in_python
-from tests.launches import runtime, succeed
 
 HOST_ADDRESS = (1 << 60) - 1
 PRELUDE = "import ctypes, torch\n"

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.cuda.launches import compiled
 from tests.cuda_device.build import FOLDER
 from tests.cuda_device.environment import in_python
 from tests.cuda_device.faults import FAULTS, Fault
-from tests.launches import compiled
 from tests.simt.build import ROOT, digest, made, run
 
 

@@ -6,7 +6,12 @@ import pytest
 
 from tests.cuda_device.environment import in_python
 
-LAUNCHING = ("tests/test_cuda.py", "tests/test_cuda_plans.py", "tests/test_pieces.py", "tests/test_prelu.py")
+LAUNCHING = (
+    "tests/cuda/test_cuda.py",
+    "tests/cuda/test_cuda_plans.py",
+    "tests/sync/test_pieces.py",
+    "tests/ops/test_prelu.py",
+)
 FULL = pytest.mark.kernels_full
 
 MODELS = (
@@ -85,7 +90,7 @@ def test_a_refused_cooperative_launch_is_planned_anew_once() -> None:
 
 CAPTURED = """
 from tests.cases import *
-from tests.launches import forced, last_plan
+from tests.cuda.launches import forced, last_plan
 case = Case((16, 16, 56, 56), "channels_last", torch.bfloat16)
 tensors = make_tensors(case, "cuda")
 graph = torch.cuda.CUDAGraph()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
-from tests.processes import Processes, device
+from tests.sync.processes import Processes, device
 
 COUNT = 400_000
 """Of float32: 1.6 MB, where a piece has 1 MiB."""

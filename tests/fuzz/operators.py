@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from fused_bn._activations import ACTIVATIONS
-from tests import test_operator as operators
-from tests import test_pieces as pieces
 from tests.cases import DTYPES, Case, layouts, make_tensors, run_fused, same_bits
-from tests.guard_pages import guarded
+from tests.ops import test_operator as operators
+from tests.ops.guard_pages import guarded
 from tests.reference import DEMANDS, errors, precision
+from tests.sync import test_pieces as pieces
 
 Arguments = dict[str, Any]
 SHAPES = (

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fused_bn.sync.pieces import WITH_A_MASK, keeps_residual
-from tests import planner
 from tests.cases import Case, Result, Tensors, present
+from tests.planner import planner
 from tests.reference import (
     DEMANDED_INVSTD,
     DEMANDED_MEAN,

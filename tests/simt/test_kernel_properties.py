@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from fused_bn._activations import ACTIVATIONS
 from tests.cases import Case, make_tensors
+from tests.ops.test_properties import cases
 from tests.simt.grid import PLANS, forced, possible
 from tests.simt.harness import Launch, assert_right, device, run
-from tests.test_properties import cases
 
 pytestmark = pytest.mark.needs_extension
 
