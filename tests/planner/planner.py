@@ -10,7 +10,8 @@ from typing import Any, Protocol
 from tests.simt import build
 
 HERE = Path(__file__).resolve().parent
-CSRC = HERE.parent / "csrc"
+ROOT = HERE.parent.parent
+CSRC = ROOT / "csrc"
 # No contraction, as in setup.py, so that predicted times have the extension's bits.
 FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off")
 

@@ -13,19 +13,12 @@ from torch import Tensor
 from tests.planner.planner import Launch
 
 HERE = Path(__file__).resolve().parent
-CSRC = HERE.parent / "csrc"
+ROOT = HERE.parent.parent
+CSRC = ROOT / "csrc"
 FIELDS = (
     *("N", "C", "S", "elements", "channels_last", "vector", "mixed", "fold", "rows", "row_vectors"),
-    *(
-        "tile_vectors",
-        "tile_channels",
-        "tiles",
-        "channel_length",
-        "threads",
-        "group",
-        "groups",
-        "interleaved",
-    ),
+    *("tile_vectors", "tile_channels", "tiles", "channel_length", "threads"),
+    *("group", "groups", "interleaved"),
 )
 
 
@@ -33,7 +26,7 @@ FIELDS = (
 def library() -> ctypes.CDLL:
     sources = (HERE / "tilings.cpp", CSRC / "cuda" / "tiling.h", CSRC / "common" / "portable.h")
     name = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
-    built = HERE.parent / "build" / "tilings" / f"{name}.so"
+    built = ROOT / "build" / "tilings" / f"{name}.so"
     if not built.exists():
         built.parent.mkdir(parents=True, exist_ok=True)
         own = built.with_suffix(f".{os.getpid()}")
