@@ -48,9 +48,9 @@ MergeResult call_merge(const MergeArguments& a) {
 }
 
 TORCH_LIBRARY(fused_bn, m) {
-  // Compilers must keep the strides: the bits of a mask lie in the order of the input's memory. A fixed order
-  // of strides is not enough, because inductor of torch 2.14 takes the order of the saved input as it made
-  // it.
+  // Compilers must keep the exact strides, because the bits of a mask lie in the order of the input's memory.
+  // needs_fixed_stride_order is not enough: inductor of torch 2.14 takes the order that it must keep from the
+  // layout that it has chosen for the saved input.
   const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag, at::Tag::needs_exact_strides};
 
   m.def(

@@ -64,7 +64,7 @@ void check_field(const Device& d, const char* name, const std::array<int, count>
   for (const int value : values) check_field(d, name, value, least, most);
 }
 
-// What fused_bn.plan() returns. Of two launches all but apply_grid describes the first.
+// What fused_bn.planner.plan() returns. All but apply_grid describes the first of two launches.
 py::dict plan(int64_t N, int64_t C, int64_t S, const std::string& layout, const std::string& dtype,
               const std::string& direction, bool residual, int64_t alignment, const py::object& device,
               const std::string& part, const std::string& activation, const std::string& forced) {

@@ -21,8 +21,8 @@ from fused_bn.sync import exchange
 Initialiser = float | Callable[[Tensor], Any]
 
 _AS_OF_TORCH = "torch.nn.modules.batchnorm"
-"""The `__module__` of an instance with hooks. It makes torch.fx record the call at once. Otherwise the hooks
-would run during the trace, and again in the traced model."""
+"""The `__module__` of an instance with hooks. torch.fx takes such an instance for a leaf module and records
+one call. Otherwise the hooks would run during the trace, and again in the traced model."""
 
 _TORCH_TAKES_BIAS = "bias" in inspect.signature(nn.BatchNorm1d).parameters  # later than 2.11
 
@@ -102,7 +102,7 @@ class FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNor
             "silu", "gelu", "gelu_tanh", "tanh", "sigmoid", "selu", "softplus" or "mish"; or None, or the
             module, class or function of torch that computes one of them. "prelu" learns one slope for all
             channels, and nn.PReLU(num_features) learns one per channel. The parameter `prelu_weight` holds
-            the slopes; if a module is given, it is the weight of this module.
+            the slopes. For a given nn.PReLU it is that module's weight.
         activation_param: the negative slope of leaky_relu (None: 0.01), alpha of elu or beta of softplus
             (None: 1), the initial slope of prelu (None: 0.25), or a tensor of prelu's slopes.
         weight_init: a number, or a function of `torch.nn.init`. If it is not None, `reset_parameters` applies
@@ -164,7 +164,7 @@ class FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNor
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "activation":
             return super().__setattr__(name, value)
-        # Not by nn.Module, which would make a child of a module.
+        # Bypasses nn.Module.__setattr__, which would register an activation module as a child.
         named = (value, None) if type(value) is str and value in ACTIVATIONS else spelled(value)
         if named != (self.__dict__.get("activation"), None):
             self._set_activation(*named)
@@ -193,7 +193,7 @@ class FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNor
         """
         if "prelu_weight" in self._parameters and self.activation_param is not None:
             nn.init.constant_(self.prelu_weight, self.activation_param)
-        if self.affine and self.bias is None and not _TORCH_TAKES_BIAS:  # which would reset a bias too
+        if self.affine and self.bias is None and not _TORCH_TAKES_BIAS:  # super() needs a bias
             self.reset_running_stats()
             nn.init.ones_(self.weight)
         else:
@@ -233,7 +233,7 @@ class FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNor
     def _record(self, input: Proxy, residual: Any) -> Any:
         """Records one call of the module, as torch.fx does for modules of torch.nn.
 
-        torch.fx traces into other modules, which binds the graph to the module's mode.
+        torch.fx would otherwise trace into the module. The graph would then keep the module's present mode.
         """
         tracer: Any = input.tracer
         if tracer.root is self:
@@ -251,7 +251,7 @@ class FusedBatchNorm(_converters.KeepsActivation, nn.modules.batchnorm._BatchNor
 
 
 class FusedLazyBatchNorm(FusedBatchNorm):
-    """Infers num_features from the first input and becomes the class that its name says without Lazy."""
+    """A norm that infers num_features from the first input. It then becomes the class named without Lazy."""
 
     def __init__(self, *args: Any, bias: bool = True, **kwargs: Any) -> None:
         if not bias and not _TORCH_TAKES_BIAS:
@@ -259,12 +259,12 @@ class FusedLazyBatchNorm(FusedBatchNorm):
         super().__init__(*args, bias=bias, **kwargs)
 
     def initialize_parameters(self, input: Tensor, *_: Any, **__: Any) -> None:
-        """Takes what `forward` takes."""
+        """Uses the input alone. The other arguments are those of `forward`."""
         super().initialize_parameters(input)  # type: ignore[misc]
 
 
 class SizedBatchNorm(FusedBatchNorm):
-    """Spells out the constructor, which lazy classes have without num_features."""
+    """A norm whose constructor lists its arguments. Lazy classes take no num_features."""
 
     def __init__(
         self,

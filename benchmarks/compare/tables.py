@@ -10,8 +10,9 @@ CAPTION = f"""\
 base, head: us a call, medians; ratio: head / base, with its {CONFIDENCE:.0%} interval
 noise: how far base's times in two processes are apart
 slower, faster: the interval is beyond the noise and {LEAST:.0%}
-same: the interval rules out a difference of {RULED_OUT:.0%}; unstable: neither
-what was slower or unstable was measured again, by new processes"""
+same: the interval rules out a difference of {RULED_OUT:.0%}
+unstable: none of these
+cells that were slower or unstable were measured again, in new processes"""
 
 COLOURS = {
     Verdict.SLOWER: "red",

@@ -62,14 +62,14 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "calls",
         nargs="*",
         metavar="CALL",
-        help=f"of {', '.join(CALLS)}, or one of the parts below; without, all of them",
+        help=f"any of {', '.join(CALLS)}, or of the parts below (default: {', '.join(CALLS)})",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="directory for what is written; added to what is there"
+        "--out", type=Path, required=True, help="output directory; results.jsonl there is continued"
     )
-    parser.add_argument("--minutes", type=float, default=2.0, help="for each call (default: 2), builds aside")
+    parser.add_argument("--minutes", type=float, default=2.0, help="per call, builds excluded (default: 2)")
     parser.add_argument("--build", action="store_true", help="compiles the extension in any case")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, also without a GPU: it all runs")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that all runs; needs no GPU")
     parser.add_argument("--report", action="store_true", help="only packs the results.jsonl of --out")
     args = parser.parse_args(argv)
     unknown = [name for name in args.calls if name not in CALLS and name not in PARTS]
@@ -81,7 +81,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the requested calls and reports. Returns 0, 1 if a part failed, or 130 when interrupted."""
     args = arguments(argv)
-    # On SIGTERM also ends the running parts, which have process groups of their own.
+    # SIGTERM must also end the running parts, which have process groups of their own.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     args.out.mkdir(parents=True, exist_ok=True)
     run = Run(args.out, args.smoke, args.build)
@@ -169,7 +169,7 @@ class Run:
             return "failed" if state == "ok" and any("failed" in line for line in lines) else state
 
     def _process(self, part: Part, log: IO[bytes], since: int, deadline: float) -> Steps[str]:
-        """Runs a process in a group of its own, which outlives neither its limits nor this command."""
+        """Runs a process in a group of its own. Ends the group at its limits, or when this command ends."""
         command = self.command(part, since, deadline - time.monotonic())
         if command is None:
             return "skipped"

@@ -18,8 +18,8 @@ EXIT_SKIPPED = 77
 class Part:
     """A process, `python -m benchmarks.gpu.<module>`. A sanitizer's part has the tool's name.
 
-    It is ended after `seconds`, or after `patience` seconds without a new line. No case should take that
-    long.
+    The process is ended after `seconds`, or after `patience` seconds without a new line. `patience` must
+    exceed the time of the longest case.
     """
 
     name: str
@@ -39,7 +39,7 @@ FIRST = (
     Part("table", 90, "time beside a copy, eager and native PyTorch, from cold buffers", 25),
 )
 PLANS = (
-    Part("forced", 80, "the same for other plans than the planner's, beside what it predicts of them", 25),
+    Part("forced", 80, "the times of plans that the planner did not choose, beside its predictions", 25),
     Part("counters", 40, "ncu's counters of the six kernels"),
 )
 TESTS = Part("tests", 75, "the tests that take a device, on the GPU", 60)

@@ -19,9 +19,9 @@ Call = Callable[[], tuple[Tensor, ...]]
 """The results of one call: the output, or the gradients of input, weight, bias and residual."""
 
 WITHIN_ROUNDING = 1e-3
-"""This near to zero, rounding decides whether ReLU passes a value, so no gradient flows there."""
+"""Rounding decides whether ReLU passes a value nearer to zero than this. Its gradient is set to zero."""
 ROUNDED_BEFORE_ADDITION = 2.0**-5
-"""The same bound if eager rounds values up to 8 to half precision before it adds the residual."""
+"""The same bound for half precision with a residual. Eager rounds values up to 8 before the addition."""
 
 
 def directions(case: Case) -> tuple[str, ...]:

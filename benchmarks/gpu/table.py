@@ -87,7 +87,7 @@ SMOKE_CASES = (
 
 
 def sets_beyond_l2(tensor_bytes: int, l2_bytes: int, most: int = MOST_SETS) -> int:
-    """The number of sets, at least two, whose read and written tensors exceed L2 TIMES_L2 times."""
+    """The number of sets, from two to `most`, whose inputs and outputs take TIMES_L2 times the size of L2."""
     wanted = math.ceil(TIMES_L2 * l2_bytes / (2 * tensor_bytes))
     return min(max(wanted, FEWEST_SETS), most)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.comparison import Case, Maker
 
 NEARLY_ZERO = 1e-6
-"""A leaky ReLU's slope that equals ReLU to far within rounding. inplace_abn divides by it, so it is not 0."""
+"""Leaky ReLU with this slope equals ReLU within rounding. inplace_abn divides by it, so it is not 0."""
 
 
 class OnCopy(nn.Module):
@@ -67,7 +67,7 @@ PEERS = (
 
 
 def installed(case: Case, device: torch.device) -> dict[str, Maker]:
-    """Constructors by row. None unless the input is (N, C, H, W)."""
+    """Constructors by row. Empty unless the device is CUDA and the input is (N, C, H, W)."""
     found: dict[str, Maker] = {}
     if device.type != "cuda" or len(case.shape) != 4:
         return found

@@ -20,7 +20,7 @@ using torch::autograd::variable_list;
 
 namespace {
 
-// As F.batch_norm says it.
+// Raises what F.batch_norm raises if the buffer requires a gradient.
 void check_not_differentiable(const OptionalTensor& buffer, const char* name) {
   TORCH_CHECK(!requires_grad(buffer),
               "The function 'native_batch_norm' is not differentiable with respect to "
@@ -28,7 +28,8 @@ void check_not_differentiable(const OptionalTensor& buffer, const char* name) {
               name, "'. This input cannot have requires_grad True.");
 }
 
-// As autograd says it, but before anything is written.
+// Raises what autograd would raise for an inference tensor. Autograd would raise it after the buffers are
+// written.
 void check_can_be_saved(const Tensor& tensor) {
   TORCH_CHECK(
       !tensor.is_inference(),
@@ -41,15 +42,16 @@ void check_can_be_saved(const OptionalTensor& tensor) {
   if (present(tensor)) check_can_be_saved(*tensor);
 }
 
-// Returns the bias that backward reads: the one that forward copied, if it did. Where only the bias's dtype
-// is asked for, the saved tensor has no version counter, so that the bias may be written before backward.
+// Returns what the node saves for the bias: the bias itself if `value_is_read`, and otherwise forward's copy
+// if there is one. Without a copy, backward reads only the dtype. The result is then an alias with a version
+// counter of its own, so that the bias may be written before backward.
 Tensor bias_to_save(const OptionalTensor& bias, const Tensor& copy, bool value_is_read) {
   if (value_is_read || !present(bias)) return bias.value_or(Tensor());
   if (copy.defined()) return copy;
   return bias->is_inference() ? bias->clone() : bias->variable_data();
 }
 
-// Edges are counted without the absent tensors.
+// Returns which tensors need a gradient. An absent tensor has no edge, so `edge` does not count it.
 template <class... Present>
 std::array<bool, sizeof...(Present)> wanted(AutogradContext& context, const Present&... present) {
   size_t edge = 0;
@@ -100,7 +102,8 @@ variable_list BatchNorm::backward(AutogradContext* context, variable_list grads)
 
 namespace {
 
-// Through a node, or in PyTorch's own operators. Undefined where no derivative is asked for.
+// Returns the output through a BatchNorm node. Function transforms, forward-mode derivatives and mkldnn
+// inputs use PyTorch's own operators instead. Returns an undefined tensor if no derivative is needed.
 Tensor differentiable_output(const ForwardArguments& a) {
   if (c10::GradMode::is_enabled()) {
     check_not_differentiable(a.running_mean, "running_mean");
@@ -111,7 +114,7 @@ Tensor differentiable_output(const ForwardArguments& a) {
     return differentiable_forward(a);
   }
   if (!any_requires_grad(a.input, a.residual, a.weight, a.bias, a.negative_slope)) return {};
-  check_buffers_can_be_written(a);  // refuses in its own words, and first
+  check_buffers_can_be_written(a);  // before the checks below, so that its error comes first
   check_can_be_saved(a.input);
   check_can_be_saved(a.weight);
   check_can_be_saved(a.negative_slope);

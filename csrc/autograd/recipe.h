@@ -1,6 +1,6 @@
-// What an output of batch_norm was computed from. Whoever would keep the output for backward can keep this
-// instead, and compute it again: one read and one write of a tensor for each that is not kept. Pleiss et al.
-// 2017, "Memory-efficient implementation of DenseNets", https://arxiv.org/abs/1707.06990.
+// What an output of batch_norm was computed from. A node can save the recipe instead of the output, and
+// compute the output again in backward. This takes one more pass over memory for each such output. See Pleiss
+// et al. 2017, "Memory-efficient implementation of DenseNets", https://arxiv.org/abs/1707.06990.
 #pragma once
 
 #include <c10/util/intrusive_ptr.h>
@@ -17,28 +17,29 @@ namespace fused_bn {
 
 class Recipe final : public torch::CustomClassHolder {
  public:
-  // Input and residual are not kept alive until keep() says so. The parameters may be written, or freed and
-  // gathered again as sharded ones are, before the output is needed: of their values there are copies.
+  // Holds weak references to the input and the residual; keep() returns a recipe that keeps them alive.
+  // Copies the parameters, because they may be written before the output is needed. Sharded parameters may be
+  // freed and gathered again in that time.
   Recipe(const Tensor& input, const OptionalTensor& residual, const Tensor& weight, const Tensor& bias,
          const Tensor& negative_slope, const Tensor& statistics, Activation activation,
          double activation_param);
 
-  // The same, but keeping what the output is computed from. None where that cannot be done: it is gone, or
-  // was written since, or hooks decide how tensors are saved.
+  // Returns a recipe that keeps the input and the residual alive. Returns nullopt if one of them was freed or
+  // written since, or if hooks decide how tensors are saved.
   std::optional<c10::intrusive_ptr<Recipe>> keep() const;
 
-  // The output, bit for bit, of one that keeps what it needs. Raises, as backward does, where the input or
-  // the residual was written since.
+  // Computes the output again, bit for bit. The recipe must come from keep(). Raises what backward raises if
+  // the input or the residual was written since.
   Tensor compute() const;
 
   // Used by keep().
   Recipe(const Recipe& other, const Tensor& input, const Tensor& residual);
 
  private:
-  // A tensor that is there as long as somebody else keeps it.
+  // A weak reference to a tensor.
   struct Weak {
     explicit Weak(const Tensor& tensor);
-    // Undefined where it is gone or was written.
+    // Returns the tensor, or an undefined one if it was freed or written since.
     Tensor lock() const;
 
     c10::weak_intrusive_ptr<at::TensorImpl, at::UndefinedTensorImpl> impl;
@@ -54,8 +55,8 @@ class Recipe final : public torch::CustomClassHolder {
   double activation_param_;
 };
 
-// The recipe of an output of batch_norm. None where the tensor is no such output, was written since, or its
-// node's saved tensors went to hooks.
+// Returns the recipe of an output of batch_norm. Returns nullopt if the tensor is not such an output or was
+// written since, or if hooks decide how tensors are saved.
 std::optional<c10::intrusive_ptr<Recipe>> recipe_of(const Tensor& output, const OptionalTensor& residual);
 
 }  // namespace fused_bn

@@ -1,8 +1,8 @@
 """Large outputs of norms that backward computes again, so that they need not be kept from forward.
 
-A convolution saves its input for backward. Where that is a norm's output, the norm's own input is saved as
-well, and two tensors are kept where one is enough. Values and gradients stay the same, bit for bit; backward
-reads and writes each such tensor once more.
+A convolution saves its input for backward. If this input is a norm's output, the norm saves its own input as
+well. Two tensors are then kept, although one is enough. With this module the consumer keeps x in place of y.
+Values and gradients stay the same, bit for bit. Backward takes one more pass over memory for each such y.
 
 The life of an output y = act(norm(x) + r), and of its recipe:
 
@@ -20,9 +20,13 @@ The life of an output y = act(norm(x) + r), and of its recipe:
                 norm         reads x, as it always does        y is freed again; the recipe is freed with
                                                                the consumer's node
 
-The consumer saves y itself where y is small, was written since, is not just the tensor that the node saves,
-where hooks decide how tensors are saved, or where nobody else keeps r. A linear layer saves its input itself
-where that has two dimensions; of more dimensions it saves a view, which is kept.
+The consumer keeps y itself in these cases:
+
+- y is smaller than `WORTH_BYTES`, or was written since;
+- the consumer's node saves another tensor than y. A linear layer does so for more than two dimensions: it
+  saves a view of y;
+- hooks decide how tensors are saved;
+- r is not kept by another consumer.
 """
 
 from typing import Any
@@ -43,16 +47,16 @@ CONSUMERS = frozenset(
         *(nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Linear),
     }
 )
-"""Exactly these classes: what subclasses do is unknown."""
+"""The modules that can save a recipe in place of their input. Subclasses may do anything, so they do not."""
 
 _SAVED = ("_raw_saved_input", "_raw_saved_self", "_raw_saved_mat1")
 """What the nodes of convolutions, of pooling and of linear layers call their input."""
 
 _notes: Any = WeakTensorKeyDictionary()
-"""By output, as long as that lives: its recipe, and a weak reference to its residual if it has one."""
+"""Maps each living output to its recipe and to a weak reference to its residual, if it has one."""
 
 _kept: Any = WeakTensorKeyDictionary()
-"""The tensors that a consumer keeps as they are: a residual among them may be relied on in backward."""
+"""The tensors that a consumer keeps as they are. A recipe needs its residual to be one of them."""
 
 
 def switch_on(model: nn.Module) -> None:
@@ -89,7 +93,8 @@ def remember(output: Tensor, residual: Tensor | None) -> None:
 def keep_recipe(_: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
     """The forward hook of a consumer.
 
-    Quantization moves hooks to the module that it puts in the place of this one, and drops `with_kwargs`.
+    Quantization replaces the module. It moves this hook to the new module but drops `with_kwargs`, so the
+    hook must work with and without keyword arguments.
     """
     output = rest[-1][0] if isinstance(rest[-1], tuple) else rest[-1]
     input = args[0] if args else rest[0].get("input") if len(rest) > 1 else None
@@ -98,7 +103,7 @@ def keep_recipe(_: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
 
 
 def _keep_recipe(consumer: Tensor, input: Tensor) -> None:
-    """Lets the node behind `consumer` keep a recipe of its `input` rather than the input, if there is one."""
+    """Replaces `input`, as saved by the node of the output `consumer`, by its recipe, if it has one."""
     if _is_recorded() or not consumer.requires_grad or input.nbytes < WORTH_BYTES:
         return
     for name in _SAVED:
@@ -114,7 +119,7 @@ def _keep_recipe(consumer: Tensor, input: Tensor) -> None:
 
 
 def _is_recorded() -> bool:
-    """Whether a compiler or tracer looks on, which has memory plans of its own."""
+    """Returns whether a compiler or a tracer records the calls. Compilers decide themselves what to keep."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 

@@ -84,7 +84,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (event->last == nullptr) return cudaSuccess;
   const auto record = event->last;
   if (!record->done) {
-    step(*record->stream);  // whoever asks again and again sees an end
+    step(*record->stream);  // makes progress, so that a loop of queries ends
     return cudaErrorNotReady;
   }
   host_has_waited_for(record->clock);

@@ -1,7 +1,10 @@
 // Streams, and when their work runs.
 //
-// CUDA_DEVICE_ORDER says when. late: when somebody waits for it. now: in the call that queues it. A number:
-// as late, and after each call a few steps of any streams, drawn with that seed.
+// CUDA_DEVICE_ORDER is
+//   late      Work runs when the host waits for it. This is the default.
+//   now       Work runs in the call that queues it.
+//   a number  As late, but each queueing call also runs up to three steps of streams drawn at random. The
+//             number is the seed.
 #include "streams.h"
 
 #include <algorithm>
@@ -55,7 +58,8 @@ void random_steps() {
   }
 }
 
-// A handle comes back when all work of the stream that was destroyed is done, and so does not overtake it.
+// Returns a new stream. Reuses the handle of a destroyed stream once that stream's work is done, so that new
+// work does not overtake it.
 CUstream_st* new_stream(int device, int priority) {
   const auto is_free = [](const CUstream_st* each) { return each->destroyed && !has_work(each); };
   const auto found = std::find_if(streams.begin(), streams.end(), is_free);
@@ -225,7 +229,7 @@ cudaError_t cudaStreamQuery(cudaStream_t handle) {
     host_has_waited_for(stream.clock);
     return cudaSuccess;
   }
-  step(stream);  // whoever asks again and again sees an end
+  step(stream);  // makes progress, so that a loop of queries ends
   return cudaErrorNotReady;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t handle) {

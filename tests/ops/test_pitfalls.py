@@ -69,8 +69,8 @@ convert_sync_batchnorm, and other functions of torch that replace the module
 leaky_relu slope 0
     -> test_leaky_relu_of_slope_0_is_relu
 
-Not of this file: different spatial sizes on each process: test_sync.py, test_spatial_sizes_may_differ. cuda:1
-and streams: test_cuda.py, where there is a GPU.
+Not of this file: different spatial sizes on each process: sync/test_sync.py, test_spatial_sizes_may_differ.
+cuda:1 and streams: cuda/test_cuda.py, on a GPU or an emulated one.
 """
 
 import importlib

@@ -293,7 +293,7 @@ def assert_resident_keeps_all(each: Problem, plan: LaunchPlan) -> None:
     assert first.iterations * first.groups >= first.tiles
 
 
-def assert_streamed_can_gather(each: Problem, plan: LaunchPlan) -> None:
+def assert_streamed_can_reduce(each: Problem, plan: LaunchPlan) -> None:
     assert plan.slots == 0
     assert plan.exchange == "none"
     assert (plan.first is None) == (each.part == "apply")
@@ -365,7 +365,7 @@ def assert_sound(each: Problem, plan: LaunchPlan) -> None:
         if plan.first is not None:
             assert_blocks_that_wait_run_at_once(each, plan)
             assert_fits_the_multiprocessor(each, plan, plan.first)
-        assert_resident_keeps_all(each, plan) if plan.resident else assert_streamed_can_gather(each, plan)
+        assert_resident_keeps_all(each, plan) if plan.resident else assert_streamed_can_reduce(each, plan)
         assert_traffic_adds_up(each, plan)
     except AssertionError as error:
         raise AssertionError(f"{each}\n{plan}\n{error}") from error

@@ -1,4 +1,5 @@
-// What csrc/cuda/tiling.h says that the threads of a launch touch; tests/planner/tilings.py compiles and calls it.
+// What csrc/cuda/tiling.h says that the threads of a launch touch; tests/planner/tilings.py compiles and
+// calls it.
 #include "cuda/tiling.h"
 
 #include <type_traits>

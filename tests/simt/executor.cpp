@@ -473,14 +473,14 @@ void run_all(const Launches& launches) {
   }
 
   while (pools.size() < static_cast<size_t>(workers)) pools.emplace_back();
-  std::deque<Worker> crew;
-  for (int i = 0; i < workers; ++i) crew.emplace_back(run, i, pools[i]);
+  std::deque<Worker> all_workers;
+  for (int i = 0; i < workers; ++i) all_workers.emplace_back(run, i, pools[i]);
   current_run = &run;
   {
     const SignalGuard guard;
     std::vector<std::thread> others;
-    for (int i = 1; i < workers; ++i) others.emplace_back([&crew, i] { crew[i].work(); });
-    crew[0].work();
+    for (int i = 1; i < workers; ++i) others.emplace_back([&all_workers, i] { all_workers[i].work(); });
+    all_workers[0].work();
     for (auto& other : others) other.join();
   }
   current_run = nullptr;

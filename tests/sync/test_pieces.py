@@ -1,4 +1,4 @@
-"""The operators that forward and backward consist of if several processes share their statistics."""
+"""The operators that make up forward and backward when several processes share their statistics."""
 
 from itertools import product
 from types import ModuleType
@@ -40,7 +40,7 @@ ELEMENTWISE = (*SUMS[:8], "sums", "count", *SUMS[8:])
 
 
 def merge_arguments(case: Case, device: str, **changes: Any) -> dict[str, Any]:
-    """The input's moments, as if of one process."""
+    """The arguments of batch_norm_merge. The moments are those of one process."""
     arguments = forward_arguments(case, device)
     arguments["moments"] = OPERATORS.batch_norm_moments(arguments["input"])[None]
     return {name: arguments[name] for name in MERGE} | changes
@@ -65,7 +65,7 @@ def elementwise(arguments: dict[str, Any]) -> list[Tensor]:
 @pytest.mark.core
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_pieces_of_one_process_are_the_whole(case: Case, device: str) -> None:
-    """Statistics and running statistics to a rounding. Gradients from the same statistics bit for bit."""
+    """Statistics agree to a rounding. Gradients from the same statistics agree bit for bit."""
     whole, parts = forward_arguments(case, device), merge_arguments(case, device)
     expected = forward(whole)[1]
     statistics, count = merge(parts)
@@ -113,7 +113,7 @@ def test_unwanted_gradients_are_empty(mask: tuple[bool, bool], activation: str, 
 
 
 def test_a_process_with_an_empty_batch(device: str) -> None:
-    """It sends this to the others and gets their statistics."""
+    """Its moments are zero and do not change the others'. It gets the statistics of the others."""
     x = torch.empty(0, 3, 4, 4, device=device)
     none = OPERATORS.batch_norm_moments(x)
     assert torch.equal(none, torch.zeros(7, dtype=torch.float64, device=device))

@@ -1,4 +1,4 @@
-"""The experiments by name, in the order of `all`. Each has a file."""
+"""The experiments by name, in the order in which `python -m benchmarks.experiments all` runs them."""
 
 from benchmarks.experiments.experiment import Experiment
 from benchmarks.experiments.published import circles, iris, lenet, mnist_cnn, mnist_mlp, tutorial

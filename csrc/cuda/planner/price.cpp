@@ -1,4 +1,5 @@
-// Predicts times from measurements on an H200 (tests/planner/test_plan_prices.py), scaled by a device's bandwidths.
+// Predicts times from measurements on an H200 (tests/planner/test_plan_prices.py), scaled by a device's
+// bandwidths.
 #include <algorithm>
 #include <cmath>
 
