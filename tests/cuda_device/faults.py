@@ -115,7 +115,7 @@ FAULTS = (
         "kKernelOf[static_cast<int>(problem.dtype)](",
         "kKernelOf[static_cast<int>(problem.dtype) & 2](",
         "tests/cuda/test_cuda_plans.py::test_a_forced_plan_runs_is_read_back_and_meets_the_demands",
-        "the launch was of",
+        ": error ",
     ),
     Fault(
         "statistics written by evaluation",

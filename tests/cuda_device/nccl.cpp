@@ -33,6 +33,7 @@ struct ncclComm {
   char* shared;           // the number of arrivals in 64 bytes, then a slot for each process
   uint64_t meetings = 0;  // in which this process took part
   std::atomic<bool> aborted{false};
+  std::shared_ptr<cuda_device::EventRecord> last;  // of the collective that was issued last
 
   char* slot(int of) const { return shared + 64 + kSlotBytes * static_cast<size_t>(of); }
 
@@ -123,6 +124,20 @@ struct Buffers {
   size_t receive_bytes;
 };
 
+// Collectives of a communicator run in the order in which they are issued, whatever their streams.
+cudaError_t enqueue_in_order(ncclComm& comm, CUstream_st& stream, Work work) {
+  if (stream.capture != nullptr) return enqueue(stream, std::move(work));
+  if (comm.last != nullptr) {
+    Work wait{"wait"};
+    wait.awaited = comm.last;
+    enqueue(stream, std::move(wait));
+  }
+  enqueue(stream, std::move(work));
+  comm.last = std::make_shared<EventRecord>();
+  *comm.last = {&stream, {}, nullptr};
+  return enqueue(stream, {"event", [record = comm.last] { record->done = true; }});
+}
+
 // run(send, receive) on the host's addresses, as work of the stream.
 template <class Run>
 ncclResult_t enqueue_collective(const char* name, ncclComm_t comm, Buffers b, cudaStream_t stream, Run run) {
@@ -141,7 +156,7 @@ ncclResult_t enqueue_collective(const char* name, ncclComm_t comm, Buffers b, cu
   }
   Work work{name, [=] { run(host_address(b.send), static_cast<char*>(host_address(b.receive))); }};
   work.accesses = {{b.send, b.send_bytes, false}, {b.receive, b.receive_bytes, true}};
-  return enqueue(s, std::move(work)) == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
+  return enqueue_in_order(*comm, s, std::move(work)) == cudaSuccess ? ncclSuccess : ncclUnhandledCudaError;
 }
 
 }  // namespace

@@ -151,13 +151,12 @@ cudaError_t wait_for(CUstream_st& stream) {
   host_has_waited_for(stream.clock);
   return reported_error();
 }
-cudaError_t wait_for_device(int device) {
+void wait_for_device(int device) {
   for (CUstream_st* stream : std::vector<CUstream_st*>(streams)) {
     if (device >= 0 && stream->device != device) continue;
     run(*stream);
     if (stream->capture == nullptr) host_has_waited_for(stream->clock);
   }
-  return reported_error();
 }
 
 cudaError_t enqueue(CUstream_st& stream, Work work) {
@@ -241,7 +240,9 @@ cudaError_t cudaStreamSynchronize(cudaStream_t handle) {
 cudaError_t cudaDeviceSynchronize() {
   const Lock lock(runtime_mutex);
   const cudaError_t error = may_synchronise("cudaDeviceSynchronize");
-  return error == cudaSuccess ? wait_for_device(current_device()) : error;
+  if (error != cudaSuccess) return error;
+  wait_for_device(current_device());
+  return reported_error();
 }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
   const Lock lock(runtime_mutex);

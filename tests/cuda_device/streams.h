@@ -53,7 +53,7 @@ void forget_accesses(uintptr_t host_address, size_t bytes);
 void step(CUstream_st& stream);                  // runs the first work
 void run(CUstream_st& stream);                   // runs all work
 cudaError_t wait_for(CUstream_st& stream);       // the host does, and learns of errors
-cudaError_t wait_for_device(int device);         // -1: for all
+void wait_for_device(int device);                // -1: for all; errors are told later
 void run_until_done(const EventRecord& record);  // runs what the record waits for
 void host_has_waited_for(const Clock& clock);    // the host has seen that all this has happened
 Clock& clock_of_next_work(CUstream_st& stream);  // behind all that the host has waited for

@@ -54,6 +54,25 @@ def test_collectives(two: Processes) -> None:
             assert torch.equal(found[name], value), name
 
 
+def on_two_streams(rank: int) -> list[Tensor]:
+    """Each process waits for another stream first."""
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    found = [torch.full((1000,), 10.0 * i + rank, device=device()) for i in range(2)]
+    for stream, tensor in zip(streams, found, strict=True):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            distributed.all_reduce(tensor)
+    streams[rank].synchronize()
+    streams[1 - rank].synchronize()
+    return found
+
+
+def test_collectives_run_in_the_order_of_their_calls(two: Processes) -> None:
+    """Whatever their streams. A process with another order would add other tensors up."""
+    for found in two.run(on_two_streams):
+        assert [each.unique().tolist() for each in found] == [[1.0], [21.0]]
+
+
 def unsupported(_: int) -> str:
     try:
         distributed.all_reduce(torch.ones(3, device=device()), distributed.ReduceOp.PRODUCT)
